@@ -1,0 +1,9 @@
+"""ComfyUI_QwenVL: Qwen models as ComfyUI nodes. ComfyUI imports this file."""
+
+if __package__:  # pytest imports this file too, as a module without a package
+    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from .qwenvl.capabilities import startup_report
+
+    startup_report()
+
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -1,0 +1,130 @@
+"""What this machine can do: a value and the reason for it. Probing starts no CUDA context of its own at import."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .log import log
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where models run here, in which precision, and why."""
+
+    device: str
+    dtype: torch.dtype
+    reason: str
+    compute_capability: tuple[int, int] | None = None
+
+
+def machine(preferred: str | None = None) -> Machine:
+    """The machine as torch presents it.
+
+    Args:
+        preferred: a device that somebody already chose (ComfyUI's own), as "cuda:1", "cpu" or "mps".
+    """
+    device = preferred or _best_device()
+    if device == "cuda":
+        # ComfyUI and accelerate compare devices by equality, and "cuda" equals no "cuda:0".
+        device = f"cuda:{torch.cuda.current_device()}"
+    capability = torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
+    dtype, reason = choose_dtype(device, capability, cpu_computes_bf16())
+    return Machine(device, dtype, reason, capability)
+
+
+def choose_dtype(device: str, capability: tuple[int, int] | None, cpu_bf16: bool) -> tuple[torch.dtype, str]:
+    """The fastest dtype that is safe, and why. Pure."""
+    if capability:
+        name = f"compute capability {capability[0]}.{capability[1]}"
+        if capability >= (8, 0):
+            return torch.bfloat16, f"{name} computes in bfloat16"
+        return torch.float16, f"{name} has no bfloat16 units"
+    if device.startswith("mps"):
+        return torch.float16, "float16 is the fast half precision on every Apple GPU"
+    if device.startswith("xpu"):
+        return torch.bfloat16, "Intel GPUs compute in bfloat16"
+    if cpu_bf16:
+        return torch.bfloat16, "this CPU has bfloat16 instructions"
+    return torch.float32, "this CPU has no bfloat16 instructions, so float32 is faster"
+
+
+def cpu_computes_bf16() -> bool:
+    """True where the CPU has AVX512-BF16 or AMX: measured 1.5 times as fast per token as float32 there."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def has_package(name: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def why_no_bitsandbytes(device: str) -> str | None:
+    """The reason why 4-bit and 8-bit weights cannot be had here, or None."""
+    if not has_package("bitsandbytes"):
+        return "bitsandbytes is not installed (pip install bitsandbytes)"
+    if device.startswith("mps"):
+        return "bitsandbytes does not run on Apple GPUs"
+    return None
+
+
+def why_no_flash_attention(machine: Machine) -> str | None:
+    """The reason why FlashAttention 2 cannot be had here, or None."""
+    if machine.compute_capability is None:
+        return f"flash_attention_2 needs an NVIDIA or AMD GPU, and this runs on {machine.device}"
+    if machine.dtype == torch.float32:
+        return "flash_attention_2 needs half precision"
+    if not has_package("flash_attn"):
+        return "flash-attn is not installed (pip install flash-attn --no-build-isolation)"
+    return None
+
+
+def blackwell_warning(
+    capability: tuple[int, int], arch_list: list[str], torch_version: str, cuda_version: str | None
+) -> str | None:
+    """What is wrong, and the command that mends it, where a Blackwell GPU meets a torch built without it. Pure.
+
+    A kernel built for X.0 runs on X.y too, so compute capability 12.1 is served by sm_120.
+    """
+    major = capability[0]
+    built_for = {arch.split("_")[-1].rstrip("af")[:-1] for arch in arch_list}
+    if major < 10 or str(major) in built_for:
+        return None
+    return (
+        f"This GPU is a Blackwell (sm_{major}{capability[1]}), and torch {torch_version} with CUDA {cuda_version} was "
+        f"built for {', '.join(arch_list) or 'no GPU'} only: kernels fail or are compiled anew at every start. Install "
+        "torch 2.7 or later built with CUDA 12.8 or later (pip install -U torch torchvision torchaudio "
+        "--index-url https://download.pytorch.org/whl/cu128; driver 570 or later)."
+    )
+
+
+def startup_report() -> None:
+    """One line when all is well; a warning for a Blackwell GPU that torch was not built for."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    # Asking the GPU would start a CUDA context, so it is asked only where ComfyUI has started one.
+    if not torch.cuda.is_initialized():
+        log.info("ready (Python %s, torch %s)", python, torch.__version__)
+        return
+    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    capability = (properties.major, properties.minor)
+    log.info("ready (Python %s, torch %s, %s, sm_%d%d)", python, torch.__version__, properties.name, *capability)
+    problem = torch.version.cuda and blackwell_warning(
+        capability, torch.cuda.get_arch_list(), torch.__version__, torch.version.cuda
+    )
+    if problem:
+        log.critical("%s", problem)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return "xpu"
+    return "cpu"

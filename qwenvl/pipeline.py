@@ -1,0 +1,109 @@
+"""START HERE: one question from request to result, in five steps."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from . import catalog, decode, download, host, loader, media, prompt
+from .cache import ModelCache
+from .capabilities import machine
+from .log import log
+from .request import LoadSpec, Request, Result, Stats
+
+
+class NoAnswerError(RuntimeError):
+    """The model used up its tokens before it began to answer."""
+
+
+class Watch(Protocol):
+    """Who looks on while an answer is made: ComfyUI's node, or the terminal."""
+
+    def check(self) -> None:
+        """Raise to cancel."""
+
+    def update(self, new_tokens: int, text: str) -> None:
+        """After every token: how many there are, and the whole text so far. Raise to cancel."""
+
+    def end(self, text: str) -> None:
+        """Once, with the final answer."""
+
+
+def run(request: Request, models: ModelCache, watch: Watch) -> Result:
+    """Answer one request.
+
+    Raises:
+        ValueError, RuntimeError: the subclasses of media, catalog, download, loader and prompt, which say
+            what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
+    """
+    # The frame that holds the model is _answer's, and it has ended when the turn gives the memory back.
+    with models.turn(keep=request.keep_loaded):
+        return _answer(request, models, watch)
+
+
+def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
+    start = time.perf_counter()
+    pictures = media.pictures(request.images)
+    video = media.read_video(request.video_path) if request.video_path else None
+
+    before_load = time.perf_counter()
+    model = models.get(request.load, _load)
+    load_s = time.perf_counter() - before_load
+    watch.check()
+
+    question = prompt.encode(model, request, pictures, video)
+
+    stream = prompt.TextStream(model.tokenizer)
+    seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
+    prepared_s = time.perf_counter() - start - load_s
+
+    def on_tokens(ids: Sequence[int]) -> None:
+        stream.push(ids)
+        watch.update(stream.tokens, stream.text)
+
+    made = decode.generate(model.model, question.inputs, request.sampling, seed, on_tokens)
+
+    thinking, text = prompt.split_thinking(stream.end(), question.thinks)
+    if text is None:
+        raise NoAnswerError(
+            f"{request.load.model} was still thinking after {len(made.ids)} tokens, so there is no answer. "
+            "Raise max_new_tokens, or pick a model that does not think (Instruct)."
+        )
+    watch.end(text)
+    stats = Stats(
+        model=request.load.model,
+        device=model.machine.device,
+        dtype=str(model.machine.dtype).removeprefix("torch."),
+        quantization=model.plan.quantization,
+        attention=model.plan.attention,
+        fallbacks=model.plan.fallbacks,
+        seed=seed,
+        prompt_tokens=question.tokens,
+        new_tokens=len(made.ids),
+        load_s=load_s,
+        first_token_s=prepared_s + made.prefill_s,
+        prefill_s=made.prefill_s,
+        decode_tokens_per_s=made.tokens_per_s,
+        total_s=time.perf_counter() - start,
+    )
+    log.info("%s", stats)
+    return Result(text, thinking, stats)
+
+
+def _load(spec: LoadSpec) -> loader.ModelHandle:
+    """Find the model's folder, download it if there is none, make room, and read it."""
+    model, roots = catalog.find(spec.model), host.model_roots()
+    folder = catalog.locate(model, roots)
+    if folder is None:
+        folder = catalog.candidates(model, roots)[0]
+        if not model.repo_id:
+            raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
+        download.fetch(model.repo_id, folder)
+    host.make_room(download.weight_bytes(folder))
+    return loader.load(spec, folder, machine(host.device()))
+
+
+def _drawn(seed: int) -> int:
+    return secrets.randbits(53) if seed == -1 else seed

@@ -1,0 +1,272 @@
+"""The pack in a real ComfyUI, on the CPU, with the demo model. Skipped without COMFYUI_DIR (a checkout)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_server import Client, Graph, Run, Server
+from PIL import Image, ImageDraw
+
+if not os.environ.get("COMFYUI_DIR"):
+    pytest.skip(
+        "Set COMFYUI_DIR to a ComfyUI checkout to test the pack inside it "
+        "(and COMFYUI_PYTHON to the interpreter that has its requirements, if that is not this one).",
+        allow_module_level=True,
+    )
+
+PACK = Path(__file__).resolve().parent.parent
+DEMO = "Demo-Shapes (5 MB, offline)"
+# The demo model with another end token, so that it never stops, in the folder of a model the pack knows.
+ENDLESS = "Qwen3-VL-2B-Instruct"
+UNUSED_TOKEN = "<|vision_pad|>"
+NODES = {
+    "QwenVL": "text",
+    "Qwen2.5VL": "text",
+    "Qwen2VL": "text",
+    "Qwen": "prompt",
+    "Qwen2.5": "prompt",
+}
+CANCEL_PROMISE_S = 0.7
+CANCEL_LIMIT_S = 2.0  # the promise, and room for a machine that is shared
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
+    make_endless_model(base / "models" / "LLM" / ENDLESS)
+    draw_pictures(base / "input")
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    started = Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base)
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Client:
+    return server.client
+
+
+@pytest.fixture(scope="module")
+def build(client: Client) -> Callable[..., Graph]:
+    """A function that makes the graph [LoadImage...] -> node -> PreviewAny, as the page would post it."""
+    info = client.get("/object_info")
+
+    def graph(node: str = "QwenVL", **values: Any) -> Graph:
+        inputs = defaults(info[node]) | {"model": DEMO, "do_sample": False, "seed": 1} | values
+        return {
+            "node": {"class_type": node, "inputs": inputs},
+            "preview": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}},
+        }
+
+    return graph
+
+
+def defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """The value of every required widget of a fresh node; a list without a default starts at its first."""
+    values = {}
+    for name, (kind, *options) in node["input"]["required"].items():
+        first = kind[0] if isinstance(kind, list) else None
+        values[name] = options[0].get("default", first) if options else first
+    return values
+
+
+def draw_pictures(folder: Path) -> None:
+    folder.mkdir()
+    for name, shape, colour, background in (
+        ("circle.png", ImageDraw.ImageDraw.ellipse, "red", "blue"),
+        ("square.png", ImageDraw.ImageDraw.rectangle, "yellow", "green"),
+    ):
+        picture = Image.new("RGB", (160, 160), background)
+        shape(ImageDraw.Draw(picture), (40, 40, 120, 120), fill=colour)
+        picture.save(folder / name)
+
+
+def make_endless_model(folder: Path) -> None:
+    shutil.copytree(PACK / "demo" / "model", folder)
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    unused = next(token["id"] for token in tokens if token["content"] == UNUSED_TOKEN)
+    for name, change in (
+        ("generation_config.json", {"eos_token_id": [unused]}),
+        ("tokenizer_config.json", {"eos_token": UNUSED_TOKEN}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+
+
+def load_image(graph: Graph, *files: str) -> Graph:
+    """The graph with one LoadImage per file, connected to image1, image2, ..."""
+    inputs = graph["node"]["inputs"]
+    for number, file in enumerate(files, start=1):
+        graph[f"load{number}"] = {"class_type": "LoadImage", "inputs": {"image": file}}
+        inputs[f"image{number}"] = [f"load{number}", 0]
+    return graph
+
+
+def long_run(build: Callable[..., Graph], **values: Any) -> Graph:
+    return build(model=ENDLESS, text="Describe this image.", do_sample=True, temperature=1.0, **values)
+
+
+def test_all_nodes_are_registered_with_the_demo_model_in_their_list(client: Client) -> None:
+    info = client.get("/object_info")
+    assert set(NODES) <= set(info)
+    for node, text_input in NODES.items():
+        required = info[node]["input"]["required"]
+        assert list(required)[:3] == ["system", text_input, "model"]
+        assert DEMO in required["model"][0]
+        assert info[node]["output"][0] == "STRING" and info[node]["output_name"][0] == "text"
+
+
+def test_only_the_oldest_node_id_is_deprecated(client: Client) -> None:
+    info = client.get("/object_info")
+    assert [node for node in NODES if info[node].get("deprecated")] == ["Qwen2VL"]
+
+
+def test_every_input_has_a_tooltip(client: Client) -> None:
+    info = client.get("/object_info")
+    for node in NODES:
+        groups = info[node]["input"]
+        visible = {**groups["required"], **groups.get("optional", {})}
+        assert [name for name, spec in visible.items() if not spec[1].get("tooltip")] == []
+
+
+def test_the_pack_loads_without_an_error_in_the_log(server: Server) -> None:
+    log = server.start_log
+    about_pack = [line for line in log.splitlines() if "ComfyUI_QwenVL" in line]
+    assert about_pack, f"ComfyUI lists no import time for the pack:\n{log}"
+    wrong = [line for line in about_pack if "FAILED" in line or "Cannot import" in line or 'File "' in line]
+    assert wrong == [], f"the pack failed:\n{log}"
+
+
+def test_a_picture_is_described(client: Client, build: Callable[..., Graph]) -> None:
+    run = client.run(load_image(build(text="Describe this image."), "circle.png"))
+    assert run.text("preview") == "a red circle on a blue background"
+
+
+def test_two_pictures_are_described_in_the_order_of_their_inputs(client: Client, build: Callable[..., Graph]) -> None:
+    run = client.run(load_image(build(text="Describe each image."), "circle.png", "square.png"))
+    assert run.text("preview") == (
+        "Image 1: a red circle on a blue background; image 2: a yellow square on a green background"
+    )
+
+
+def test_a_batch_of_two_counts_as_two_pictures(client: Client, build: Callable[..., Graph]) -> None:
+    graph = build(text="Describe each image.", image1=["batch", 0])
+    graph["circle"] = {"class_type": "LoadImage", "inputs": {"image": "circle.png"}}
+    graph["square"] = {"class_type": "LoadImage", "inputs": {"image": "square.png"}}
+    graph["batch"] = {
+        "class_type": "ImageBatch",
+        "inputs": {"image1": ["circle", 0], "image2": ["square", 0]},
+    }
+    assert client.run(graph).text("preview") == (
+        "Image 1: a red circle on a blue background; image 2: a yellow square on a green background"
+    )
+
+
+def test_the_text_node_answers(client: Client, build: Callable[..., Graph]) -> None:
+    assert client.run(build("Qwen", prompt="Hello")).text("preview").startswith("Hello!")
+
+
+@pytest.mark.parametrize("node", ["Qwen2.5VL", "Qwen2VL"])
+def test_the_older_ids_give_the_same_answer(node: str, client: Client, build: Callable[..., Graph]) -> None:
+    graph = load_image(build(node, text="Describe this image."), "circle.png")
+    assert client.run(graph).text("preview") == "a red circle on a blue background"
+
+
+def test_progress_arrives_and_rises(client: Client, build: Callable[..., Graph]) -> None:
+    run = client.run(long_run(build, max_new_tokens=1000))
+    assert run.status == "success", run.message
+    values = [value for value, _ in run.progress]
+    assert len(values) > 2 and values == sorted(values) and values[-1] > values[0]
+    assert all(value <= maximum for value, maximum in run.progress)
+
+
+def test_live_text_grows_into_the_final_text(client: Client, build: Callable[..., Graph]) -> None:
+    run = client.run(long_run(build, max_new_tokens=1500, seed=2))
+    final = run.text("preview")
+    assert {node for node, _ in run.live} == {"node"}
+    texts = [text for _, text in run.live]
+    assert len(texts) > 2, "the run was too short to see live text, or none came"
+    assert texts[-1] == final
+    for earlier, later in pairwise(texts):
+        assert later.startswith(earlier.rstrip())
+
+
+def test_cancel_ends_a_long_run_at_once_and_the_next_run_works(
+    client: Client, build: Callable[..., Graph], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clicked_at: list[float] = []
+
+    def click_once(run: Run) -> None:
+        if run.live and not clicked_at:
+            clicked_at.append(time.monotonic())
+            client.post("/interrupt", {"prompt_id": run.prompt_id})
+
+    run = client.run(long_run(build, max_new_tokens=7000, seed=3), after_event=click_once)
+    assert run.status == "interrupted", run.message
+    waited_s = run.ended_at - clicked_at[0]
+    with capsys.disabled():
+        print(f"\ncancel took {waited_s:.3f} s (promised: {CANCEL_PROMISE_S} s)")
+    assert waited_s < CANCEL_LIMIT_S
+
+    after = client.run(load_image(build(text="Describe this image.", seed=4), "circle.png"))
+    assert after.text("preview") == "a red circle on a blue background"
+
+
+def test_a_missing_video_is_an_error_that_names_its_path(client: Client, build: Callable[..., Graph]) -> None:
+    missing = "/nowhere/holiday.mp4"
+    run = client.run(build(text="Describe this video.", video_path=missing))
+    assert run.status == "error"
+    assert missing in run.message
+
+
+def test_an_unknown_model_is_refused_by_name(client: Client, build: Callable[..., Graph]) -> None:
+    run = client.run(build(text="Hello", model="Qwen9-VL-1T"))
+    assert run.status == "refused"
+    assert "Qwen9-VL-1T" in run.message
+
+
+def test_a_fixed_seed_is_answered_from_the_cache(client: Client, build: Callable[..., Graph]) -> None:
+    first = client.run(build(text="Hello", do_sample=True, seed=7))
+    second = client.run(build(text="Hello", do_sample=True, seed=7))
+    assert "node" not in first.cached and "node" in second.cached
+    assert second.text("preview") == first.text("preview")
+
+
+def test_seed_minus_one_runs_again(client: Client, build: Callable[..., Graph]) -> None:
+    for _ in range(2):
+        run = client.run(build(text="Hello", do_sample=True, seed=-1))
+        assert run.status == "success", run.message
+        assert "node" not in run.cached
+
+
+def test_bypass_hands_the_text_on_untouched(client: Client, build: Callable[..., Graph]) -> None:
+    text = "  kept\nas it is, <|im_end|> and all "
+    assert client.run(build(text=text, bypass=True)).text("preview") == text
+
+
+def test_a_run_after_free_gives_the_same_answer(client: Client, build: Callable[..., Graph]) -> None:
+    def describe() -> Run:
+        return client.run(load_image(build(text="Describe this image.", seed=8), "circle.png"))
+
+    before = describe().text("preview")
+    client.post("/free", {"unload_models": True, "free_memory": True})
+    deadline = time.monotonic() + 30
+    # The server frees between two prompts, maybe only after the next one; then its cache is empty too.
+    while "node" in (run := describe()).cached and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "node" not in run.cached
+    assert run.text("preview") == before
