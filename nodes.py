@@ -113,10 +113,11 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
 
     None stands for a value that another node will deliver.
     """
+    choices = {"quantization": quantization, "attention": attention_mode}
     try:
         if model is not None:
             catalog.find(model)
-        LoadSpec("", quantization or "none", attention_mode or "sdpa")
+        LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
     except ValueError as error:
         return str(error)
     return None

@@ -89,7 +89,7 @@ def _why_broken(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        if header_size > size:
+        if not 0 < header_size < size:
             return f"{path.name} is cut short"
         header = json.loads(file.read(header_size))
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]

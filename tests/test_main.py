@@ -1,0 +1,116 @@
+import io
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, draw, write_video
+
+from qwenvl.__main__ import main
+from qwenvl.catalog import DEMO
+
+GREEDY = "--no-do-sample"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def red_circle(tmp_path):
+    draw("circle", "red", "blue").save(tmp_path / "red circle.png")
+    return str(tmp_path / "red circle.png")
+
+
+def test_a_picture_is_described(red_circle, capsys):
+    assert main(["--image", red_circle, "Describe this image.", GREEDY]) == 0
+    assert capsys.readouterr().out == "a red circle on a blue background\n"
+
+
+def test_pictures_are_seen_in_the_order_given(red_circle, tmp_path, capsys):
+    draw("square", "yellow", "black").save(tmp_path / "b.png")
+    second = str(tmp_path / "b.png")
+    for order in ([red_circle, second], [second, red_circle]):
+        main(["--image", order[0], "--image", order[1], "Describe each image.", GREEDY])
+        out = capsys.readouterr().out
+        assert (out.index("red circle") < out.index("yellow square")) == (order[0] == red_circle)
+
+
+def test_a_video_is_described(tmp_path, capsys):
+    scenes = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
+    path = write_video(tmp_path / "v.mp4", scenes, 2)
+    assert main(["--video", str(path), "Describe this video.", GREEDY]) == 0
+    out = capsys.readouterr().out
+    assert out.index("red circle") < out.index("blue square")
+
+
+def test_the_question_comes_from_standard_input_with_a_dash(red_circle, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Describe this image."))
+    assert main(["--image", red_circle, "-", GREEDY]) == 0
+    assert capsys.readouterr().out == "a red circle on a blue background\n"
+
+
+def test_the_models_are_listed(capsys):
+    assert main(["--list-models"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert {DEMO, "Qwen3-VL-4B-Instruct", "Qwen3-4B-Instruct-2507"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_every_sampling_parameter_arrives(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request))
+    values = {
+        "temperature": 1.25,
+        "top_p": 0.5,
+        "top_k": 7,
+        "min_p": 0.25,
+        "repetition_penalty": 1.5,
+        "max_new_tokens": 33,
+        "seed": 2**64 - 1,
+    }
+    flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    main(["x", "--no-do-sample", "--system", "S", "--quantization", "8bit", "--attention-mode", "eager", *flags])
+    (request,) = asked
+    assert {name: getattr(request.sampling, name) for name in values} == values
+    assert not request.sampling.do_sample
+    assert (request.system, request.text, request.load.quantization, request.load.attention) == (
+        "S",
+        "x",
+        "8bit",
+        "eager",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "missing.png", "x"], "there is no file 'missing.png'"),
+        (["--video", "missing.mp4", "x"], "there is no file 'missing.mp4'"),
+        (["--model", "Qwen9", "x"], "'Qwen9' is not in the list"),
+        (["--temperature", "3", "x"], "temperature must be between"),
+        (["", "--system", ""], "nothing to answer"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(ValueError, match="no file"):
+        main(["--image", "missing.png", "x", "--debug"])
+
+
+def test_it_runs_as_a_program_and_writes_nothing_but_the_answer_to_standard_output(red_circle):
+    command = [sys.executable, "-m", "qwenvl", "--image", red_circle, "Describe this image.", GREEDY, "--verbose"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "a red circle on a blue background\n")
+    assert "tokens/s" in done.stderr
+    assert "Traceback" not in done.stderr

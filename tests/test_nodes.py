@@ -1,0 +1,240 @@
+import math
+
+import pytest
+import torch
+from comfy_double import InterruptProcessingException, Rejected
+from conftest import draw, image, write_video
+
+DEMO = "Demo-Shapes (5 MB, offline)"
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "max_new_tokens": 512,
+    "seed": -1,
+}
+COMMON = {"quantization": "none", "attention_mode": "sdpa", "keep_model_loaded": True, "bypass": False, **SAMPLING}
+SYSTEM = "You are a helpful assistant."
+# Names in order with their defaults: saved workflows hold values by position, so this may only grow at the end.
+FROZEN = {
+    "QwenVL": (
+        {"system": SYSTEM, "text": "", "model": "Qwen3-VL-4B-Instruct", **COMMON},
+        {"image1": None, "image2": None, "image3": None, "image4": None, "video_path": ""},
+    ),
+    "Qwen": ({"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON}, {}),
+    # The oldest files: seven widgets, then a path, and one picture.
+    "Qwen2VL": (
+        {
+            "text": "",
+            "model": "Qwen3-VL-4B-Instruct",
+            "quantization": "none",
+            "keep_model_loaded": True,
+            "temperature": 0.7,
+            "max_new_tokens": 512,
+            "seed": -1,
+        },
+        {"image": None, "video_path": "", "system": SYSTEM},
+    ),
+}
+FROZEN["Qwen2.5VL"], FROZEN["Qwen2.5"] = FROZEN["QwenVL"], FROZEN["Qwen"]
+RED_CIRCLE = image(draw("circle", "red", "blue"))
+
+
+def defaults(widgets):
+    return {name: options.get("default") for name, (_, options) in widgets.items()}
+
+
+@pytest.fixture
+def ask(comfy, pack):
+    """Runs a node with its defaults, the demo model and greedy decoding, but for what is given."""
+
+    def run(node_id="QwenVL", **changes):
+        node = pack.NODE_CLASS_MAPPINGS[node_id]
+        values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False, **changes}
+        declared = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
+        return comfy.run(node, **{name: value for name, value in values.items() if name in declared})[0]
+
+    return run
+
+
+def test_node_ids_are_frozen(pack):
+    assert set(pack.NODE_CLASS_MAPPINGS) == set(FROZEN) == set(pack.NODE_DISPLAY_NAME_MAPPINGS)
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_inputs_their_order_and_defaults_are_frozen(pack, node_id):
+    declared = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
+    required, optional = FROZEN[node_id]
+    assert list(defaults(declared["required"]).items()) == list(required.items())
+    assert list(defaults(declared.get("optional", {})).items())[: len(optional)] == list(optional.items())
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_one_text_comes_out_and_everything_is_explained(pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    assert (node.RETURN_TYPES[0], node.RETURN_NAMES[0]) == ("STRING", "text")
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
+    assert node.DESCRIPTION
+    assert node.CATEGORY == "QwenVL"
+    declared = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
+    assert [name for name, (_, options) in declared.items() if not options.get("tooltip")] == []
+
+
+def test_ranges_hold_what_is_promised(pack):
+    inputs = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]
+    ranges = {name: (options["min"], options["max"]) for name, (_, options) in inputs.items() if "min" in options}
+    assert ranges["seed"] == (-1, 2**64 - 1)
+    assert ranges["max_new_tokens"] == (1, 32768)
+    assert ranges["temperature"] == (0, 2)
+    assert ranges["top_k"] == (0, 200)
+    assert {name: inputs[name][0] for name in ranges} == {
+        **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), "FLOAT"),
+        **dict.fromkeys(("top_k", "max_new_tokens", "seed"), "INT"),
+    }
+    assert inputs["attention_mode"][0] == ["sdpa", "flash_attention_2", "eager", "auto"]
+
+
+def test_a_picture_is_described(ask):
+    assert ask(text="Describe this image.", image1=RED_CIRCLE) == "a red circle on a blue background"
+
+
+def test_the_oldest_node_takes_its_one_picture(ask):
+    question = {"text": "Describe this image.", "model": DEMO, "temperature": 0.0, "seed": 1, "image": RED_CIRCLE}
+    assert ask("Qwen2VL", **question) == "a red circle on a blue background"
+
+
+def test_a_video_is_described(ask, tmp_path):
+    scenes = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
+    answer = ask(text="Describe this video.", video_path=str(write_video(tmp_path / "v.mp4", scenes, 2)))
+    assert answer.index("red circle") < answer.index("blue square")
+
+
+def test_the_text_node_answers(ask):
+    assert ask("Qwen", prompt="Enhance this prompt: a cat").startswith("a cat")
+
+
+def test_both_nodes_share_one_model(ask, pack, comfy):
+    ask(text="Describe this image.", image1=RED_CIRCLE)
+    freed = len(comfy.freed)
+    ask("Qwen", prompt="hello")
+    assert len(comfy.freed) == freed, "nothing was loaded, so no room was asked for"
+    nodes = pack.NODE_CLASS_MAPPINGS
+    assert nodes["QwenVL"].models is nodes["Qwen"].models
+
+
+def test_room_is_asked_for_before_a_load(ask, comfy):
+    ask("Qwen", prompt="hello")
+    ((size, device),) = comfy.freed
+    assert size > 1_000_000
+    assert device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("node_id", ["QwenVL", "Qwen", "Qwen2VL"])
+def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]()
+    text = " anything <|im_end|>\n"
+    named = {"prompt" if node_id == "Qwen" else "text": text}
+    assert node.inference(**named, bypass=True, model="none of ours") == (text,)
+    assert node.models.held is None
+
+
+def test_keep_off_holds_nothing_afterwards(ask, pack):
+    ask(text="Describe this image.", image1=RED_CIRCLE, keep_model_loaded=False)
+    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].models.held is None
+
+
+def test_progress_counts_tokens_and_ends_full(ask, comfy):
+    ask(text="Describe this image.", image1=RED_CIRCLE, max_new_tokens=40)
+    values = [value for value, _, _ in comfy.progress]
+    assert values == sorted(values)
+    assert values[0] == 1
+    assert values[-1] == 40
+    assert {(total, node) for _, total, node in comfy.progress} == {(40, "7")}
+
+
+def test_live_text_goes_to_this_node_and_this_browser_and_ends_as_the_answer(ask, comfy):
+    answer = ask(text="Describe this image.", image1=RED_CIRCLE)
+    assert comfy.texts[-1] == (answer, "7", "browser")
+    assert all(answer.startswith(text) for text, _, _ in comfy.texts)
+
+
+def test_live_text_finds_its_node_on_a_thread_of_its_own_too(ask, comfy):
+    comfy.executing = False
+    try:
+        assert ask(text="hello") == comfy.texts[-1][0]
+    finally:
+        comfy.executing = True
+
+
+@pytest.mark.parametrize("token", [1, 3])
+def test_cancel_stops_at_that_token_and_the_next_run_works(ask, comfy, token):
+    comfy.interrupt_at = token - 1
+    with pytest.raises(InterruptProcessingException):
+        ask(text="Describe this image.", image1=RED_CIRCLE)
+    assert len(comfy.progress) == token - 1
+    assert ask(text="Describe this image.", image1=RED_CIRCLE) == "a red circle on a blue background"
+
+
+def test_a_fixed_seed_is_served_from_the_cache_and_minus_one_runs_again(ask, comfy):
+    for seed, runs in ((5, 1), (-1, 2)):
+        comfy.reset()
+        for _ in range(2):
+            ask("Qwen", prompt="hello", do_sample=True, seed=seed)
+        assert len(comfy.texts) >= runs
+        assert sum(value == 512 for value, _, _ in comfy.progress) == runs
+
+
+def test_is_changed_lets_linked_values_through(pack):
+    for node_id in FROZEN:
+        node = pack.NODE_CLASS_MAPPINGS[node_id]
+        assert node.IS_CHANGED(seed=None, bypass=None, model=None) == node.IS_CHANGED(seed=3)
+        assert math.isnan(node.IS_CHANGED(seed=-1))
+        assert not math.isnan(node.IS_CHANGED(seed=-1, bypass=True) or 0)
+
+
+def test_a_video_file_that_changed_is_looked_at_again(pack, tmp_path):
+    node, path = pack.NODE_CLASS_MAPPINGS["QwenVL"], tmp_path / "v.mp4"
+    stamps = [node.IS_CHANGED(seed=1, video_path=str(path))]
+    for content in ("a", "ab"):
+        path.write_text(content)
+        stamps += [node.IS_CHANGED(seed=1, video_path=str(path))] * 2
+    assert len(set(stamps)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "Qwen9-VL"}, "'Qwen9-VL' is not in the list"),
+        ({"quantization": "3bit"}, "quantization '3bit'"),
+        ({"attention_mode": False}, "attention_mode False"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_a_value_that_is_not_offered_is_refused_by_name_before_the_run(ask, changes, reason):
+    with pytest.raises(Rejected, match=reason):
+        ask(text="x", **changes)
+
+
+def test_old_lists_values_that_have_a_meaning_are_taken(ask):
+    assert ask(text="Describe this image.", image1=RED_CIRCLE, attention_mode="auto")
+
+
+def test_linked_lists_are_not_checked_before_their_value_is_known(pack):
+    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].VALIDATE_INPUTS(model=None, quantization=None) is True
+
+
+def test_errors_are_raised_and_name_the_input(ask, tmp_path):
+    with pytest.raises(ValueError, match="image2 is empty"):
+        ask(text="x", image1=RED_CIRCLE, image2=RED_CIRCLE[:0])
+    with pytest.raises(ValueError, match=r"there is no file .*gone\.mp4"):
+        ask(text="x", video_path=str(tmp_path / "gone.mp4"))
+
+
+def test_8_and_4_bit_load_in_the_inference_mode_that_comfyui_runs_nodes_in(ask):
+    for quantization in ("8bit", "4bit"):
+        answer = ask(text="Describe this image.", image1=RED_CIRCLE, quantization=quantization)
+        assert answer == "a red circle on a blue background"
