@@ -41,7 +41,7 @@ def fetch(repo_id: str, folder: Path) -> None:
     log.info("downloading %s to %s", repo_id, folder)
     marker = folder / UNFINISHED
     # Of whichever HTTP library this version of huggingface_hub uses: a lost connection is not wrapped.
-    http_error = HfHubHTTPError.__bases__[0]
+    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         # Asked first, because snapshot_download calls a folder that exists a success when the hub cannot be reached.
         revision = HfApi().model_info(repo_id).sha

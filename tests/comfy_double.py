@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 
-class InterruptProcessingException(BaseException):  # noqa: N818 (ComfyUI's name)
+class InterruptProcessingException(BaseException):
     """Cancel, as ComfyUI raises it."""
 
 
@@ -91,7 +91,7 @@ class ComfyDouble:
                 raise InterruptProcessingException
 
         def add_model_folder_path(name: str, path: str, is_default: bool = False) -> None:
-            paths, extensions = folders.setdefault(name, ([], set()))
+            paths, _ = folders.setdefault(name, ([], set()))
             paths.insert(0, path) if is_default else paths.append(path)
 
         def send_progress_text(text: str, node_id: str, sid: str | None = None) -> None:

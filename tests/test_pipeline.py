@@ -2,6 +2,7 @@ import gc
 import json
 import shutil
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_the_text_grows_token_by_token_and_ends_as_the_answer(models):
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     texts = [text for _, text in watch.updates]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == watch.final == result.text
 
 
@@ -173,7 +174,7 @@ def test_thinking_is_split_off(models, demo_that_thinks):
 
 def test_a_thought_that_is_cut_off_is_an_error_that_says_what_to_raise(models, demo_that_thinks):
     asked = request(load=LoadSpec(demo_that_thinks), images=RED_CIRCLE, sampling=Sampling(max_new_tokens=3))
-    with pytest.raises(NoAnswerError, match="still thinking after 3 tokens.*Raise max_new_tokens"):
+    with pytest.raises(NoAnswerError, match=r"still thinking after 3 tokens.*Raise max_new_tokens"):
         run(asked, models, Watch())
 
 
