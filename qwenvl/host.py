@@ -16,14 +16,19 @@ except ImportError:  # the command line, the tests, the benchmarks
     memory = None
 
 MODEL_FOLDER = "LLM"
+_PACK = Path(__file__).resolve().parent.parent
 # A text event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
 
 
 def model_roots() -> list[Path]:
-    """Folders that hold model folders, the one for new downloads first."""
+    """Folders that hold model folders, the one for new downloads first.
+
+    Without ComfyUI: its models folder if the pack lies in its custom_nodes, else one in the pack.
+    """
     if memory is None:
-        return [Path("models") / MODEL_FOLDER]
+        home = _PACK.parent.parent if _PACK.parent.name == "custom_nodes" else _PACK
+        return [home / "models" / MODEL_FOLDER]
     if MODEL_FOLDER not in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
     return [Path(path) for path in folder_paths.get_folder_paths(MODEL_FOLDER)]
