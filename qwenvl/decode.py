@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from .sampling import choose
 
 # Called with the new tokens as soon as they are known; raising in it stops the loop.
 OnTokens = Callable[[Sequence[int]], None]
+# Called often while there is no token yet; raising in it stops the prefill.
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Generation:
 
 
 def generate(
-    model: Any, inputs: dict[str, Any], sampling: Sampling, seed: int | None, on_tokens: OnTokens
+    model: Any, inputs: dict[str, Any], sampling: Sampling, seed: int | None, on_tokens: OnTokens, check: Check
 ) -> Generation:
     """Continue one prompt until the model ends it or max_new_tokens is reached.
 
@@ -40,22 +42,40 @@ def generate(
         inputs: keywords of its generate(); input_ids (1, L).
         seed: seeds the run's own generator; None where sampling is greedy.
         on_tokens: called in this thread after every token.
+        check: called in this thread before every layer of the prefill, the vision tower's too.
 
     Raises:
-        Whatever on_tokens raises, at the token at which it does.
+        Whatever on_tokens and check raise, at the token or layer at which they do.
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     random = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     watch = _Watch(inputs["input_ids"].shape[1], _end_ids(model), on_tokens)
-    model.generate(
-        **inputs,
-        do_sample=False,
-        max_new_tokens=sampling.max_new_tokens,
-        logits_processor=LogitsProcessorList([_Chooser(sampling, random)]),
-        stopping_criteria=StoppingCriteriaList([watch]),
-    )
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in _layers(model)]
+    watch.at_first_token = lambda: _remove(hooks)
+    try:
+        model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            logits_processor=LogitsProcessorList([_Chooser(sampling, random)]),
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+    finally:
+        _remove(hooks)
     return watch.generation()
+
+
+def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The transformer layers of the text stack and of the vision tower."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and name.endswith((".layers", ".blocks")):
+            yield from module
+
+
+def _remove(hooks: list[Any]) -> None:
+    while hooks:
+        hooks.pop().remove()
 
 
 class _Chooser:
@@ -80,6 +100,7 @@ class _Watch:
         self._prompt_tokens = prompt_tokens
         self._end_ids = end_ids
         self._on_tokens = on_tokens
+        self.at_first_token: Callable[[], None] = lambda: None
         self._ids: list[int] = []
         self._start = self._first = self._last = time.perf_counter()
 
@@ -89,6 +110,7 @@ class _Watch:
         self._last = time.perf_counter()
         if not self._ids:
             self._first = self._last
+            self.at_first_token()
         self._ids += new
         self._on_tokens([token for token in new if token not in self._end_ids])
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -45,8 +45,10 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
 
 def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     start = time.perf_counter()
+    prompt.require_question(request)
     pictures = media.pictures(request.images)
     video = media.read_video(request.video_path) if request.video_path else None
+    watch.check()
 
     before_load = time.perf_counter()
     model = models.get(request.load, _load)
@@ -54,6 +56,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     watch.check()
 
     question = prompt.encode(model, request, pictures, video)
+    watch.check()
 
     stream = prompt.TextStream(model.tokenizer)
     seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
@@ -63,7 +66,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         stream.push(ids)
         watch.update(stream.tokens, stream.text)
 
-    made = decode.generate(model.model, question.inputs, request.sampling, seed, on_tokens)
+    made = decode.generate(model.model, question.inputs, request.sampling, seed, on_tokens, watch.check)
 
     thinking, text = prompt.split_thinking(stream.end(), question.thinks)
     if text is None:

@@ -31,19 +31,23 @@ class Prompt:
     thinks: bool
 
 
+def require_question(request: Request) -> None:
+    """Raise PromptError where there is nothing at all to answer."""
+    if not (request.images or request.video_path or request.text.strip() or request.system.strip()):
+        raise PromptError("There is nothing to answer: the text is empty, and no image or video is connected.")
+
+
 def encode(handle: ModelHandle, request: Request, pictures: list[Image.Image], video: Video | None) -> Prompt:
     """Pictures first, then the video, then the text, in one user turn after the system prompt.
 
     Raises:
-        PromptError: the model cannot see and there is something to look at, or there is nothing at all to answer.
+        PromptError: the model cannot see and there is something to look at.
     """
     if (pictures or video) and handle.processor is None:
         raise PromptError(
             f"{request.load.model} is a text model and cannot see pictures or videos. "
             "Pick one of the vision models in the QwenVL node's list."
         )
-    if not (pictures or video or request.text.strip() or request.system.strip()):
-        raise PromptError("There is nothing to answer: the text is empty, and no image or video is connected.")
     text = _render(handle, request, len(pictures), video is not None)
     inputs = _tokenize(handle, text, pictures, video)
     if _BREAK in text:
@@ -62,12 +66,14 @@ def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
 
 def split_thinking(text: str, thinks: bool) -> tuple[str, str | None]:
     """(thinking, answer) of a model's text; the answer is None where the think block was never closed. Pure."""
+    opened = text.lstrip().startswith(THINK_START)
+    # A stray </think> of a model that was not thinking ends nothing: all before it would be lost.
+    if not (opened or thinks):
+        return "", text.strip()
+    if opened:
+        text = text.lstrip().removeprefix(THINK_START)
     thinking, closed, answer = text.partition(THINK_END)
-    if closed:
-        return thinking.replace(THINK_START, "", 1).strip(), answer.strip()
-    if thinks or text.lstrip().startswith(THINK_START):
-        return text.replace(THINK_START, "", 1).strip(), None
-    return "", text.strip()
+    return thinking.strip(), answer.strip() if closed else None
 
 
 class TextStream:

@@ -23,6 +23,9 @@ from qwenvl.request import LoadSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Tiny models are faster on one thread, and on a machine that does something else besides many times so.
+torch.set_num_threads(1)
+
 
 def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 192)) -> Image.Image:
     """A shape in the middle of a picture, in colours that PIL knows by name."""

@@ -24,6 +24,12 @@ from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
 
 CPU = Machine("cpu", torch.float32, "")
+
+
+def ignore(*_):
+    pass
+
+
 AMPERE = Machine("cuda:1", torch.bfloat16, "", (8, 6))
 APPLE = Machine("mps", torch.float16, "")
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -116,7 +122,7 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     request = Request(LoadSpec(family), "What is it?", sampling=Sampling(do_sample=False, max_new_tokens=3))
     prompt = encode(handle, request, [draw("circle", "red", "blue")], frames)
     assert {"pixel_values", "pixel_values_videos"} <= set(prompt.inputs)
-    assert len(generate(handle.model, prompt.inputs, request.sampling, None, lambda ids: None).ids) > 0
+    assert len(generate(handle.model, prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
@@ -134,7 +140,7 @@ def test_the_checkpoint_s_sampling_defaults_do_not_mix_into_ours(tmp_path):
     for each in (folder, plain):
         handle = load(LoadSpec("m"), each, CPU)
         prompt = encode(handle, Request(handle.spec, "Hello"), [], None)
-        made.append(generate(handle.model, prompt.inputs, sampling, None, lambda ids: None).ids)
+        made.append(generate(handle.model, prompt.inputs, sampling, None, ignore, ignore).ids)
     assert made[0] == made[1]
 
 
@@ -191,5 +197,5 @@ def test_bitsandbytes_really_quantizes_and_the_demo_still_sees(quantization, kin
     assert size < 0.75 * plain
     request = Request(handle.spec, "Describe this image.", sampling=Sampling(do_sample=False, max_new_tokens=20))
     prompt = encode(handle, request, [draw("circle", "red", "blue")], None)
-    ids = generate(handle.model, prompt.inputs, request.sampling, None, lambda ids: None).ids
+    ids = generate(handle.model, prompt.inputs, request.sampling, None, ignore, ignore).ids
     assert handle.tokenizer.decode(ids) == "a red circle on a blue background"

@@ -7,7 +7,7 @@ from conftest import draw
 
 from qwenvl.capabilities import Machine
 from qwenvl.loader import load
-from qwenvl.prompt import PromptError, TextStream, break_control_tokens, encode, split_thinking
+from qwenvl.prompt import PromptError, TextStream, break_control_tokens, encode, require_question, split_thinking
 from qwenvl.request import LoadSpec, Request
 
 CONTROL = (
@@ -85,9 +85,12 @@ def test_a_text_model_cannot_be_shown_a_picture(text_model):
         encode(text_model, Request(text_model.spec, "?"), [PICTURE], None)
 
 
-def test_an_empty_question_is_an_error(demo):
+def test_an_empty_question_is_an_error():
+    spec = LoadSpec("any")
     with pytest.raises(PromptError, match="nothing to answer"):
-        encode(demo, Request(demo.spec, "  ", " "), [], None)
+        require_question(Request(spec, "  ", " "))
+    for asked in (Request(spec, "?"), Request(spec, "", images={"image1": PICTURE}), Request(spec, "", video_path="v")):
+        require_question(asked)
 
 
 def test_no_system_prompt_means_no_system_turn(demo):
@@ -105,6 +108,7 @@ def test_no_system_prompt_means_no_system_turn(demo):
         ("Hm, still thin", True, "Hm, still thin", None),
         ("<think>\nHm", False, "Hm", None),
         ("a </think> b </think> c", True, "a", "b </think> c"),
+        ("a </think> b", False, "", "a </think> b"),
     ],
 )
 def test_the_think_block_is_split_from_the_answer(text, thinks, thinking, answer):
