@@ -42,6 +42,8 @@ class ModelHandle:
     tokenizer: Any
     processor: Any
     load_s: float
+    # Set by the pipeline: what generates with the model, and goes with it.
+    decoder: Any = None
 
 
 def plan_load(spec: LoadSpec, machine: Machine) -> LoadPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,16 @@ def pick_frames(total: int, duration_s: float) -> list[int]:
     count = round(duration_s * FRAMES_PER_SECOND / 2) * 2
     count = min(max(count, MIN_FRAMES), MAX_FRAMES, total - total % 2 or total)
     return [round(i) for i in np.linspace(0, total - 1, count)]
+
+
+def fingerprint(pictures: list[Image.Image], video: Video | None) -> str:
+    """A name for the content: equal for equal pictures and frames only."""
+    content = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        content.update(repr(picture.size).encode() + picture.tobytes())
+    if video:
+        content.update(repr((video.frames.shape, video.times_s)).encode() + video.frames.tobytes())
+    return content.hexdigest()
 
 
 def _frame_size(width: int, height: int, frames: int) -> tuple[int, int]:

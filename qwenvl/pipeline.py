@@ -62,11 +62,11 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
     prepared_s = time.perf_counter() - start - load_s
 
-    def on_tokens(ids: Sequence[int]) -> None:
-        stream.push(ids)
+    def on_tokens(rows: Sequence[Sequence[int]]) -> None:
+        stream.push(rows[0])
         watch.update(stream.tokens, stream.text)
 
-    made = decode.generate(model.model, question.inputs, request.sampling, seed, on_tokens, watch.check)
+    made = model.decoder.generate(question.inputs, request.sampling, seed, on_tokens, watch.check, question.media)
 
     thinking, text = prompt.split_thinking(stream.end(), question.thinks)
     if text is None:
@@ -89,6 +89,9 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         first_token_s=prepared_s + made.prefill_s,
         prefill_s=made.prefill_s,
         decode_tokens_per_s=made.tokens_per_s,
+        reused_tokens=made.reused_tokens,
+        tier=made.tier,
+        tier_reason=made.tier_reason,
         total_s=time.perf_counter() - start,
     )
     log.info("%s", stats)
@@ -105,7 +108,9 @@ def _load(spec: LoadSpec) -> loader.ModelHandle:
             raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
         download.fetch(model.repo_id, folder)
     host.make_room(download.weight_bytes(folder))
-    return loader.load(spec, folder, machine(host.device()))
+    handle = loader.load(spec, folder, machine(host.device()))
+    handle.decoder = decode.Decoder(handle.model, handle.plan.attention)
+    return handle
 
 
 def _drawn(seed: int) -> int:

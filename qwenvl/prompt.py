@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .loader import ModelHandle
-from .media import Video
+from .media import Video, fingerprint
 from .request import Request
 
 THINK_START, THINK_END = "<think>", "</think>"
@@ -29,6 +29,8 @@ class Prompt:
     inputs: dict[str, Any]
     tokens: int
     thinks: bool
+    # Names the content of the pictures and the video.
+    media: str = ""
 
 
 def require_question(request: Request) -> None:
@@ -54,7 +56,8 @@ def encode(handle: ModelHandle, request: Request, pictures: list[Image.Image], v
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
     model = handle.model
     moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
-    return Prompt(moved, inputs["input_ids"].shape[1], text.rstrip().endswith(THINK_START))
+    thinks = text.rstrip().endswith(THINK_START)
+    return Prompt(moved, inputs["input_ids"].shape[1], thinks, fingerprint(pictures, video))
 
 
 def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:

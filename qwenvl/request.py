@@ -103,6 +103,11 @@ class Stats:
     prefill_s: float
     # Of the token loop alone: the first token belongs to the prefill.
     decode_tokens_per_s: float
+    # Prompt tokens that were still in memory from the last question about the same pictures.
+    reused_tokens: int
+    # Which way tokens were made, and why not a faster one.
+    tier: str
+    tier_reason: str
     total_s: float
 
     def __str__(self) -> str:

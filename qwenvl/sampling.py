@@ -1,4 +1,7 @@
-"""How a row of logits becomes the next token: pure functions, no state but the generator that is passed in."""
+"""How a row of logits becomes the next token: pure functions, no state but the generator that is passed in.
+
+Parameters may be numbers or 0-dimensional tensors on the logits' device: a captured step reads them from there.
+"""
 
 from __future__ import annotations
 
@@ -7,87 +10,122 @@ import torch
 from .request import Sampling
 
 MASKED = float("-inf")
+# More tokens than this that tie with the last of the top_k best are dropped.
+TIES = 32
+
+Number = float | torch.Tensor
 
 
-def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: Number) -> torch.Tensor:
     """Make tokens that already occurred less likely (Keskar et al., 2019).
 
     Args:
         logits: (B, V) float. Not changed.
-        seen: (B, L) int64, ids of the prompt and of the answer so far.
+        seen: (B, V) bool, tokens of the prompt and of the answer so far.
         penalty: 1 changes nothing; positive logits are divided by it, negative ones multiplied.
 
     Returns:
         (B, V), same dtype and device.
     """
-    score = logits.gather(1, seen)
-    score = torch.where(score < 0, score * penalty, score / penalty)
-    return logits.scatter(1, seen, score)
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Mask all but the top_k best tokens; ties with the last of them stay. (B, V) -> (B, V)."""
-    last = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < last, MASKED)
+def keep_top_k(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_k best tokens and those that tie with the last of them: (B, V) -> values and ids, (B, K), best first.
+
+    K is a little more than top_k; what is not kept is -inf.
+    """
+    values, ids = logits.topk(min(top_k + TIES, logits.shape[-1]), dim=-1)
+    last = values[:, min(top_k, values.shape[-1]) - 1, None]
+    return values.masked_fill(values < last, MASKED), ids
 
 
-def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def keep_top_p(logits: torch.Tensor, top_p: Number) -> torch.Tensor:
     """Mask all but the smallest set of tokens whose probability reaches top_p (Holtzman et al., 2020).
 
     Args:
-        logits: (B, V) float. Not changed.
+        logits: (B, V) float, best first. Not changed.
         top_p: share of probability to keep, in [0, 1]. 0 keeps the best token, 1 keeps all.
 
     Returns:
         (B, V), same dtype and device. Dropped tokens are -inf; at least one token per row stays.
     """
-    ascending, order = logits.sort(dim=-1)
-    tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    tail[:, -1] = False
-    return logits.masked_fill(tail.scatter(1, order, tail), MASKED)
+    # The tail is summed from its small end, as transformers does: from the large end it would round differently.
+    rest = logits.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
+    dropped = rest <= 1 - top_p
+    dropped[:, 0] = False
+    return logits.masked_fill(dropped, MASKED)
 
 
-def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+def keep_min_p(logits: torch.Tensor, min_p: Number) -> torch.Tensor:
     """Mask tokens less probable than min_p times the best one (Nguyen et al., 2024). (B, V) -> (B, V)."""
     probability = logits.softmax(dim=-1)
     floor = min_p * probability.amax(dim=-1, keepdim=True)
     return logits.masked_fill(probability < floor, MASKED)
 
 
-def filter_logits(logits: torch.Tensor, seen: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Apply every filter that is switched on, in the order of transformers' generate. (B, V) -> (B, V)."""
-    if sampling.repetition_penalty != 1:
-        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
-    if sampling.greedy:
-        return logits
-    logits = logits / sampling.temperature
-    if sampling.top_k:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p:
-        logits = keep_min_p(logits, sampling.min_p)
-    return logits
-
-
-def choose(
-    logits: torch.Tensor, seen: torch.Tensor, sampling: Sampling, random: torch.Generator | None
-) -> torch.Tensor:
-    """The next token of each row.
-
-    Args:
-        logits: (B, V) float32.
-        seen: (B, L) int64, ids of the prompt and of the answer so far.
-        random: a generator on the logits' device; None where sampling is greedy.
+def candidates(
+    logits: torch.Tensor, sampling: Sampling, temperature: Number, top_p: Number, min_p: Number
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What may be drawn, after every filter that is on, in the order of transformers' generate.
 
     Returns:
-        (B,) int64.
+        Logits (B, K), and the token of each (B, K), or None where column i is token i.
     """
-    logits = filter_logits(logits, seen, sampling)
-    if sampling.greedy:
-        return logits.argmax(dim=-1)
-    # argmax(p / e) with e ~ Exp(1) draws from p, and unlike torch.multinomial never waits for the device.
-    noise = torch.empty_like(logits).exponential_(generator=random)
-    # An exact 0 would turn the 0 / 0 of a masked token into NaN, which argmax prefers to every number.
-    noise.clamp_min_(torch.finfo(noise.dtype).tiny)
-    return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
+    ids = None
+    logits = logits / temperature
+    if sampling.top_k:
+        logits, ids = keep_top_k(logits, sampling.top_k)
+    elif sampling.top_p < 1:
+        logits, ids = logits.sort(dim=-1, descending=True)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, min_p)
+    return logits, ids
+
+
+class Chooser:
+    """Chooses the next token of each row, and remembers which have occurred where that matters.
+
+    Args:
+        sampling: what to do.
+        seed: of the run's own generator; None where sampling is greedy.
+        device: where the logits are.
+    """
+
+    def __init__(self, sampling: Sampling, seed: int | None, device: torch.device | str) -> None:
+        self._sampling = sampling
+        self.random = None if seed is None else torch.Generator(device).manual_seed(seed)
+        self._seen: torch.Tensor | None = None
+        names = ("temperature", "top_p", "min_p", "repetition_penalty")
+        # On the device, so that a captured step follows them when they change.
+        self._parameters = {name: torch.tensor(float(getattr(sampling, name)), device=device) for name in names}
+
+    def start(self, prompt: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> None:
+        """Begin with a prompt: (B, L) ids and (B, L) mask, 0 where a row is padded."""
+        if self._sampling.repetition_penalty != 1:
+            self._seen = torch.zeros(len(prompt), vocabulary, dtype=torch.bool, device=prompt.device)
+            # Padding would count as seen if it were scattered; it lands in the row's first real token instead.
+            first = prompt.gather(1, mask.argmax(1, keepdim=True))
+            self._seen.scatter_(1, torch.where(mask.bool(), prompt, first), True)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, V) logits -> (B,) int64."""
+        logits = logits.float()
+        if self._seen is not None:
+            logits = penalize_repetition(logits, self._seen, self._parameters["repetition_penalty"])
+        chosen = logits.argmax(dim=-1) if self._sampling.greedy else self._draw(logits)
+        if self._seen is not None:
+            self._seen.scatter_(1, chosen[:, None], True)
+        return chosen
+
+    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+        p = self._parameters
+        logits, ids = candidates(logits, self._sampling, p["temperature"], p["top_p"], p["min_p"])
+        # argmax(p / e) with e ~ Exp(1) draws from p, and unlike torch.multinomial never waits for the device.
+        noise = torch.empty_like(logits).exponential_(generator=self.random)
+        # An exact 0 would turn the 0 / 0 of a masked token into NaN, which argmax prefers to every number.
+        noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+        drawn = (logits.softmax(dim=-1) / noise).argmax(dim=-1, keepdim=True)
+        return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)

@@ -4,107 +4,177 @@ import torch
 from conftest import draw
 
 from qwenvl.capabilities import Machine
-from qwenvl.decode import generate
+from qwenvl.decode import Decoder
 from qwenvl.loader import load
 from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
 
 CPU = Machine("cpu", torch.float32, "")
+TIERS = ("own step", "generate")
+FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GREEDY = Sampling(do_sample=False, max_new_tokens=48)
 
 
 def ignore(*_):
     pass
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def random_model(request, tmp_path_factory):
-    """A handle and a prompt, with a picture where the family sees."""
+    """A handle of random weights, and a prompt, with a picture where the family sees."""
     handle = load(LoadSpec(request.param), tiny.save(request.param, tmp_path_factory.mktemp("m")), CPU)
     pictures = [draw("circle", "red", "blue")] if handle.processor else []
     return handle, encode(handle, Request(handle.spec, "What is it?"), pictures, None).inputs
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_tokens_are_those_of_generate(random_model, penalty):
+@pytest.fixture(params=TIERS)
+def generate(request, random_model):
+    """The generation of one tier with the random model, on its prompt unless told otherwise."""
     handle, inputs = random_model
-    expected = handle.model.generate(**inputs, do_sample=False, max_new_tokens=48, repetition_penalty=penalty)
-    sampling = Sampling(do_sample=False, max_new_tokens=48, repetition_penalty=penalty)
-    new = expected[0, inputs["input_ids"].shape[1] :].tolist()
-    ends = handle.model.generation_config.eos_token_id
+    decoder = Decoder(handle.model, "sdpa", request.param)
+
+    def run(sampling, seed=None, on_tokens=ignore, check=ignore, given=inputs):
+        return decoder.generate(given, sampling, seed, on_tokens, check)
+
+    return run
+
+
+def by_transformers(model, inputs, max_new_tokens=48, **how):
+    """What generate() itself makes, per row and without end and padding."""
+    made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
+    ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    assert list(generate(handle.model, inputs, sampling, None, ignore, ignore).ids) == [i for i in new if i not in ends]
+    rows = []
+    for row in made[:, inputs["input_ids"].shape[1] :].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        rows.append(tuple(row[:stop]))
+    return tuple(rows)
 
 
-def test_every_token_is_reported_once_in_order(random_model):
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_tokens_are_those_of_generate(random_model, generate, penalty):
     handle, inputs = random_model
+    expected = by_transformers(handle.model, inputs, repetition_penalty=penalty)
+    made = generate(Sampling(do_sample=False, max_new_tokens=48, repetition_penalty=penalty))
+    assert made.rows == expected
+
+
+def test_random_models_say_many_things(random_model):
+    """And what they say depends on what they read; otherwise equal tokens would prove little."""
+    handle, inputs = random_model
+    assert len(set(by_transformers(handle.model, inputs)[0])) > 5
+    assert len(set(by_transformers(handle.model, batch_of(handle)))) == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_256_tokens_of_five_models_of_each_family_are_those_of_generate(family, seed, tmp_path):
+    handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m", seed), CPU)
+    handle.model.generation_config.eos_token_id = 999
+    pictures = [draw("circle", "red", "blue"), draw("square", "green", "white")] if handle.processor else []
+    inputs = encode(handle, Request(handle.spec, "What is it?"), pictures, None).inputs
+    sampling = Sampling(do_sample=False, max_new_tokens=256)
+    made = Decoder(handle.model, "sdpa").generate(inputs, sampling, None, ignore, ignore)
+    assert made.tier == "own step"
+    assert made.rows == by_transformers(handle.model, inputs, 256)
+
+
+def batch_of(handle):
+    """Three prompts of different lengths, padded on the left, with a picture each where the family sees."""
+    texts = ["Hi.", "What is on this picture?", "Tell me at length what you can see here, please."]
+    shapes = ("circle", "square", "triangle")
+    if handle.processor is None:
+        handle.tokenizer.padding_side = "left"
+        return dict(handle.tokenizer(texts, padding=True, return_tensors="pt"))
+    rendered = [
+        handle.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for text in texts
+    ]
+    handle.processor.tokenizer.padding_side = "left"
+    pictures = [[draw(shape, "red", "blue", (96, 64 + 64 * i))] for i, shape in enumerate(shapes)]
+    return dict(handle.processor(text=rendered, images=pictures, padding=True, return_tensors="pt"))
+
+
+def test_a_padded_batch_gives_the_tokens_of_generate(random_model, generate):
+    handle, _ = random_model
+    inputs = batch_of(handle)
+    assert inputs["attention_mask"].sum(1).unique().numel() == 3, "three lengths"
+    assert generate(GREEDY, given=inputs).rows == by_transformers(handle.model, inputs)
+
+
+def test_each_row_of_a_batch_ends_by_itself(random_model, generate):
+    handle, _ = random_model
+    inputs = batch_of(handle)
+    rows = generate(GREEDY, given=inputs).rows
+    ends = [rows[0][5], rows[2][20]]
+    config = handle.model.generation_config
+    before, config.eos_token_id = config.eos_token_id, ends
+    try:
+        told = [[], [], []]
+        made = generate(
+            GREEDY, given=inputs, on_tokens=lambda new: [all_.extend(row) for all_, row in zip(told, new, strict=True)]
+        )
+        assert made.rows == by_transformers(handle.model, inputs)
+        assert {len(row) for row in made.rows} != {48}
+        assert tuple(map(tuple, told)) == made.rows
+    finally:
+        config.eos_token_id = before
+
+
+def test_every_token_is_reported_once_in_order(generate):
     told = []
-    made = generate(handle.model, inputs, Sampling(max_new_tokens=20), 3, told.extend, ignore)
+    made = generate(Sampling(max_new_tokens=20), 3, on_tokens=lambda rows: told.extend(rows[0]))
     assert told == list(made.ids)
 
 
-def test_a_seed_gives_the_same_tokens_and_another_seed_others(random_model):
-    handle, inputs = random_model
+def test_a_seed_gives_the_same_tokens_and_another_seed_others(generate):
     sampling = Sampling(temperature=1.5, top_p=1, top_k=0, max_new_tokens=24)
-    made = [generate(handle.model, inputs, sampling, seed, ignore, ignore).ids for seed in (1, 1, 2)]
+    made = [generate(sampling, seed).ids for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
 
 
-def test_sampling_neither_seeds_nor_draws_from_the_global_generator(random_model):
+def test_both_tiers_draw_the_same_tokens_from_a_seed(random_model):
     handle, inputs = random_model
+    sampling = Sampling(temperature=1.2, top_p=0.95, top_k=40, min_p=0.01, repetition_penalty=1.2, max_new_tokens=32)
+    own, last = (Decoder(handle.model, "sdpa", tier).generate(inputs, sampling, 7, ignore, ignore) for tier in TIERS)
+    assert own.ids == last.ids
+
+
+def test_sampling_neither_seeds_nor_draws_from_the_global_generator(generate):
     before = torch.get_rng_state()
-    generate(handle.model, inputs, Sampling(max_new_tokens=8), 5, ignore, ignore)
+    generate(Sampling(max_new_tokens=8), 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_largest_seed_works(random_model):
-    handle, inputs = random_model
-    assert generate(handle.model, inputs, Sampling(max_new_tokens=1), 2**64 - 1, ignore, ignore).ids
+def test_the_largest_seed_works(generate):
+    assert generate(Sampling(max_new_tokens=1), 2**64 - 1).ids
 
 
 @pytest.mark.parametrize("token", [1, 5])
-def test_what_the_watcher_raises_stops_the_loop_at_that_token(random_model, token):
-    handle, inputs = random_model
+def test_what_the_watcher_raises_stops_the_loop_at_that_token_and_the_next_run_is_right(generate, token):
     seen = []
 
-    def stop(ids):
-        seen.extend(ids)
+    def stop(rows):
+        seen.extend(rows[0])
         if len(seen) == token:
             raise KeyboardInterrupt
 
-    sampling = Sampling(do_sample=False, max_new_tokens=100)
+    whole = generate(GREEDY).ids
     with pytest.raises(KeyboardInterrupt):
-        generate(handle.model, inputs, sampling, None, stop, ignore)
-    assert len(seen) == token
+        generate(GREEDY, on_tokens=stop)
+    assert tuple(seen) == whole[:token]
+    assert generate(GREEDY).ids == whole
 
 
-def test_times_add_up(random_model):
+def test_cancel_works_at_every_layer_of_the_prefill_and_leaves_nothing_behind(random_model, generate):
     handle, inputs = random_model
-    made = generate(handle.model, inputs, Sampling(do_sample=False, max_new_tokens=12), None, ignore, ignore)
-    assert made.prefill_s > 0
-    assert made.decode_s > 0
-    assert made.tokens_per_s == pytest.approx((len(made.ids) - 1) / made.decode_s)
-
-
-def test_one_token_has_no_speed(random_model):
-    handle, inputs = random_model
-    made = generate(handle.model, inputs, Sampling(do_sample=False, max_new_tokens=1), None, ignore, ignore)
-    assert made.tokens_per_s == 0
-
-
-def test_the_end_token_ends_the_text_and_is_not_part_of_it(demo):
-    question = Request(demo.spec, "Describe this image.")
-    inputs = encode(demo, question, [draw("circle", "red", "blue")], None).inputs
-    made = generate(demo.model, inputs, Sampling(do_sample=False, max_new_tokens=50), None, ignore, ignore)
-    assert demo.tokenizer.decode(made.ids, skip_special_tokens=False) == "a red circle on a blue background"
-
-
-def test_cancel_works_at_every_layer_of_the_prefill_and_never_later(random_model):
-    handle, inputs = random_model
-    tokens = Sampling(do_sample=False, max_new_tokens=4)
+    fresh = {"given": {**inputs, "input_ids": inputs["input_ids"].clone()}}
     checks = []
-    generate(handle.model, inputs, tokens, None, ignore, lambda: checks.append(1))
     layers = 4 if handle.processor else 2
-    assert len(checks) == layers, "two layers of text and two of vision, once each"
     for last in range(1, layers + 1):
         checks.clear()
 
@@ -114,9 +184,140 @@ def test_cancel_works_at_every_layer_of_the_prefill_and_never_later(random_model
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            generate(handle.model, inputs, tokens, None, ignore, stop)
+            generate(GREEDY, check=stop, **fresh)
         assert len(checks) == last
-    # Nothing is left hooked to the model.
+    checks.clear()
+    generate(GREEDY, check=lambda: checks.append(1), **fresh)
+    assert len(checks) == layers, "two layers of text and two of vision, once each, and none in the loop"
     checks.clear()
     handle.model(**inputs)
     assert checks == []
+
+
+def test_times_add_up(generate):
+    made = generate(Sampling(do_sample=False, max_new_tokens=12))
+    assert made.prefill_s > 0
+    assert made.decode_s > 0
+    assert made.steps == 11
+    assert made.tokens_per_s == pytest.approx(11 / made.decode_s)
+
+
+def test_one_token_has_no_speed(generate):
+    assert generate(Sampling(do_sample=False, max_new_tokens=1)).tokens_per_s == 0
+
+
+def test_the_end_token_ends_the_text_and_is_not_part_of_it(demo):
+    question = Request(demo.spec, "Describe this image.")
+    inputs = encode(demo, question, [draw("circle", "red", "blue")], None).inputs
+    for tier in TIERS:
+        made = Decoder(demo.model, "sdpa", tier).generate(inputs, GREEDY, None, ignore, ignore)
+        assert demo.tokenizer.decode(made.ids, skip_special_tokens=False) == "a red circle on a blue background"
+
+
+def test_a_text_that_outgrows_its_buffer_goes_on_unchanged(random_model, monkeypatch):
+    handle, inputs = random_model
+    expected = by_transformers(handle.model, inputs, 300)
+    monkeypatch.setattr("qwenvl.keyvalues.SMALLEST_CAPACITY", 16)
+    monkeypatch.setattr("qwenvl.decode.HEADROOM", 1)
+    decoder = Decoder(handle.model, "sdpa")
+    made = decoder.generate(inputs, Sampling(do_sample=False, max_new_tokens=300), None, ignore, ignore)
+    assert made.rows == expected
+    assert decoder._kv.capacity < 1024, "it grew from a small one"
+
+
+def test_a_large_buffer_is_given_back_after_the_run(random_model, monkeypatch):
+    handle, inputs = random_model
+    monkeypatch.setattr("qwenvl.decode.KEPT_CAPACITY", 512)
+    decoder = Decoder(handle.model, "sdpa")
+    first, second = (decoder.generate(inputs, GREEDY, None, ignore, ignore) for _ in "ab")
+    assert decoder._kv is None
+    assert first.rows == second.rows
+    assert second.reused_tokens == 0
+
+
+class Reuse:
+    """Questions about pictures to one decoder, and to a fresh one each time."""
+
+    def __init__(self, handle):
+        self.handle = handle
+        self.decoder = Decoder(handle.model, "sdpa")
+
+    def ask(self, text, pictures, system="Be brief."):
+        prompt = encode(self.handle, Request(self.handle.spec, text, system), pictures, None)
+        arguments = (prompt.inputs, GREEDY, None, ignore, ignore, prompt.media)
+        made = self.decoder.generate(*arguments)
+        assert made.rows == Decoder(self.handle.model, "sdpa").generate(*arguments).rows
+        return made
+
+
+@pytest.fixture
+def reuse(random_model):
+    return Reuse(random_model[0])
+
+
+CIRCLE, SQUARE = draw("circle", "red", "blue"), draw("square", "red", "blue")
+
+
+def seen_by(reuse, *pictures):
+    return list(pictures) if reuse.handle.processor else []
+
+
+def test_a_second_question_about_the_same_picture_reuses_it_and_answers_the_same(reuse):
+    pictures = seen_by(reuse, CIRCLE)
+    assert reuse.ask("What is it, my dear friend?", pictures).reused_tokens == 0
+    second = reuse.ask("What is it that you can see?", pictures)
+    prompt = encode(reuse.handle, Request(reuse.handle.spec, "What is it", "Be brief."), pictures, None)
+    assert second.reused_tokens >= prompt.tokens - 8
+    third = reuse.ask("Where?", pictures)
+    assert third.reused_tokens >= 16
+
+
+def test_the_same_question_again_computes_one_token_of_the_prompt(reuse):
+    pictures = seen_by(reuse, CIRCLE)
+    reuse.ask("What is it, my dear friend?", pictures)
+    again = reuse.ask("What is it, my dear friend?", pictures)
+    tokens = encode(
+        reuse.handle, Request(reuse.handle.spec, "What is it, my dear friend?", "Be brief."), pictures, None
+    ).tokens
+    assert again.reused_tokens == tokens - 1
+
+
+def test_another_picture_of_the_same_size_is_looked_at(reuse):
+    if reuse.handle.processor is None:
+        pytest.skip("this family does not see")
+    reuse.ask("What is it?", [CIRCLE])
+    assert reuse.ask("What is it?", [SQUARE]).reused_tokens == 0
+    assert reuse.ask("What is it?", [SQUARE, CIRCLE]).reused_tokens == 0
+
+
+def test_another_system_prompt_is_read_anew(reuse):
+    pictures = seen_by(reuse, CIRCLE)
+    reuse.ask("What is it?", pictures, "Be brief.")
+    assert reuse.ask("What is it?", pictures, "Answer at length, in French.").reused_tokens == 0
+
+
+def test_reuse_skips_the_vision_tower(demo):
+    looks = []
+    decoder = Decoder(demo.model, "sdpa")
+    visual = next(module for name, module in demo.model.named_modules() if name.endswith("visual"))
+    hook = visual.register_forward_pre_hook(lambda *_: looks.append(1))
+    try:
+        for text in ("Describe this image.", "Which shape is it?"):
+            prompt = encode(demo, Request(demo.spec, text, "You are a helpful assistant."), [CIRCLE], None)
+            decoder.generate(prompt.inputs, GREEDY, None, ignore, ignore, prompt.media)
+    finally:
+        hook.remove()
+    assert looks == [1]
+
+
+def test_a_cancelled_run_leaves_nothing_to_reuse(reuse):
+    pictures = seen_by(reuse, CIRCLE)
+    reuse.ask("What is it, my dear friend?", pictures)
+    prompt = encode(reuse.handle, Request(reuse.handle.spec, "Why?", "Be brief."), pictures, None)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reuse.decoder.generate(prompt.inputs, GREEDY, None, stop, ignore, prompt.media)
+    assert reuse.ask("What is it, my dear friend?", pictures).reused_tokens == 0

@@ -5,10 +5,11 @@ import torch
 from transformers.generation import logits_process as hf
 
 from qwenvl.request import Sampling
-from qwenvl.sampling import choose, filter_logits, keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from qwenvl.sampling import TIES, Chooser, candidates, keep_min_p, keep_top_k, keep_top_p, penalize_repetition
 
 NEVER = float("-inf")
 FOUR = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+ALL = list(itertools.product((0.3, 1.0, 1.7), (0, 5), (0.0, 0.4, 0.9, 1.0), (0.0, 0.2), (1.0, 1.3)))
 
 
 def kept(logits):
@@ -16,8 +17,15 @@ def kept(logits):
 
 
 def test_top_k_keeps_the_k_best():
-    assert kept(keep_top_k(FOUR, 2)) == [True, True, False, False]
-    assert kept(keep_top_k(FOUR, 9)) == [True] * 4
+    values, ids = keep_top_k(FOUR.flip(-1), 2)
+    assert ids.tolist() == [[3, 2, 1, 0]]
+    assert kept(values) == [True, True, False, False]
+    assert kept(keep_top_k(FOUR, 9)[0]) == [True] * 4
+
+
+def test_top_k_keeps_what_ties_with_the_last():
+    values, ids = keep_top_k(torch.tensor([[1.0, 2.0, 1.0, 0.0, 1.0]]), 2)
+    assert sorted(ids[values != NEVER].tolist()) == [0, 1, 2, 4]
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p():
@@ -31,44 +39,83 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_best():
 
 def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
     logits = torch.tensor([[2.0, -2.0, 1.0, -1.0]])
-    seen = torch.tensor([[0, 1, 1]])
+    seen = torch.tensor([[True, True, False, False]])
     assert penalize_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0, -1.0]]
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "min_p", "penalty"),
-    list(itertools.product((0.3, 1.0, 1.7), (0, 5), (0.4, 0.9, 1.0), (0.0, 0.2), (1.0, 1.3))),
-)
-def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p, min_p, penalty):
-    generator = torch.Generator().manual_seed(1)
-    logits = 4 * torch.randn(3, 50, generator=generator)
-    seen = torch.randint(0, 50, (3, 20), generator=generator)
-    processors = [hf.RepetitionPenaltyLogitsProcessor(penalty), hf.TemperatureLogitsWarper(temperature)]
-    processors += [hf.TopKLogitsWarper(top_k)] if top_k else []
-    processors += [hf.TopPLogitsWarper(top_p), hf.MinPLogitsWarper(min_p)]
-    expected = logits.clone()
+def ours(logits, ids, sampling):
+    """The probabilities from which the sampler draws, in the order of the vocabulary."""
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
+    logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    found, columns = candidates(logits, sampling, sampling.temperature, sampling.top_p, sampling.min_p)
+    if columns is None:
+        return found
+    return torch.full_like(logits, NEVER).scatter_(1, columns, found)
+
+
+def theirs(logits, ids, sampling):
+    processors = [
+        hf.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
+        hf.TemperatureLogitsWarper(sampling.temperature),
+        *([hf.TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []),
+        hf.TopPLogitsWarper(sampling.top_p),
+        hf.MinPLogitsWarper(sampling.min_p),
+    ]
+    logits = logits.clone()
     for processor in processors:
-        expected = processor(seen, expected)
+        logits = processor(ids, logits)
+    return logits
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16 with ties"])
+@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p", "penalty"), ALL)
+def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p, min_p, penalty, rounded):
+    generator = torch.Generator().manual_seed(1)
+    logits = 4 * torch.randn(3, 500, generator=generator)
+    logits = logits.bfloat16().float() if rounded else logits
+    ids = torch.randint(0, 500, (3, 20), generator=generator)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
-    ours = filter_logits(logits, seen, sampling)
-    assert torch.equal(ours == NEVER, expected == NEVER)
-    torch.testing.assert_close(ours.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=0)
+    made, expected = ours(logits, ids, sampling), theirs(logits, ids, sampling)
+    # Which of several equal logits the cut of top_p falls on is a matter of how they were sorted.
+    if not rounded or top_p == 1:
+        assert torch.equal(made == NEVER, expected == NEVER)
+    by_size = (each.softmax(-1).sort(-1).values for each in (made, expected))
+    torch.testing.assert_close(*by_size, atol=1e-6, rtol=0)
+
+
+def test_more_ties_than_there_is_room_for_cost_only_ties():
+    values, ids = keep_top_k(torch.zeros(1, 500), 5)
+    assert values.shape[-1] == 5 + TIES
+    assert kept(values) == [True] * (5 + TIES)
+    assert len(set(ids[0].tolist())) == 5 + TIES
 
 
 def test_draws_follow_the_distribution():
-    random = torch.Generator().manual_seed(0)
-    rows = FOUR.expand(20000, 4)
-    drawn = choose(rows, torch.zeros(20000, 1, dtype=torch.long), Sampling(temperature=1, top_p=1, top_k=3), random)
-    share = torch.bincount(drawn, minlength=4) / 20000
+    choose = Chooser(Sampling(temperature=1, top_p=1, top_k=3), 0, "cpu")
+    share = torch.bincount(choose(FOUR.expand(20000, 4)), minlength=4) / 20000
     # Four standard deviations of a share near one half are 0.014.
     torch.testing.assert_close(share, torch.tensor([0.5556, 0.2778, 0.1667, 0.0]), atol=0.015, rtol=0)
 
 
-def test_greedy_takes_the_best_and_needs_no_generator():
-    assert choose(FOUR, torch.zeros(1, 1, dtype=torch.long), Sampling(do_sample=False), None).tolist() == [0]
+def test_greedy_takes_the_best_and_needs_no_seed():
+    assert Chooser(Sampling(do_sample=False), None, "cpu")(FOUR).tolist() == [0]
+
+
+def test_what_was_chosen_counts_as_seen_and_padding_does_not():
+    choose = Chooser(Sampling(do_sample=False, repetition_penalty=2.0), None, "cpu")
+    prompt = torch.tensor([[0, 3], [1, 3]])
+    choose.start(prompt, torch.tensor([[0, 1], [1, 1]]), 4)
+    logits = torch.tensor([[4.0, 3.0, 1.0, 7.0]] * 2)
+    # Row 0: token 3 is seen, token 0 is padding. Row 1: tokens 1 and 3 are.
+    assert [choose(logits).tolist() for _ in range(2)] == [[0, 0], [3, 3]]
+
+
+def test_a_seed_repeats_its_draws():
+    rows = torch.zeros(64, 100)
+    draws = [Chooser(Sampling(temperature=1, top_k=0, top_p=1), seed, "cpu")(rows).tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_masked_token_is_never_drawn_even_if_the_noise_underflows(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
-    sampling = Sampling(temperature=1, top_k=1, top_p=1)
-    assert choose(FOUR.flip(-1), torch.zeros(1, 1, dtype=torch.long), sampling, torch.Generator()).tolist() == [3]
+    assert Chooser(Sampling(temperature=1, top_k=1, top_p=1), 0, "cpu")(FOUR.flip(-1)).tolist() == [3]

@@ -21,7 +21,9 @@ _TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,
+    # Larger than usual, so that random models react to what they read and say more than one token.
+    "initializer_range": 0.2,
 }
 _VISION_OLD = {"depth": 2, "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
@@ -51,16 +53,25 @@ def config(family: str) -> Any:
     if family == "qwen2_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
         vision = {**_VISION_OLD, "embed_dim": 32, "hidden_size": 32}
-        return t.Qwen2VLConfig(text_config={**text, "rope_scaling": rope}, vision_config=vision, **ids)
+        return t.Qwen2VLConfig(
+            text_config={**text, "rope_scaling": rope}, vision_config=vision, tie_word_embeddings=False, **ids
+        )
     if family == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
         vision = {**_VISION_OLD, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
         vision |= {"fullatt_block_indexes": [1], "window_size": 64}
-        return t.Qwen2_5_VLConfig(text_config={**text, "rope_scaling": rope}, vision_config=vision, **ids)
+        return t.Qwen2_5_VLConfig(
+            text_config={**text, "rope_scaling": rope}, vision_config=vision, tie_word_embeddings=False, **ids
+        )
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
     vision = {**_VISION_OLD, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
     vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
-    return t.Qwen3VLConfig(text_config={**text, "head_dim": 8, "rope_scaling": rope}, vision_config=vision, **ids)
+    return t.Qwen3VLConfig(
+        text_config={**text, "head_dim": 8, "rope_scaling": rope},
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **ids,
+    )
 
 
 def save(family: str, folder: Path, seed: int = 0, **generation: Any) -> Path:
