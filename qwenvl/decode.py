@@ -1,85 +1,69 @@
-"""Prefill and token loop: token ids in, token ids and times out. Knows no text and no ComfyUI.
+"""The token loop: token ids in, token ids and times out. Knows no text and no ComfyUI.
 
-Three tiers, the first that fits is used: our own step for dense Qwen models (dense.py); transformers' forward on
-a static cache, where a GPU can capture it (generic.py); and transformers' generate().
+Three tiers, of which the first that fits is used: our own step for dense Qwen models (lanes.py, dense.py); on a GPU,
+transformers' forward on a static cache (generic.py); and transformers' generate() (plain.py). On a GPU the steps of
+the first two are captured (graph.py).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .dense import DenseStep, text_stack, why_not_dense
-from .keyvalues import KeyValues, capacity_for
+from . import plain
+from .dense import why_not_dense
+from .generic import CachedLanes, why_not_generic
+from .graph import CapturedStep, CaptureError, ReadLater
+from .lanes import DenseLanes
+from .log import log
+from .prefill import Check
 from .request import Sampling
+from .rows import Generation, OnTokens, Rows
 from .sampling import Chooser
 
-# Called with the new tokens of each row as soon as they are known; raising in it stops the loop.
-OnTokens = Callable[[Sequence[Sequence[int]]], None]
-# Called often while there is no token yet; raising in it stops the prefill.
-Check = Callable[[], None]
-
-# Larger key-value buffers than this are given back after the run.
-KEPT_CAPACITY = 8192
-# Tokens for which there is room at first; the buffer grows where an answer is longer.
-HEADROOM = 256
-# Not worth a second forward: fewer tokens than this in common with the last prompt.
-LEAST_REUSE = 16
+Lanes = DenseLanes | CachedLanes
+PLAIN = "generate"
+# How many tokens late the host sees what a GPU makes: cancel, live text and the end of the text wait for that long.
+LAG = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """The new token ids of each row, the one that ended it left out, and how they were made."""
-
-    rows: tuple[tuple[int, ...], ...]
-    prefill_s: float
-    decode_s: float
-    steps: int
-    tier: str
-    tier_reason: str
-    reused_tokens: int = 0
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The ids of a single row."""
-        (row,) = self.rows
-        return row
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens of one row per second of the loop alone: the first token belongs to the prefill."""
-        return self.steps / self.decode_s if self.steps and self.decode_s > 0 else 0.0
-
-
-@dataclass(slots=True)
-class _Remembered:
-    """What the key-value buffer holds since the last run: for a next prompt that begins alike."""
-
-    ids: list[int]
-    media: str
+def best_tier(model: Any) -> tuple[str, str]:
+    """The fastest tier that fits the model where it is, and why no faster one does."""
+    not_dense = why_not_dense(model)
+    if not_dense is None:
+        return DenseLanes.name, ""
+    if model.device.type != "cuda":
+        return PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains nothing"
+    if not_generic := why_not_generic(model):
+        return PLAIN, f"{not_dense}, and {not_generic}"
+    return CachedLanes.name, not_dense
 
 
 class Decoder:
-    """Generates with one model; holds its fused weights and buffers, and goes when the model goes.
+    """Generates with one model; holds its fused weights, buffers and captured steps, and goes when the model goes.
 
     Args:
         model: a transformers model.
         attention: what the model was loaded with.
-        tier: "own step" or "generate", for benchmarks and tests; None takes the best that fits.
+        tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
     """
 
     def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
         self._model = model
-        self.tier_reason = "asked for" if tier else why_not_dense(model) or "it fits"
-        self.tier = tier or ("own step" if self.tier_reason == "it fits" else "generate")
-        self._step = DenseStep(model, attention) if self.tier == "own step" else None
-        self._kv: KeyValues | None = None
-        self._remembered: _Remembered | None = None
+        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
+        self._lanes: Lanes | None = None
+        if self.tier == DenseLanes.name:
+            self._lanes = DenseLanes(model, attention)
+        elif self.tier == CachedLanes.name:
+            self._lanes = CachedLanes(model)
+        self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._choosers: dict[tuple[Any, ...], Chooser] = {}
+        # LLM.int8 looks at its outliers on the host, which no capture survives.
+        self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
+        self._steps: dict[tuple[Any, ...], CapturedStep] = {}
+        self._tokens: dict[int, torch.Tensor] = {}
+        self._version = -1
 
     def generate(
         self,
@@ -103,239 +87,85 @@ class Decoder:
             Whatever on_tokens and check raise, at the token or layer at which they do.
         """
         ids = inputs["input_ids"]
-        rows = _Rows(len(ids), _end_ids(self._model), on_tokens)
-        choose = Chooser(sampling, seed, ids.device)
+        rows = Rows(len(ids), _end_ids(self._model), on_tokens)
         reused = 0
         with torch.inference_mode():
-            choose.start(ids, inputs["attention_mask"], self._model.get_output_embeddings().weight.shape[0])
-            if self._step is None:
-                _generate_all(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
+            choose = self._chooser(sampling, len(ids))
+            choose.start(sampling, seed, ids, inputs["attention_mask"])
+            if self._lanes is None:
+                plain.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
             else:
-                reused, logits = self._prefill(inputs, sampling.max_new_tokens, check, media)
-                self._loop(choose(logits), sampling.max_new_tokens, choose, rows)
-                self._remember(inputs, rows, media)
+                reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
+                self._loop(self._lanes, choose(logits), sampling, choose, rows)
+                self._lanes.finish(inputs, rows.all_ids, media)
         return rows.generation(self.tier, self.tier_reason, reused)
 
-    def _prefill(
-        self, inputs: dict[str, Any], max_new_tokens: int, check: Check, media: str
-    ) -> tuple[int, torch.Tensor]:
-        """Bring the prompt into the key-value buffer; returns how much was there already, and the last logits."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        reused = self._in_common(inputs, media)
-        # What is remembered is true again only when this run has ended well.
-        self._remembered = None
-        kv = self._room(len(ids), ids.shape[1] + min(max_new_tokens, HEADROOM), reused)
-        with _checked(self._model, check):
-            if reused:
-                cache, logits = _extend(self._model, ids, kv, reused)
-                offset = kv.offset.clone()
-            else:
-                cache, logits, offset = _forward(self._model, inputs)
-        kv.fill(cache, mask, offset, reused)
-        return reused, logits
+    def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
+        """One for each kind of sampling: captured steps go on using its tensors."""
+        key = (batch, *Chooser.kind(sampling))
+        if key not in self._choosers:
+            self._choosers[key] = Chooser(sampling, batch, self._vocabulary, self._model.device)
+        return self._choosers[key]
 
-    def _room(self, batch: int, tokens: int, reused: int) -> KeyValues:
-        """The buffer, made or grown as needed; the first `reused` slots keep what they hold."""
-        assert self._step is not None
-        kv = self._kv
-        if kv is None or kv.batch != batch or (kv.capacity < tokens and not reused):
-            self._kv = kv = None  # the old one goes before the new one comes
-            self._kv = kv = self._step.allocate(batch, capacity_for(tokens))
-        elif kv.capacity < tokens:
-            kv.filled = reused
-            self._kv = kv = kv.grown(capacity_for(tokens))
-        self._step.reach(kv.capacity)
-        return kv
-
-    def _loop(self, tokens: torch.Tensor, max_new_tokens: int, choose: Chooser, rows: _Rows) -> None:
-        assert self._step is not None
-        while not rows.push(tokens.tolist()) and rows.steps < max_new_tokens:
-            kv = self._kv
-            assert kv is not None
-            if kv.filled == kv.capacity:
-                kv = self._room(kv.batch, kv.capacity + 1, reused=kv.filled)
-            logits = self._step(tokens, kv)
-            kv.advance()
+    def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
+        """Token by token, until every row has ended."""
+        ended = rows.push(tokens.tolist())
+        if self._captures and not ended:
+            ended, tokens = self._captured_loop(lanes, tokens, sampling, choose, rows)
+        while not ended and rows.steps < sampling.max_new_tokens:
+            lanes.make_room()
+            logits = lanes.step(tokens)
+            lanes.count_on_device()
+            lanes.count_on_host()
             tokens = choose(logits)
+            ended = rows.push(tokens.tolist())
 
-    def _in_common(self, inputs: dict[str, Any], media: str) -> int:
-        """How many tokens from the start the buffer holds already, pictures and videos included."""
-        last, ids = self._remembered, inputs["input_ids"]
-        if last is None or len(ids) > 1 or last.media != media:
-            return 0
-        new = ids[0].tolist()
-        pairs = zip(last.ids, new[:-1], strict=False)  # the last token is always computed: its logits are needed
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(last.ids), len(new) - 1))
-        config = self._model.config
-        pads = {getattr(config, f"{kind}_token_id", None) for kind in ("image", "video")}
-        return common if common >= LEAST_REUSE and pads.isdisjoint(new[common:]) else 0
+    def _captured_loop(
+        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows
+    ) -> tuple[bool, torch.Tensor]:
+        """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
 
-    def _remember(self, inputs: dict[str, Any], rows: _Rows, media: str) -> None:
-        kv = self._kv
-        assert kv is not None
-        if kv.capacity > KEPT_CAPACITY:
-            self._kv = None
-        elif kv.batch == 1:
-            prompt = inputs["input_ids"][0].tolist()
-            self._remembered = _Remembered([*prompt, *rows.all_ids[0]][: kv.filled], media)
+        Returns:
+            Whether every row has ended, and the last tokens: where a capture fails, the eager loop takes over.
+        """
+        batch = len(tokens)
+        static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
+        later = ReadLater(batch, LAG)
+        ended = False
+        for _ in range(rows.steps, sampling.max_new_tokens):
+            lanes.make_room()
+            step = self._captured_step(lanes, static, sampling, choose)
+            if step is None:
+                break
+            step()
+            lanes.count_on_host()
+            later.send(static)
+            if later.waiting > LAG and (ended := rows.push(later.take())):
+                return True, static
+        while later.waiting and not ended:
+            ended = rows.push(later.take())
+        return ended, static
 
-
-class _Rows:
-    """Collects the tokens of each row, tells of them, and takes the times."""
-
-    def __init__(self, batch: int, end_ids: frozenset[int], on_tokens: OnTokens) -> None:
-        # With the token that ended a row, as the model was given it.
-        self.all_ids: list[list[int]] = [[] for _ in range(batch)]
-        self.steps = 0
-        self._ended = [False] * batch
-        self._end_ids = end_ids
-        self._on_tokens = on_tokens
-        self._start = self._first = self._last = time.perf_counter()
-
-    def push(self, tokens: list[int]) -> bool:
-        """Take the next token of each row; returns whether all rows have ended."""
-        self._last = time.perf_counter()
-        if not self.steps:
-            self._first = self._last
-        self.steps += 1
-        new: list[list[int]] = [[] for _ in tokens]
-        for row, token in enumerate(tokens):
-            if self._ended[row]:
-                continue
-            self.all_ids[row].append(token)
-            self._ended[row] = token in self._end_ids
-            if not self._ended[row]:
-                new[row].append(token)
-        self._on_tokens(new)
-        return all(self._ended)
-
-    def generation(self, tier: str, reason: str, reused: int) -> Generation:
-        ids = tuple(tuple(row[:-1] if ended else row) for row, ended in zip(self.all_ids, self._ended, strict=True))
-        prefill, loop = self._first - self._start, self._last - self._first
-        return Generation(ids, prefill, loop, self.steps - 1, tier, reason, reused)
-
-
-def _forward(model: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """transformers' own prefill: its cache, the last logits (B, V) float32, and each row's rotary offset (B,).
-
-    generate() for one token prepares positions and masks as each family and version wants them; the positions are
-    read where they are used, since versions count them differently.
-    """
-    from transformers import LogitsProcessorList
-
-    keep = _KeepLogits()
-    positions: list[torch.Tensor] = []
-    hook = text_stack(model).rotary_emb.register_forward_pre_hook(
-        lambda _, args, kwargs: positions.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1]),
-        with_kwargs=True,
-    )
-    try:
-        made = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=1,
-            use_cache=True,
-            return_dict_in_generate=True,
-            logits_processor=LogitsProcessorList([keep]),
-        )
-    finally:
-        hook.remove()
-    lengths = inputs["attention_mask"].sum(1)
-    # The last token is text, which has one position on every axis.
-    last = positions[0].reshape(-1, *positions[0].shape[-2:])[0, :, -1]
-    return made.past_key_values, keep.logits, last + 1 - lengths
-
-
-def _extend(model: Any, ids: torch.Tensor, kv: KeyValues, known: int) -> tuple[Any, torch.Tensor]:
-    """The prefill of a prompt of which the first `known` tokens are in the buffer. Text only from there on."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
-        cache.update(keys[:, :, :known], values[:, :, :known], layer)
-    positions = torch.arange(known, ids.shape[1], device=ids.device)[None] + kv.offset[:, None]
-    if hasattr(model.config, "vision_config"):
-        # Text has one position on all three axes: time, height and width.
-        positions = positions.expand(3, *positions.shape)
-    made = model(
-        input_ids=ids[:, known:],
-        attention_mask=torch.ones_like(ids),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return made.past_key_values, made.logits[:, -1].float()
-
-
-class _KeepLogits:
-    """A logits processor that only looks."""
-
-    logits: torch.Tensor
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.logits = scores
-        return scores
-
-
-def _generate_all(
-    model: Any, inputs: dict[str, Any], max_new_tokens: int, choose: Chooser, rows: _Rows, check: Check
-) -> None:
-    """The last tier: transformers' generate() with our sampling in its loop."""
-    from transformers import LogitsProcessorList, StoppingCriteriaList
-
-    with _checked(model, check) as unhook:
-        model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([_OnlyChosen(choose)]),
-            stopping_criteria=StoppingCriteriaList([_Report(rows, unhook)]),
-        )
-
-
-class _OnlyChosen:
-    """Our sampling as a logits processor: everything but the chosen token is masked, and arg-max takes what is left.
-
-    generate()'s own sampling draws from torch's global generator, which other nodes seed and use.
-    """
-
-    def __init__(self, choose: Chooser) -> None:
-        self._choose = choose
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(scores, float("-inf")).scatter(1, self._choose(scores)[:, None], 0.0)
-
-
-class _Report:
-    """A stopping criterion that never stops: generate() calls it once a token."""
-
-    def __init__(self, rows: _Rows, at_first: Callable[[], None]) -> None:
-        self._rows = rows
-        self._at_first = at_first
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        if not self._rows.steps:
-            self._at_first()
-        self._rows.push(input_ids[:, -1].tolist())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-@contextmanager
-def _checked(model: torch.nn.Module, check: Check) -> Iterator[Callable[[], None]]:
-    """Within the block, check is called before every transformer layer; the value given ends that earlier."""
-    lists = [m for name, m in model.named_modules() if name.endswith((".layers", ".blocks"))]
-    layers = [layer for each in lists if isinstance(each, torch.nn.ModuleList) for layer in each]
-    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
-
-    def unhook() -> None:
-        while hooks:
-            hooks.pop().remove()
-
-    try:
-        yield unhook
-    finally:
-        unhook()
+    def _captured_step(
+        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser
+    ) -> CapturedStep | None:
+        """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
+        if self._version != lanes.version:
+            self._steps.clear()  # they point into a buffer that is gone
+            self._version = lanes.version
+        span = lanes.span()
+        key = (len(tokens), span, *Chooser.kind(sampling))
+        if key not in self._steps:
+            state = [*lanes.state, *([] if choose.seen is None else [choose.seen])]
+            try:
+                self._steps[key] = CapturedStep(
+                    lambda given: lanes.step(given, span), choose, lanes.count_on_device, tokens, state, choose.random
+                )
+            except CaptureError as error:
+                log.warning("this model's decode step runs without a CUDA graph: %s", error)
+                self._captures = False
+                return None
+        return self._steps[key]
 
 
 def _end_ids(model: Any) -> frozenset[int]:

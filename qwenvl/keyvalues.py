@@ -75,11 +75,6 @@ class KeyValues:
         self.filled = max(lengths)
         self.even = len(set(lengths)) == 1
 
-    def advance(self) -> None:
-        """Count the token that a step wrote."""
-        self.lens.add_(1)
-        self.filled += 1
-
     def grown(self, capacity: int) -> KeyValues:
         """A larger copy."""
         batch, heads, _, dim = self.keys[0].shape

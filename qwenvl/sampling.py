@@ -5,6 +5,8 @@ Parameters may be numbers or 0-dimensional tensors on the logits' device: a capt
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .request import Sampling
@@ -88,36 +90,48 @@ def candidates(
 class Chooser:
     """Chooses the next token of each row, and remembers which have occurred where that matters.
 
+    Its state lies in tensors that stay where they are, so that a captured step goes on using them in later runs.
+
     Args:
-        sampling: what to do.
-        seed: of the run's own generator; None where sampling is greedy.
+        sampling: what to do. start() may change the values, not which filters are on.
+        rows: B.
+        vocabulary: V.
         device: where the logits are.
     """
 
-    def __init__(self, sampling: Sampling, seed: int | None, device: torch.device | str) -> None:
+    def __init__(self, sampling: Sampling, rows: int, vocabulary: int, device: torch.device | str) -> None:
         self._sampling = sampling
-        self.random = None if seed is None else torch.Generator(device).manual_seed(seed)
-        self._seen: torch.Tensor | None = None
-        names = ("temperature", "top_p", "min_p", "repetition_penalty")
-        # On the device, so that a captured step follows them when they change.
-        self._parameters = {name: torch.tensor(float(getattr(sampling, name)), device=device) for name in names}
+        self.random = None if sampling.greedy else torch.Generator(device)
+        self._parameters = {name: torch.zeros((), device=device) for name in _PARAMETERS}
+        penalized = sampling.repetition_penalty != 1
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if penalized else None
 
-    def start(self, prompt: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> None:
-        """Begin with a prompt: (B, L) ids and (B, L) mask, 0 where a row is padded."""
-        if self._sampling.repetition_penalty != 1:
-            self._seen = torch.zeros(len(prompt), vocabulary, dtype=torch.bool, device=prompt.device)
-            # Padding would count as seen if it were scattered; it lands in the row's first real token instead.
-            first = prompt.gather(1, mask.argmax(1, keepdim=True))
-            self._seen.scatter_(1, torch.where(mask.bool(), prompt, first), True)
+    @staticmethod
+    def kind(sampling: Sampling) -> tuple[Any, ...]:
+        """Equal for samplings that can share a chooser."""
+        if sampling.greedy:
+            return ("greedy", sampling.repetition_penalty != 1)
+        filters = (sampling.top_k, sampling.top_p < 1, sampling.min_p > 0, sampling.repetition_penalty != 1)
+        return ("drawn", *filters)
+
+    def start(self, sampling: Sampling, seed: int | None, prompt: torch.Tensor, mask: torch.Tensor) -> None:
+        """Begin with a prompt: (B, L) ids and (B, L) mask, 0 where a row is padded on its left."""
+        for name, value in self._parameters.items():
+            value.fill_(float(getattr(sampling, name)))
+        if self.random is not None and seed is not None:
+            self.random.manual_seed(seed)
+        if self.seen is not None:
+            # Padding must not count as seen: the row's last token, which has been, stands in for it.
+            self.seen.zero_().scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, V) logits -> (B,) int64."""
         logits = logits.float()
-        if self._seen is not None:
-            logits = penalize_repetition(logits, self._seen, self._parameters["repetition_penalty"])
-        chosen = logits.argmax(dim=-1) if self._sampling.greedy else self._draw(logits)
-        if self._seen is not None:
-            self._seen.scatter_(1, chosen[:, None], True)
+        if self.seen is not None:
+            logits = penalize_repetition(logits, self.seen, self._parameters["repetition_penalty"])
+        chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen[:, None], True)
         return chosen
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
@@ -129,3 +143,7 @@ class Chooser:
         noise.clamp_min_(torch.finfo(noise.dtype).tiny)
         drawn = (logits.softmax(dim=-1) / noise).argmax(dim=-1, keepdim=True)
         return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)
+
+
+# What a captured step reads from the device, so that it follows when they change.
+_PARAMETERS = ("temperature", "top_p", "min_p", "repetition_penalty")

@@ -6,9 +6,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwenvl.capabilities import Machine, machine
-from qwenvl.decode import Decoder, _forward
+from qwenvl.decode import Decoder
 from qwenvl.dense import DenseStep, text_stack, why_not_dense
 from qwenvl.loader import load
+from qwenvl.prefill import forward
 from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.sampling import Chooser
@@ -40,7 +41,7 @@ def prefilled(handle, step, text="What is it?"):
     inputs = encode(handle, Request(handle.spec, text), pictures, None).inputs
     kv = step.allocate(1, 256)
     step.reach(256)
-    cache, logits, offset = _forward(handle.model, inputs)
+    cache, logits, offset = forward(handle.model, inputs)
     kv.fill(cache, inputs["attention_mask"], offset)
     return kv, logits.argmax(-1)
 
@@ -87,8 +88,8 @@ def whole_step(step, kv, tokens, choose, span):
 def test_nothing_in_a_step_waits_for_the_device(handle, sampling):
     step = DenseStep(handle.model, "sdpa", fused_norm=True)
     kv, tokens = prefilled(handle, step)
-    choose = Chooser(sampling, None if sampling.greedy else 1, "cpu")
-    choose.start(tokens[:, None], torch.ones(1, 1, dtype=torch.long), step.vocabulary)
+    choose = Chooser(sampling, 1, step.vocabulary, "cpu")
+    choose.start(sampling, 1, tokens[:, None], torch.ones(1, 1, dtype=torch.long))
     with Waits() as waits:
         whole_step(step, kv, tokens, choose, 256)
     assert waits.found == []

@@ -90,21 +90,26 @@ def test_more_ties_than_there_is_room_for_cost_only_ties():
     assert len(set(ids[0].tolist())) == 5 + TIES
 
 
+def chooser(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4):
+    prompt, mask = torch.tensor(prompt), torch.tensor(mask)
+    made = Chooser(sampling, len(prompt), vocabulary, "cpu")
+    made.start(sampling, seed, prompt, mask)
+    return made
+
+
 def test_draws_follow_the_distribution():
-    choose = Chooser(Sampling(temperature=1, top_p=1, top_k=3), 0, "cpu")
+    choose = chooser(Sampling(temperature=1, top_p=1, top_k=3), 0)
     share = torch.bincount(choose(FOUR.expand(20000, 4)), minlength=4) / 20000
     # Four standard deviations of a share near one half are 0.014.
     torch.testing.assert_close(share, torch.tensor([0.5556, 0.2778, 0.1667, 0.0]), atol=0.015, rtol=0)
 
 
 def test_greedy_takes_the_best_and_needs_no_seed():
-    assert Chooser(Sampling(do_sample=False), None, "cpu")(FOUR).tolist() == [0]
+    assert chooser(Sampling(do_sample=False))(FOUR).tolist() == [0]
 
 
 def test_what_was_chosen_counts_as_seen_and_padding_does_not():
-    choose = Chooser(Sampling(do_sample=False, repetition_penalty=2.0), None, "cpu")
-    prompt = torch.tensor([[0, 3], [1, 3]])
-    choose.start(prompt, torch.tensor([[0, 1], [1, 1]]), 4)
+    choose = chooser(Sampling(do_sample=False, repetition_penalty=2.0), None, [[0, 3], [1, 3]], [[0, 1], [1, 1]])
     logits = torch.tensor([[4.0, 3.0, 1.0, 7.0]] * 2)
     # Row 0: token 3 is seen, token 0 is padding. Row 1: tokens 1 and 3 are.
     assert [choose(logits).tolist() for _ in range(2)] == [[0, 0], [3, 3]]
@@ -112,10 +117,21 @@ def test_what_was_chosen_counts_as_seen_and_padding_does_not():
 
 def test_a_seed_repeats_its_draws():
     rows = torch.zeros(64, 100)
-    draws = [Chooser(Sampling(temperature=1, top_k=0, top_p=1), seed, "cpu")(rows).tolist() for seed in (1, 1, 2)]
+    draws = [chooser(Sampling(temperature=1, top_k=0, top_p=1), seed)(rows).tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_chooser_that_starts_again_is_as_good_as_new():
+    first = Sampling(temperature=1.9, top_p=0.9, top_k=4, repetition_penalty=1.9)
+    second = Sampling(temperature=0.5, top_p=0.8, top_k=4, repetition_penalty=1.1)
+    assert Chooser.kind(first) == Chooser.kind(second) != Chooser.kind(Sampling(top_k=5))
+    used = chooser(first, 1, [[2]])
+    used(FOUR)
+    used.start(second, 3, torch.tensor([[1]]), torch.tensor([[1]]))
+    fresh = chooser(second, 3, [[1]])
+    assert [used(FOUR).tolist() for _ in range(20)] == [fresh(FOUR).tolist() for _ in range(20)]
 
 
 def test_a_masked_token_is_never_drawn_even_if_the_noise_underflows(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
-    assert Chooser(Sampling(temperature=1, top_k=1, top_p=1), 0, "cpu")(FOUR.flip(-1)).tolist() == [3]
+    assert chooser(Sampling(temperature=1, top_k=1, top_p=1), 0)(FOUR.flip(-1)).tolist() == [3]

@@ -1,0 +1,112 @@
+"""The generic step: transformers' forward on a static cache, for models that our own step does not cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .keyvalues import capacity_for
+from .prefill import Check, checked
+
+
+def why_not_generic(model: Any) -> str | None:
+    """The reason why the model cannot step on a static cache, or None."""
+    from transformers import cache_utils
+
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return "transformers does not offer a static cache for it"
+    if not hasattr(cache_utils.StaticLayer(1), "cumulative_length"):
+        return "this version of transformers keeps the position of its static cache on the host"
+    return None
+
+
+class CachedLanes:
+    """The same interface as DenseLanes, with transformers' cache and mask in the place of ours."""
+
+    name = "generic step"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.version = 0
+        self._cache: Any = None
+        self._capacity = self._batch = self._filled = 0
+        self._mask = self._slot = self._positions = torch.empty(0)
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What a step changes: its own counters, and every tensor of the cache that is no plain key or value."""
+        held = (vars(layer) for layer in self._cache.layers)
+        others = [value for each in held for name, value in each.items() if name not in ("keys", "values")]
+        # Linear attention keeps its states in dictionaries, one entry per kind of state.
+        flat = [part for value in others for part in (value.values() if isinstance(value, dict) else [value])]
+        return [self._slot, self._positions, self._mask, *(each for each in flat if isinstance(each, torch.Tensor))]
+
+    def prefill(
+        self, inputs: dict[str, Any], max_new_tokens: int, check: Check, media: str
+    ) -> tuple[int, torch.Tensor]:
+        """Run the prompt into the cache; nothing of an earlier one is used: recurrent states cannot be cut."""
+        from transformers import StaticCache
+
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        batch, length = ids.shape
+        needed = capacity_for(length + max_new_tokens)
+        if self._cache is None or self._batch != batch or self._capacity < needed:
+            self._cache = None
+            self._cache = StaticCache(config=self._model.config, max_cache_len=needed)
+            self._capacity, self._batch = needed, batch
+            self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
+            self._mask = torch.zeros(batch, 1, 1, needed, dtype=torch.bool, device=ids.device)
+            self._positions = torch.empty(0)
+            self.version += 1
+        self._cache.reset()
+        positions = self._model._prepare_position_ids_for_generation(ids, dict(inputs))
+        given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        with checked(self._model, check):
+            made = self._model(
+                **given,
+                attention_mask=None if bool(mask.all()) else mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        following = positions[..., -1:] + 1
+        if self._positions.shape != following.shape:
+            self._positions = following.clone()
+        self._positions.copy_(following)
+        self._mask.zero_()[:, 0, 0, :length] = mask.bool()
+        self._slot.fill_(length)
+        self._filled = length
+        return 0, made.logits[:, -1].float()
+
+    def make_room(self) -> None:
+        """The cache was made for the longest answer."""
+
+    def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
+        """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
+        self._mask.index_fill_(3, self._slot, True)
+        made = self._model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return made.logits[:, -1]
+
+    def count_on_device(self) -> None:
+        self._positions.add_(1)
+        self._slot.add_(1)
+
+    def count_on_host(self) -> None:
+        self._filled += 1
+
+    def span(self) -> int:
+        """transformers attends to the whole cache."""
+        return self._capacity
+
+    def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
+        """Nothing is kept but the cache's memory."""

@@ -1,0 +1,55 @@
+"""The last tier: transformers' generate(), with our sampling and our watcher in its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .prefill import Check, checked
+from .rows import Rows
+from .sampling import Chooser
+
+
+def generate(
+    model: Any, inputs: dict[str, Any], max_new_tokens: int, choose: Chooser, rows: Rows, check: Check
+) -> None:
+    """Fill the rows until all have ended or max_new_tokens is reached."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    with checked(model, check) as unhook:
+        model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            logits_processor=LogitsProcessorList([_OnlyChosen(choose)]),
+            stopping_criteria=StoppingCriteriaList([_Report(rows, unhook)]),
+        )
+
+
+class _OnlyChosen:
+    """Our sampling as a logits processor: everything but the chosen token is masked, and arg-max takes what is left.
+
+    generate()'s own sampling draws from torch's global generator, which other nodes seed and use.
+    """
+
+    def __init__(self, choose: Chooser) -> None:
+        self._choose = choose
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, float("-inf")).scatter(1, self._choose(scores)[:, None], 0.0)
+
+
+class _Report:
+    """A stopping criterion that never stops: generate() calls it once a token."""
+
+    def __init__(self, rows: Rows, at_first: Callable[[], None]) -> None:
+        self._rows = rows
+        self._at_first = at_first
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if not self._rows.steps:
+            self._at_first()
+        self._rows.push(input_ids[:, -1].tolist())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

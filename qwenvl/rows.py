@@ -1,0 +1,69 @@
+"""What a generation collects: the tokens of each row, when they came, and how they were made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+# Called with the new tokens of each row as soon as they are known; raising in it stops the loop.
+OnTokens = Callable[[Sequence[Sequence[int]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The new token ids of each row, the one that ended it left out, and how they were made."""
+
+    rows: tuple[tuple[int, ...], ...]
+    prefill_s: float
+    decode_s: float
+    steps: int
+    tier: str
+    tier_reason: str
+    reused_tokens: int = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of a single row."""
+        (row,) = self.rows
+        return row
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of one row per second of the loop alone: the first token belongs to the prefill."""
+        return self.steps / self.decode_s if self.steps and self.decode_s > 0 else 0.0
+
+
+class Rows:
+    """Collects the tokens of each row, tells of them, and takes the times."""
+
+    def __init__(self, batch: int, end_ids: frozenset[int], on_tokens: OnTokens) -> None:
+        # With the token that ended a row, as the model was given it.
+        self.all_ids: list[list[int]] = [[] for _ in range(batch)]
+        self.steps = 0
+        self._ended = [False] * batch
+        self._end_ids = end_ids
+        self._on_tokens = on_tokens
+        self._start = self._first = self._last = time.perf_counter()
+
+    def push(self, tokens: list[int]) -> bool:
+        """Take the next token of each row; returns whether all rows have ended."""
+        self._last = time.perf_counter()
+        if not self.steps:
+            self._first = self._last
+        self.steps += 1
+        new: list[list[int]] = [[] for _ in tokens]
+        for row, token in enumerate(tokens):
+            if self._ended[row]:
+                continue
+            self.all_ids[row].append(token)
+            self._ended[row] = token in self._end_ids
+            if not self._ended[row]:
+                new[row].append(token)
+        self._on_tokens(new)
+        return all(self._ended)
+
+    def generation(self, tier: str, reason: str, reused: int) -> Generation:
+        ids = tuple(tuple(row[:-1] if ended else row) for row, ended in zip(self.all_ids, self._ended, strict=True))
+        prefill, loop = self._first - self._start, self._last - self._first
+        return Generation(ids, prefill, loop, self.steps - 1, tier, reason, reused)
