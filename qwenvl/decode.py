@@ -130,19 +130,20 @@ class Decoder:
         """
         batch = len(tokens)
         static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
-        later = ReadLater(batch, LAG)
+        later: ReadLater | None = None
         ended = False
         for _ in range(rows.steps, sampling.max_new_tokens):
             lanes.make_room()
             step = self._captured_step(lanes, static, sampling, choose)
             if step is None:
                 break
+            later = later or ReadLater(batch, LAG)
             step()
             lanes.count_on_host()
             later.send(static)
             if later.waiting > LAG and (ended := rows.push(later.take())):
                 return True, static
-        while later.waiting and not ended:
+        while later and later.waiting and not ended:
             ended = rows.push(later.take())
         return ended, static
 

@@ -81,6 +81,7 @@ class DenseStep:
         self._eager = attention == "eager"
         self._fused_norm = self._embed.is_cuda if fused_norm is None else fused_norm
         self._eps = config.rms_norm_eps
+        self._eps_tensor = torch.tensor(self._eps, device=self.device)
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // self._heads
@@ -189,9 +190,10 @@ class DenseStep:
         if self._fused_norm:
             normed = F.rms_norm(x, x.shape[-1:], weight if weight.ndim == 1 else None, self._eps)
             return normed if weight.ndim == 1 else normed.mul_(weight)
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(self._eps).rsqrt_()
-        return (wide * scale).to(x.dtype).mul_(weight)
+        # The root of the sum of squares is one call where their mean is three.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self._eps_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).to(x.dtype).mul_(weight)
 
     def _read(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp

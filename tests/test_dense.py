@@ -2,9 +2,9 @@ import pytest
 import tiny
 import torch
 from conftest import draw
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.launches import Launches
 from qwenvl.capabilities import Machine, machine
 from qwenvl.decode import Decoder
 from qwenvl.dense import DenseStep, text_stack, why_not_dense
@@ -18,8 +18,6 @@ CPU = Machine("cpu", torch.float32, "")
 FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # What makes the host wait for the device, by the name of the operator.
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2", "item"}
-# Calls that start no kernel: they make views or ask for sizes.
-VIEWS = {"view", "reshape", "chunk", "transpose", "expand", "__getitem__", "__get__", "size", "t", "contiguous", "dim"}
 
 
 def ignore(*_):
@@ -56,20 +54,6 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._schema.name.removeprefix("aten::") in WAITS:
             self.found.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
-class Launches(TorchFunctionMode):
-    """Counts the calls that start a kernel on a GPU, where F.rms_norm and attention are one each."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", str(func))
-        if name not in VIEWS:
-            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 

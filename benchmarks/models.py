@@ -1,0 +1,139 @@
+"""Qwen3-VL of real shapes with random weights, and prompts for them: speed does not depend on what weights say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IMAGE, VIDEO, VISION_START, VISION_END = 5, 6, 7, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of the text stack and of the vision tower; 2b, 4b and 8b are those of Qwen3-VL."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    vision_hidden: int
+    vision_intermediate: int
+    vision_layers: int
+    vision_heads: int
+
+
+SHAPES = {
+    "nano": Shape(64, 128, 28, 2, 1, 64, 2048, True, 64, 256, 4, 4),
+    "small": Shape(256, 768, 28, 4, 2, 64, 8192, True, 64, 256, 4, 4),
+    "2b": Shape(2048, 6144, 28, 16, 8, 128, 151936, True, 1024, 4096, 24, 16),
+    "4b": Shape(2560, 9728, 36, 32, 8, 128, 151936, True, 1024, 4096, 24, 16),
+    "8b": Shape(4096, 12288, 36, 32, 8, 128, 151936, False, 1152, 4304, 27, 16),
+}
+
+
+def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
+    """The model, its weights drawn on the device. It never ends a text by itself."""
+    from transformers import AutoModelForImageTextToText
+
+    config = _config(shape)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), _no_init():
+            model = AutoModelForImageTextToText.from_config(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    random = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(False)
+            if weight.ndim == 1:
+                weight.fill_(1.0 if name.endswith("norm.weight") or "norm" in name else 0.0)
+            else:
+                weight.uniform_(-0.05, 0.05, generator=random)
+    model.tie_weights()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def prompt(model: Any, image_side: int, text_tokens: int) -> dict[str, torch.Tensor]:
+    """generate()'s keywords for a square picture of so many 16-pixel patches a side, and random text after it."""
+    random = torch.Generator().manual_seed(0)
+    text = torch.randint(20, model.config.text_config.vocab_size, (text_tokens,), generator=random)
+    picture = torch.full((image_side**2 // 4,), IMAGE)
+    ids = torch.cat([text[:8], torch.tensor([VISION_START]), picture, torch.tensor([VISION_END]), text[8:]])[None]
+    pixels = torch.randn(image_side**2, 3 * 2 * 16 * 16, generator=random)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pixels.to(model.dtype),
+        "image_grid_thw": torch.tensor([[1, image_side, image_side]]),
+    }
+    if _wants_token_types():
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def bytes_per_token(model: Any, context: int) -> int:
+    """What one step must read: every weight of the text stack and the head, and the keys and values so far."""
+    stack, config = model.model.language_model, model.config.text_config
+    weights = [*stack.layers.parameters(), model.get_output_embeddings().weight]
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
+    return sum(weight.numel() * weight.element_size() for weight in weights) + cache * model.dtype.itemsize
+
+
+def _config(shape: Shape) -> Any:
+    from transformers import Qwen3VLConfig
+
+    section = {64: [12, 10, 10], 128: [24, 20, 20]}[shape.head_dim]
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": section, "mrope_interleaved": True}
+    text = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 65536,
+        "rope_scaling": rope,
+        "rope_theta": 5e6,
+        "tie_word_embeddings": shape.tied,
+    }
+    vision = {
+        "depth": shape.vision_layers,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_intermediate,
+        "num_heads": shape.vision_heads,
+        "out_hidden_size": shape.hidden,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [1, 2, 3] if shape.vision_layers < 24 else [5, 11, 17],
+    }
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    ids |= {"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.tied, **ids)
+
+
+def _no_init() -> Any:
+    """Weights are drawn afterwards: transformers' own drawing takes minutes for billions of them."""
+    from transformers import modeling_utils
+
+    if hasattr(modeling_utils, "no_init_weights"):
+        return modeling_utils.no_init_weights()
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
+def _wants_token_types() -> bool:
+    import transformers
+
+    return not transformers.__version__.startswith("4.")
