@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import catalog, decode, download, host, loader, media, prompt
 from .cache import ModelCache
 from .capabilities import machine
 from .log import log
 from .request import LoadSpec, Request, Result, Stats
+from .rows import Generation
 
 
 class NoAnswerError(RuntimeError):
@@ -76,26 +77,40 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         )
     watch.end(text)
     stats = Stats(
-        model=request.load.model,
-        device=model.machine.device,
-        dtype=str(model.machine.dtype).removeprefix("torch."),
-        quantization=model.plan.quantization,
-        attention=model.plan.attention,
-        fallbacks=model.plan.fallbacks,
+        **_loaded(model),
+        **_generated(made, prepared_s),
         seed=seed,
         prompt_tokens=question.tokens,
-        new_tokens=len(made.ids),
         load_s=load_s,
-        first_token_s=prepared_s + made.prefill_s,
-        prefill_s=made.prefill_s,
-        decode_tokens_per_s=made.tokens_per_s,
-        reused_tokens=made.reused_tokens,
-        tier=made.tier,
-        tier_reason=made.tier_reason,
         total_s=time.perf_counter() - start,
     )
     log.info("%s", stats)
     return Result(text, thinking, stats)
+
+
+def _loaded(model: loader.ModelHandle) -> dict[str, Any]:
+    """The statistics of the load."""
+    return {
+        "model": model.spec.model,
+        "device": model.machine.device,
+        "dtype": str(model.machine.dtype).removeprefix("torch."),
+        "quantization": model.plan.quantization,
+        "attention": model.plan.attention,
+        "fallbacks": model.plan.fallbacks,
+    }
+
+
+def _generated(made: Generation, prepared_s: float) -> dict[str, Any]:
+    """The statistics of the generation."""
+    return {
+        "new_tokens": len(made.ids),
+        "first_token_s": prepared_s + made.prefill_s,
+        "prefill_s": made.prefill_s,
+        "decode_tokens_per_s": made.tokens_per_s,
+        "reused_tokens": made.reused_tokens,
+        "tier": made.tier,
+        "tier_reason": made.tier_reason,
+    }
 
 
 def _load(spec: LoadSpec) -> loader.ModelHandle:
@@ -109,7 +124,10 @@ def _load(spec: LoadSpec) -> loader.ModelHandle:
         download.fetch(model.repo_id, folder)
     host.make_room(download.weight_bytes(folder))
     handle = loader.load(spec, folder, machine(host.device()))
-    handle.decoder = decode.Decoder(handle.model, handle.plan.attention)
+    decoder = decode.Decoder(handle.model, handle.plan.attention)
+    if decoder.tier_reason:
+        log.info("%s makes its tokens by the %s: %s", spec.model, decoder.tier, decoder.tier_reason)
+    handle.decoder = decoder
     return handle
 
 

@@ -7,6 +7,7 @@ from transformers.cache_utils import StaticLayer
 from qwenvl.capabilities import Machine
 from qwenvl.decode import Decoder
 from qwenvl.loader import load
+from qwenvl.media import Video
 from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
 
@@ -84,6 +85,17 @@ def test_256_tokens_of_five_models_of_each_family_are_those_of_generate(family, 
     made = Decoder(handle.model, "sdpa").generate(inputs, sampling, None, ignore, ignore)
     assert made.tier == "own step"
     assert made.rows == by_transformers(handle.model, inputs, 256)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_path):
+    handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
+    frames = torch.randint(0, 255, (6, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video = Video(frames.numpy(), (0.0, 0.5, 1.0, 2.0, 2.5, 3.0), 3.5)
+    request = Request(handle.spec, "What happens?")
+    inputs = encode(handle, request, [draw("circle", "red", "blue")], video).inputs
+    made = Decoder(handle.model, "sdpa").generate(inputs, GREEDY, None, ignore, ignore)
+    assert made.rows == by_transformers(handle.model, inputs)
 
 
 def batch_of(handle):

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "rows": LOW,
     "plain": LOW | {"prefill", "rows", "sampling"},
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
-    "pipeline": LOW | {"cache", "loader", "prompt", "decode", "media", "capabilities", "catalog", "download", "host"},
+    "pipeline": LOW
+    | {"rows", "cache", "loader", "prompt", "decode", "media", "capabilities", "catalog", "download", "host"},
     "__main__": LOW | {"pipeline", "cache", "catalog"},
 }
 STANDARD_ONLY = {"request", "log", "catalog"}
