@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .qwenvl import catalog
 from .qwenvl.cache import ModelCache
-from .qwenvl.host import NodeWatch
+from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
-from .qwenvl.request import ATTENTIONS, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
+from .qwenvl.request import ATTENTIONS, QUANTIZATIONS, RANGES, RELEASES, LoadSpec, Request, Sampling
 
-MODELS = ModelCache()
+MODELS = ModelCache(memory_manager())
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = "The model's answer, without its thinking and without control tokens."
@@ -96,6 +97,12 @@ VIDEO: Widget = (
         "tooltip": "Path of a video file. The model sees a frame a second, from 4 to 64 of them.",
     },
 )
+RELEASE = _choice(
+    RELEASES,
+    RELEASES[0],
+    "When a model that is kept loaded gives its memory back: when another node needs it; when everything of this "
+    "prompt is done; or at once, like keep_model_loaded off.",
+)
 # The picture inputs of both generations of workflows, in the order in which they are shown.
 PICTURES = ("image", "image1", "image2", "image3", "image4")
 
@@ -106,6 +113,11 @@ def _model(names: dict[str, catalog.Model]) -> Widget:
         next(iter(names)),
         "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack.",
     )
+
+
+def _watch_over(node: QwenVL | Qwen) -> None:
+    """Models that wait in RAM go with the node: "Free model and node cache" tells nobody but drops every node."""
+    weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
 def _problem(model: str | None, quantization: str | None, attention_mode: str | None) -> str | None:
@@ -136,7 +148,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, widgets: dict[str, Any]) -
         images={name: values[name] for name in PICTURES if values.get(name) is not None},
         video_path=values.get("video_path", "").strip(),
         sampling=Sampling(**{name: values[name] for name in SAMPLING}),
-        keep_loaded=values["keep_model_loaded"],
+        release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
     )
     return run(request, node.models, NodeWatch(request.sampling.max_new_tokens)).text
 
@@ -155,6 +167,9 @@ class QwenVL:
     SEARCH_ALIASES = ("caption", "describe", "vlm", "interrogate", "image to prompt")
 
     models: ClassVar[ModelCache] = MODELS
+
+    def __init__(self) -> None:
+        _watch_over(self)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Widget]]:
@@ -175,6 +190,7 @@ class QwenVL:
                 "image3": PICTURE,
                 "image4": PICTURE,
                 "video_path": VIDEO,
+                "release": RELEASE,
             },
         }
 
@@ -229,6 +245,9 @@ class Qwen:
 
     models: ClassVar[ModelCache] = MODELS
 
+    def __init__(self) -> None:
+        _watch_over(self)
+
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Widget]]:
         return {
@@ -241,7 +260,8 @@ class Qwen:
                 "keep_model_loaded": KEEP_LOADED,
                 "bypass": BYPASS,
                 **SAMPLING,
-            }
+            },
+            "optional": {"release": RELEASE},
         }
 
     @classmethod

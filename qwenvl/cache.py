@@ -1,12 +1,14 @@
-"""ModelCache: the only owner of models."""
+"""ModelCache: the only owner of models. Which of them stay is decided together with ComfyUI's memory manager."""
 
 from __future__ import annotations
 
 import gc
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, Protocol
 
 import torch
 
@@ -15,51 +17,173 @@ from .log import log
 from .request import LoadSpec
 
 
-class ModelCache:
-    """Holds one model at a time, keyed by what was asked for."""
-
-    def __init__(self) -> None:
-        self._handle: ModelHandle | None = None
-        self._lock = threading.RLock()
-
-    def turn(self, keep: bool) -> _Turn:
-        """A with-block in which one run has the cache to itself.
-
-        At its end, error or not, the frames of a failed run are cleared, and without keep the model goes.
-        The block must not hold a model in a variable of its own: call a function that does.
-        """
-        return _Turn(self, keep)
-
-    def get(self, spec: LoadSpec, load: Callable[[LoadSpec], ModelHandle]) -> ModelHandle:
-        """The model of that spec: the one held, or what load returns, after the one held has gone."""
-        # Keyed by what was asked, not by what was loaded: a 4bit request that fell back must hit the
-        # cache next time, not load the same weights again on every run.
-        if self._handle is None or self._handle.spec != spec:
-            self.clear()
-            self._handle = load(spec)
-        return self._handle
+class Source(Protocol):
+    """Where a model comes from: source.py, or a test's stand-in for it."""
 
     @property
-    def held(self) -> LoadSpec | None:
-        """What is in memory now."""
-        return self._handle.spec if self._handle else None
+    def spec(self) -> LoadSpec: ...
+
+    def size(self) -> int:
+        """Bytes of its weights on the device."""
+
+    def load(self) -> ModelHandle:
+        """Read it."""
+
+    def park(self, handle: ModelHandle) -> Callable[[], ModelHandle] | None:
+        """Move its weights to RAM; returns what brings them back, or None where it must go."""
+
+
+class Resident:
+    """A model that may be in memory: where it comes from, how large it is, and its handle while it is there."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.spec: LoadSpec = source.spec
+        self.size: int = source.size()
+        self.handle: ModelHandle | None = None
+        self.used_at = 0.0
+        self._parked: Callable[[], ModelHandle] | None = None
+
+    def bring(self) -> None:
+        """Have it on its device: read from disk, or back from RAM."""
+        if self.handle is None:
+            bring_back, self._parked = self._parked, None
+            self.handle = bring_back() if bring_back else self.source.load()
+
+    def give_way(self, for_good: bool = False) -> None:
+        """Leave the device for others: to RAM where that is allowed and there is room for it, else for good."""
+        if for_good:
+            self._parked = None
+        if self.handle is None:
+            return
+        start = time.perf_counter()
+        device = self.handle.machine.device
+        self._parked = None if for_good else self.source.park(self.handle)
+        self.handle = None
+        _give_back(device)
+        seconds = time.perf_counter() - start
+        log.info("%s %s in %.1f s", self.spec.model, "moved to RAM" if self._parked else "unloaded", seconds)
+
+    @property
+    def parked(self) -> bool:
+        """Whether its weights wait in RAM."""
+        return self._parked is not None
+
+
+class Memory(Protocol):
+    """Who decides what stays on the device."""
+
+    def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
+        """Make room for the model and a request, and have the model loaded."""
+
+    def make_room(self, resident: Resident, request_bytes: int) -> None:
+        """Free memory for a request of a model that is loaded."""
+
+    def forget(self, resident: Resident) -> None:
+        """The model is gone."""
+
+
+class OneAtATime:
+    """Without ComfyUI: a model goes before the next one comes."""
+
+    def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
+        for other in others:
+            other.give_way()
+        resident.bring()
+
+    def make_room(self, resident: Resident, request_bytes: int) -> None:
+        """There is nothing else to move."""
+
+    def forget(self, resident: Resident) -> None:
+        """Nobody else knows of it."""
+
+
+class ModelCache:
+    """Models by what was asked for.
+
+    Args:
+        memory: who decides what stays.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory or OneAtATime()
+        self._residents: dict[LoadSpec, Resident] = {}
+        self._lock = threading.RLock()
+
+    def turn(self, spec: LoadSpec, keep: bool) -> _Turn:
+        """A with-block in which one run has the cache to itself.
+
+        At its end, error or not, the frames of a failed run are cleared, and without keep the spec's model goes.
+        The block must not hold a model in a variable of its own: call a function that does.
+        """
+        return _Turn(self, spec, keep)
+
+    def source(self, spec: LoadSpec) -> Any:
+        """Where a model that is known here comes from; None for one that is not."""
+        resident = self._residents.get(spec)
+        return None if resident is None else resident.source
+
+    def get(self, source: Source, request_bytes: int = 0) -> ModelHandle:
+        """The source's model on its device, loaded where it is not, with room for a request beside it."""
+        # Keyed by what was asked, not by what was loaded: a 4bit request that fell back must hit the
+        # cache next time, not load the same weights again on every run.
+        spec = source.spec
+        resident = self._residents.get(spec)
+        if resident is None:
+            resident = self._residents[spec] = Resident(source)
+        others = [each for each in self._residents.values() if each is not resident]
+        try:
+            self._memory.bring(resident, others, request_bytes)
+        finally:
+            if resident.handle is None:
+                self.forget(spec)
+        resident.used_at = time.monotonic()
+        if resident.handle is None:
+            raise RuntimeError(f"{spec.model} was loaded and taken away again before it could be used.")
+        return resident.handle
+
+    def make_room(self, spec: LoadSpec, request_bytes: int) -> None:
+        """Free memory for a request of the spec's model, which is loaded."""
+        self._memory.make_room(self._residents[spec], request_bytes)
+
+    @property
+    def held(self) -> list[LoadSpec]:
+        """What is on a device now, least recently used first."""
+        loaded = [each for each in self._residents.values() if each.handle is not None]
+        return [each.spec for each in sorted(loaded, key=lambda each: each.used_at)]
+
+    def forget(self, spec: LoadSpec, unless_used_after: float | None = None) -> None:
+        """Let one model go, from its device and from RAM.
+
+        Args:
+            unless_used_after: a time.monotonic() after which a run makes this void.
+        """
+        with self._lock:
+            resident = self._residents.get(spec)
+            if resident is None or (unless_used_after is not None and resident.used_at > unless_used_after):
+                return
+            del self._residents[spec]
+            resident.give_way(for_good=True)
+            self._memory.forget(resident)
+
+    def forget_parked(self) -> None:
+        """Let go of what waits in RAM."""
+        with self._lock:
+            for resident in list(self._residents.values()):
+                if resident.parked:
+                    self.forget(resident.spec)
 
     def clear(self) -> None:
-        """Let the model go and give its memory back to the device."""
-        if self._handle is None:
-            return
-        name, device = self._handle.spec.model, self._handle.machine.device
-        self._handle = None
-        # transformers models hold reference cycles, so without this they would stay until the next collection.
-        gc.collect()
-        if empty_cache := getattr(getattr(torch, device.split(":")[0], None), "empty_cache", None):
-            empty_cache()
-        log.info("unloaded %s", name)
+        """Let all models go."""
+        with self._lock:
+            for spec in list(self._residents):
+                self.forget(spec)
 
 
 class _Turn:
-    def __init__(self, cache: ModelCache, keep: bool) -> None:
+    def __init__(self, cache: ModelCache, spec: LoadSpec, keep: bool) -> None:
         self._cache = cache
+        self._spec = spec
         self._keep = keep
 
     def __enter__(self) -> None:
@@ -71,8 +195,9 @@ class _Turn:
         try:
             if error is not None:
                 _clear_frames(error)
+                gc.collect()  # what a load that failed half-way left behind
             if not self._keep:
-                self._cache.clear()
+                self._cache.forget(self._spec)
         finally:
             self._cache._lock.release()
 
@@ -82,3 +207,11 @@ def _clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def _give_back(device: str) -> None:
+    """Return freed memory to the device, so that others, ComfyUI's own count among them, see it."""
+    # transformers' models hold reference cycles, so without this they would stay until the next collection.
+    gc.collect()
+    if empty_cache := getattr(getattr(torch, device.split(":")[0], None), "empty_cache", None):
+        empty_cache()

@@ -100,6 +100,14 @@ class Decoder:
                 self._lanes.finish(inputs, rows.all_ids, media)
         return rows.generation(self.tier, self.tier_reason, reused)
 
+    def drop_buffers(self) -> None:
+        """Give back everything but the weights."""
+        self._steps.clear()
+        self._choosers.clear()
+        self._tokens.clear()
+        if self._lanes is not None:
+            self._lanes.drop()
+
     def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
         """One for each kind of sampling: captured steps go on using its tensors."""
         key = (batch, *Chooser.kind(sampling))

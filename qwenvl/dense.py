@@ -242,6 +242,12 @@ def _fuse(*modules: nn.Linear) -> nn.Linear | None:
     return fused
 
 
+def release_fused(model: nn.Module) -> None:
+    """Let go of the fused tensors, so that the model's own weights can be moved apart."""
+    for module in model.modules():
+        vars(module).pop("_fused_into", None)
+
+
 def _transposed(module: nn.Linear) -> torch.Tensor | None:
     return module.weight.t() if _is_plain(module) and module.bias is None else None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .log import log
 
@@ -24,9 +26,12 @@ def why_incomplete(folder: Path) -> str | None:
     return _why_not_whole(folder)
 
 
-def weight_bytes(folder: Path) -> int:
-    """Size of all weight files."""
-    return sum(path.stat().st_size for path in _weight_files(folder))
+def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and header (dtype, shape, data_offsets) of every tensor of a whole model."""
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
 def fetch(repo_id: str, folder: Path) -> None:

@@ -108,5 +108,10 @@ class CachedLanes:
         """transformers attends to the whole cache."""
         return self._capacity
 
+    def drop(self) -> None:
+        """Give the cache back."""
+        self._cache = None
+        self.version += 1
+
     def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
         """Nothing is kept but the cache's memory."""

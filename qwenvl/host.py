@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 try:
     import comfy.model_management as memory
+except ModuleNotFoundError:  # the command line, the tests, the benchmarks
+    memory = None
+else:
     import comfy.utils
     import folder_paths
+    from comfy.model_patcher import ModelPatcher
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
-except ImportError:  # the command line, the tests, the benchmarks
-    memory = None
+
+_Base: Any = object if memory is None else ModelPatcher
 
 MODEL_FOLDER = "LLM"
 _PACK = Path(__file__).resolve().parent.parent
 # A text event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
+# ComfyUI tells nobody that a prompt has ended, so its queue is looked at this often while somebody wants to know.
+PROMPT_POLL_S = 0.25
 
 
 def model_roots() -> list[Path]:
@@ -39,10 +49,120 @@ def device() -> str | None:
     return None if memory is None else str(memory.get_torch_device())
 
 
-def make_room(size: int) -> None:
-    """Ask ComfyUI to move its own models out of the way until `size` bytes are free on its device."""
+def free_bytes(device: str) -> int:
+    """What can still be allocated there: on the device, or in RAM."""
     if memory is not None:
-        memory.free_memory(size, memory.get_torch_device())
+        return int(memory.get_free_memory(torch.device(device)))
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return free_ram()
+
+
+def free_ram() -> int:
+    """Bytes of RAM that can be had without swapping."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def memory_manager() -> ComfyMemory | None:
+    """What a model cache registers its models with; None without ComfyUI."""
+    return None if memory is None else ComfyMemory()
+
+
+class _Holder(torch.nn.Module):
+    """What ComfyUI takes for the model: it sets attributes that a transformers model refuses."""
+
+    device: torch.device
+
+
+class _Patcher(_Base):
+    """One of our models as ComfyUI's memory manager sees it: on its device, or not at all."""
+
+    def __init__(self, resident: Any, device: torch.device) -> None:
+        super().__init__(_Holder(), load_device=device, offload_device=torch.device("cpu"), size=resident.size)
+        self.resident = resident
+        # How many of ours were used after this one. ComfyUI evicts first what is least completely loaded, so a
+        # missing byte for each makes it take the least recently used first.
+        self.age = 0
+
+    def loaded_size(self) -> int:
+        return self.size - self.age if self.resident.handle is not None else 0
+
+    def current_loaded_device(self) -> torch.device:
+        return self.load_device if self.resident.handle is not None else self.offload_device
+
+    def partially_load(self, device_to: torch.device, extra_memory: int = 0, force_patch_weights: bool = False) -> int:
+        self.resident.bring()
+        self.model.device = device_to
+        self.model.model_loaded_weight_memory = self.size
+        return self.size
+
+    def partially_unload(self, *_: Any, **__: Any) -> int:
+        return 0  # nothing by halves: ComfyUI then calls detach
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        # Without unpatch_all it is bookkeeping, which happens at every use.
+        if unpatch_all:
+            self.resident.give_way()
+            self.model.device = self.offload_device
+            self.model.model_loaded_weight_memory = 0
+        return self.model
+
+
+class ComfyMemory:
+    """Our models among ComfyUI's own: it makes room for them, and takes them away when others need it."""
+
+    def __init__(self) -> None:
+        # ComfyUI itself holds them by weak references only.
+        self._patchers: dict[Any, _Patcher] = {}
+
+    def bring(self, resident: Any, others: list[Any], request_bytes: int) -> None:
+        """Make room for the model and a request, and have the model loaded."""
+        place = memory.get_torch_device()
+        if place.type == "cpu":
+            self._make_room_in_ram(resident, others, request_bytes)
+        patcher = self._patchers.get(resident.spec)
+        if patcher is None:
+            patcher = self._patchers[resident.spec] = _Patcher(resident, place)
+        newest_first = sorted(others, key=lambda other: -other.used_at)
+        for age, other in enumerate([resident, *newest_first]):
+            if other.spec in self._patchers:
+                self._patchers[other.spec].age = age
+        memory.load_models_gpu([patcher], memory_required=request_bytes, force_full_load=True)
+
+    def make_room(self, resident: Any, request_bytes: int) -> None:
+        """Have so many bytes free beside the model, by moving everything else."""
+        own = [loaded for loaded in memory.current_loaded_models if loaded.model is self._patchers[resident.spec]]
+        memory.free_memory(request_bytes, memory.get_torch_device(), keep_loaded=own)
+
+    def forget(self, resident: Any) -> None:
+        """The model is gone: ComfyUI drops its entry when the patcher's holder is no more."""
+        self._patchers.pop(resident.spec, None)
+
+    def _make_room_in_ram(self, resident: Any, others: list[Any], request_bytes: int) -> None:
+        """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
+        needed = 0 if resident.handle is not None else resident.size
+        for other in sorted(others, key=lambda other: other.used_at):
+            if free_ram() > 1.1 * needed + request_bytes:
+                return
+            other.give_way(for_good=True)
+            self.forget(other)
+
+
+def when_prompt_ends(then: Callable[[], None]) -> None:
+    """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue."""
+    context = get_executing_context() if memory is not None else None
+    if context is None:
+        return
+    queue = PromptServer.instance.prompt_queue
+
+    def wait() -> None:
+        while any(item[1] == context.prompt_id for item in list(queue.currently_running.values())):
+            time.sleep(PROMPT_POLL_S)
+        then()
+
+    threading.Thread(target=wait, name="qwenvl-release", daemon=True).start()
 
 
 class NodeWatch:

@@ -95,11 +95,15 @@ class DenseLanes:
         """How many slots the next captured step attends to: the bucket that the text has reached."""
         return min(capacity_for(self.kv.filled + 1), self.kv.capacity)
 
+    def drop(self) -> None:
+        """Give the buffer back."""
+        self._kv = self._remembered = None
+        self.version += 1
+
     def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
         """Remember what the buffer holds, or give a large one back."""
         if self.kv.capacity > KEPT_CAPACITY:
-            self._kv = None
-            self.version += 1
+            self.drop()
         elif self.kv.batch == 1:
             prompt = inputs["input_ids"][0].tolist()
             self._remembered = _Remembered([*prompt, *ids[0]][: self.kv.filled], media)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import torch
 
 from .capabilities import Machine, why_no_bitsandbytes, why_no_flash_attention
+from .dense import release_fused
 from .log import log
 from .request import LoadSpec
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
+# A model is kept in RAM only where this many times its size is free.
+PARK_SHARE = 1.5
 
 
 class LoadError(RuntimeError):
@@ -102,6 +106,33 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         seconds,
     )
     return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds)
+
+
+def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None:
+    """Move a model's weights to RAM, which reads back many times faster than a disk.
+
+    Args:
+        free_ram: bytes.
+
+    Returns:
+        What brings it back to its device, or None where it must be dropped instead: bitsandbytes' weights cannot be
+        moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
+    """
+    size = sum(weight.numel() * weight.element_size() for weight in handle.model.parameters())
+    if handle.plan.quantization != "none" or handle.machine.device == "cpu" or free_ram < PARK_SHARE * size:
+        return None
+    # Its buffers and captured steps point to where the weights were.
+    handle.decoder = None
+    release_fused(handle.model)
+    handle.model.to("cpu")
+
+    def bring_back() -> ModelHandle:
+        start = time.perf_counter()
+        handle.model.to(handle.machine.device)
+        log.info("%s brought back from RAM in %.1f s", handle.spec.model, time.perf_counter() - start)
+        return handle
+
+    return bring_back
 
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}

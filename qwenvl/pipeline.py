@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from . import catalog, decode, download, host, loader, media, prompt
+from . import host, media, prompt
+from .budget import is_out_of_memory, prompt_tokens
 from .cache import ModelCache
-from .capabilities import machine
+from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
-from .request import LoadSpec, Request, Result, Stats
+from .request import RELEASES, Request, Result, Stats
 from .rows import Generation
+from .source import find_source
+
+_, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 
 
 class NoAnswerError(RuntimeError):
@@ -36,12 +41,16 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     """Answer one request.
 
     Raises:
-        ValueError, RuntimeError: the subclasses of media, catalog, download, loader and prompt, which say
+        ValueError, RuntimeError: the subclasses of media, catalog, download, loader, prompt and budget, which say
             what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
     """
     # The frame that holds the model is _answer's, and it has ended when the turn gives the memory back.
-    with models.turn(keep=request.keep_loaded):
-        return _answer(request, models, watch)
+    with models.turn(request.load, keep=request.release != AFTER_THE_NODE):
+        result = _answer(request, models, watch)
+    if request.release == AFTER_THE_PROMPT:
+        used_at = time.monotonic()
+        host.when_prompt_ends(lambda: models.forget(request.load, unless_used_after=used_at))
+    return result
 
 
 def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
@@ -52,24 +61,26 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     watch.check()
 
     before_load = time.perf_counter()
-    model = models.get(request.load, _load)
+    source = models.source(request.load) or find_source(request.load)
+    tokens = prompt_tokens(request.system + request.text, pictures, video, PICTURE_PIXELS[1])
+    need = source.request_bytes(tokens + request.sampling.max_new_tokens, tokens)
+    model = models.get(source, need)
     load_s = time.perf_counter() - before_load
     watch.check()
 
     question = prompt.encode(model, request, pictures, video)
     watch.check()
 
-    stream = prompt.TextStream(model.tokenizer)
     seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
     prepared_s = time.perf_counter() - start - load_s
+    made, written = _generate(model, question, request, seed, watch)
+    if made is None:
+        models.make_room(request.load, need)
+        made, written = _generate(model, question, request, seed, watch)
+    if made is None:
+        raise source.out_of_memory("answer", need)
 
-    def on_tokens(rows: Sequence[Sequence[int]]) -> None:
-        stream.push(rows[0])
-        watch.update(stream.tokens, stream.text)
-
-    made = model.decoder.generate(question.inputs, request.sampling, seed, on_tokens, watch.check, question.media)
-
-    thinking, text = prompt.split_thinking(stream.end(), question.thinks)
+    thinking, text = prompt.split_thinking(written, question.thinks)
     if text is None:
         raise NoAnswerError(
             f"{request.load.model} was still thinking after {len(made.ids)} tokens, so there is no answer. "
@@ -88,7 +99,29 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     return Result(text, thinking, stats)
 
 
-def _loaded(model: loader.ModelHandle) -> dict[str, Any]:
+def _generate(
+    model: ModelHandle, question: prompt.Prompt, request: Request, seed: int | None, watch: Watch
+) -> tuple[Generation | None, str]:
+    """Tokens and text; None where memory ran out, with everything that was made for it given back."""
+    stream = prompt.TextStream(model.tokenizer)
+
+    def on_tokens(rows: Sequence[Sequence[int]]) -> None:
+        stream.push(rows[0])
+        watch.update(stream.tokens, stream.text)
+
+    try:
+        arguments = (question.inputs, request.sampling, seed, on_tokens, watch.check, question.media)
+        return model.decoder.generate(*arguments), stream.end()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("out of memory while answering: %s", str(error).splitlines()[0])
+        traceback.clear_frames(error.__traceback__)
+    model.decoder.drop_buffers()
+    return None, ""
+
+
+def _loaded(model: ModelHandle) -> dict[str, Any]:
     """The statistics of the load."""
     return {
         "model": model.spec.model,
@@ -111,24 +144,6 @@ def _generated(made: Generation, prepared_s: float) -> dict[str, Any]:
         "tier": made.tier,
         "tier_reason": made.tier_reason,
     }
-
-
-def _load(spec: LoadSpec) -> loader.ModelHandle:
-    """Find the model's folder, download it if there is none, make room, and read it."""
-    model, roots = catalog.find(spec.model), host.model_roots()
-    folder = catalog.locate(model, roots)
-    if folder is None:
-        folder = catalog.candidates(model, roots)[0]
-        if not model.repo_id:
-            raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
-        download.fetch(model.repo_id, folder)
-    host.make_room(download.weight_bytes(folder))
-    handle = loader.load(spec, folder, machine(host.device()))
-    decoder = decode.Decoder(handle.model, handle.plan.attention)
-    if decoder.tier_reason:
-        log.info("%s makes its tokens by the %s: %s", spec.model, decoder.tier, decoder.tier_reason)
-    handle.decoder = decoder
-    return handle
 
 
 def _drawn(seed: int) -> int:

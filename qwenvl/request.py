@@ -12,6 +12,8 @@ Attention = Literal["sdpa", "flash_attention_2", "eager", "auto"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 MAX_SEED = 2**64 - 1
+# When a model that is kept loaded goes. Keeping none loaded means the last.
+RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
 
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
@@ -78,7 +80,10 @@ class Request:
     images: Mapping[str, Any] = field(default_factory=dict)
     video_path: str = ""
     sampling: Sampling = Sampling()
-    keep_loaded: bool = True
+    release: str = RELEASES[0]
+
+    def __post_init__(self) -> None:
+        _one_of("release", self.release, RELEASES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,8 +25,93 @@ class Rejected(ValueError):  # noqa: N818
     """A prompt that ComfyUI answers with HTTP 400."""
 
 
+class ModelPatcher:
+    """What ComfyUI's memory manager asks of a model."""
+
+    def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device, size: int = 0) -> None:
+        self.model, self.load_device, self.offload_device, self.size = model, load_device, offload_device, size
+        self.model.device = offload_device
+        self.model.model_loaded_weight_memory = 0
+
+    def model_size(self) -> int:
+        return self.size
+
+    def loaded_size(self) -> int:
+        return self.model.model_loaded_weight_memory
+
+    def current_loaded_device(self) -> torch.device:
+        return self.model.device
+
+
+class LoadedModel:
+    """An entry of the list of loaded models: it holds the patcher weakly."""
+
+    def __init__(self, patcher: ModelPatcher) -> None:
+        self._patcher = weakref.ref(patcher)
+        self._holder = weakref.ref(patcher.model)
+        self.device = patcher.load_device
+
+    @property
+    def model(self) -> ModelPatcher:
+        return self._patcher()
+
+    @property
+    def dead(self) -> bool:
+        return self._holder() is None
+
+
+class Memory:
+    """ComfyUI's memory manager on a device of `total` bytes: what is asked of it, and whom it evicts in which order."""
+
+    RESERVED = 1_200 << 20  # what ComfyUI keeps for inference and for the system
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.total = 64 << 30
+        self.loaded: list[LoadedModel] = []
+        self.requests: list[int] = []
+
+    def free(self) -> int:
+        return self.total - sum(each.model.loaded_size() for each in self._living())
+
+    def load_models_gpu(
+        self, models: list[ModelPatcher], memory_required: int = 0, force_full_load: bool = False
+    ) -> None:
+        self.requests.append(memory_required)
+        for patcher in models:
+            known = [each for each in self._living() if each.model is patcher]
+            for each in known:
+                self.loaded.remove(each)
+                patcher.detach(unpatch_all=False)
+            there = patcher.current_loaded_device() == patcher.load_device
+            missing = patcher.model_size() - patcher.loaded_size() if there else patcher.model_size()
+            if patcher.load_device.type != "cpu":
+                self.free_memory(missing * 1.1 + max(self.RESERVED, memory_required), patcher.load_device)
+            patcher.partially_load(patcher.load_device, 10**32)
+            self.loaded.insert(0, LoadedModel(patcher))
+
+    def free_memory(self, size: float, device: torch.device, keep_loaded: list[LoadedModel] = ()) -> None:
+        def order(entry: LoadedModel) -> tuple[int, int]:
+            return entry.model.loaded_size() - entry.model.model_size(), entry.model.model_size()
+
+        for entry in sorted((each for each in self._living() if each not in keep_loaded), key=order):
+            if entry.device != device or self.free() > size:
+                continue
+            if size - self.free() < entry.model.loaded_size():
+                entry.model.partially_unload(entry.model.offload_device, size - self.free())
+            entry.model.detach(True)
+            self.loaded.remove(entry)
+
+    def unload_all_models(self) -> None:
+        self.free_memory(1e30, self.device)
+
+    def _living(self) -> list[LoadedModel]:
+        self.loaded[:] = [each for each in self.loaded if not each.dead]
+        return list(self.loaded)
+
+
 class ComfyDouble:
-    """Its state is what the tests look at: progress, texts, freed, and `interrupt_at` to press cancel at a token."""
+    """Its state is what the tests look at: progress, texts, memory, and `interrupt_at` to press cancel at a token."""
 
     def __init__(self, models_dir: Path) -> None:
         self.models_dir = models_dir
@@ -33,15 +119,19 @@ class ComfyDouble:
         self.executing = True
         self.interrupt_at: int | None = None
         self.cache: dict[Any, tuple] = {}
+        self.memory = Memory()
+        # What ComfyUI's queue is working on: number -> (priority, prompt id).
+        self.running: dict[int, tuple[int, str]] = {}
         self.reset()
 
     def reset(self) -> None:
         self.progress: list[tuple[int, int, str | None]] = []
         self.texts: list[tuple[str, str, str | None]] = []
-        self.freed: list[tuple[int, torch.device]] = []
         self.interrupted = False
         self.interrupt_at = None
         self.cache.clear()
+        self.memory.requests.clear()
+        self.running.clear()
 
     def install(self) -> None:
         """Put the modules where `import` finds them."""
@@ -98,6 +188,8 @@ class ComfyDouble:
             double.texts.append((text, node_id, sid))
 
         server = SimpleNamespace(last_node_id="7", client_id="browser", send_progress_text=send_progress_text)
+        queue = SimpleNamespace(currently_running=self.running)
+        server.prompt_queue = queue
         context = SimpleNamespace(node_id=self.node_id, prompt_id="p", list_index=None)
         return {
             "comfy": _module("comfy"),
@@ -105,9 +197,14 @@ class ComfyDouble:
                 "comfy.model_management",
                 InterruptProcessingException=InterruptProcessingException,
                 throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
-                get_torch_device=lambda: torch.device("cpu"),
-                free_memory=lambda size, device: double.freed.append((size, device)),
+                get_torch_device=lambda: double.memory.device,
+                get_free_memory=lambda device=None: double.memory.free(),
+                current_loaded_models=double.memory.loaded,
+                load_models_gpu=double.memory.load_models_gpu,
+                free_memory=double.memory.free_memory,
+                unload_all_models=double.memory.unload_all_models,
             ),
+            "comfy.model_patcher": _module("comfy.model_patcher", ModelPatcher=ModelPatcher),
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
             "comfy_execution": _module("comfy_execution"),
             "comfy_execution.utils": _module(

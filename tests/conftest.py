@@ -95,6 +95,7 @@ def comfy(_comfy_and_pack: tuple[ComfyDouble, ModuleType]) -> Iterator[ComfyDoub
     double.reset()
     yield double
     module.nodes.MODELS.clear()
+    double.memory.loaded.clear()
 
 
 @pytest.fixture

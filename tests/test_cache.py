@@ -1,10 +1,12 @@
 import gc
 import threading
+import time
 import weakref
 
 import pytest
 import torch
 
+from qwenvl.budget import OutOfMemoryError
 from qwenvl.cache import ModelCache
 from qwenvl.capabilities import Machine
 from qwenvl.loader import LoadPlan, ModelHandle
@@ -17,21 +19,38 @@ A, B = LoadSpec("a"), LoadSpec("b")
 class Loads:
     """Stands for the loader: makes real modules with a reference cycle, as transformers' models have, and counts."""
 
-    def __init__(self, plan=None):
+    def __init__(self, plan=None, parks=False):
         self.specs = []
         self.alive = []
-        self.plan = plan
+        self.plan = plan or LoadPlan("none", "sdpa")
+        self.parks = parks
 
-    def __call__(self, spec):
-        module = torch.nn.Linear(4, 4)
-        module.cycle = [module]
-        self.specs.append(spec)
-        self.alive.append(weakref.ref(module))
-        return ModelHandle(spec, self.plan or LoadPlan("none", "sdpa"), CPU, module, None, None, 0.0)
+    def source(self, spec, fails=None):
+        return _Source(self, spec, fails)
 
     @property
     def living(self):
         return sum(each() is not None for each in self.alive)
+
+
+class _Source:
+    def __init__(self, loads, spec, fails):
+        self.loads, self.spec, self.fails = loads, spec, fails
+
+    def size(self):
+        return 1000
+
+    def load(self):
+        if self.fails:
+            raise self.fails
+        module = torch.nn.Linear(4, 4)
+        module.cycle = [module]
+        self.loads.specs.append(self.spec)
+        self.loads.alive.append(weakref.ref(module))
+        return ModelHandle(self.spec, self.loads.plan, CPU, module, None, None, 0.0)
+
+    def park(self, handle):
+        return (lambda: handle) if self.loads.parks else None
 
 
 @pytest.fixture(autouse=True)
@@ -42,72 +61,72 @@ def no_collection_by_chance():
     gc.enable()
 
 
-def use(cache, spec, load):
+def use(cache, spec, loads):
     """What a run does: its frame holds the model only while it works."""
-    return cache.get(spec, load).spec
+    return cache.get(cache.source(spec) or loads.source(spec)).spec
+
+
+def run(cache, spec, loads, keep=True):
+    with cache.turn(spec, keep=keep):
+        use(cache, spec, loads)
 
 
 def test_the_second_run_with_the_same_settings_loads_nothing():
-    cache, load = ModelCache(), Loads()
+    cache, loads = ModelCache(), Loads()
     for _ in range(3):
-        with cache.turn(keep=True):
-            use(cache, A, load)
-    assert load.specs == [A]
+        run(cache, A, loads)
+    assert loads.specs == [A]
+    assert cache.held == [A]
 
 
 def test_a_request_that_fell_back_hits_the_cache_next_time():
-    cache, load = ModelCache(), Loads(LoadPlan("none", "sdpa", ("4bit is not possible here",)))
+    cache, loads = ModelCache(), Loads(LoadPlan("none", "sdpa", ("4bit is not possible here",)))
     for _ in range(3):
-        with cache.turn(keep=True):
-            use(cache, LoadSpec("a", "4bit"), load)
-    assert len(load.specs) == 1
+        run(cache, LoadSpec("a", "4bit"), loads)
+    assert len(loads.specs) == 1
 
 
-def test_the_old_model_is_gone_before_the_new_one_is_read():
-    cache, load = ModelCache(), Loads()
-    living = []
-
-    def second(spec):
-        living.append(load.living)
-        return load(spec)
-
-    with cache.turn(keep=True):
-        use(cache, A, load)
-    with cache.turn(keep=True):
-        use(cache, B, second)
+def test_without_comfyui_the_old_model_is_gone_before_the_new_one_is_read():
+    cache, loads = ModelCache(), Loads()
+    run(cache, A, loads)
+    source, living = loads.source(B), []
+    load = source.load
+    source.load = lambda: (living.append(loads.living), load())[1]
+    with cache.turn(B, keep=True):
+        cache.get(source)
     assert living == [0]
-    assert cache.held == B
+    assert cache.held == [B]
 
 
 def test_without_keep_the_model_is_gone_when_the_turn_ends():
-    cache, load = ModelCache(), Loads()
-    with cache.turn(keep=False):
-        use(cache, A, load)
-        assert load.living == 1
-    assert load.living == 0
-    assert cache.held is None
+    cache, loads = ModelCache(), Loads()
+    with cache.turn(A, keep=False):
+        use(cache, A, loads)
+        assert loads.living == 1
+    assert loads.living == 0
+    assert cache.held == []
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, OutOfMemoryError])
 def test_without_keep_the_model_is_gone_after_an_error_too(kind):
-    cache, load = ModelCache(), Loads()
+    cache, loads = ModelCache(), Loads()
 
     def fail():
-        handle = cache.get(A, load)
+        handle = cache.get(loads.source(A))
         raise kind(f"with {type(handle.model).__name__} in its frame")
 
     # The error is kept, as ComfyUI keeps it for its report: its traceback holds fail's frame.
-    with pytest.raises(kind) as caught, cache.turn(keep=False):
+    with pytest.raises(kind) as caught, cache.turn(A, keep=False):
         fail()
     assert caught.value is not None
-    assert load.living == 0
+    assert loads.living == 0
 
 
 def test_an_error_that_came_from_another_holds_no_model_either():
-    cache, load = ModelCache(), Loads()
+    cache, loads = ModelCache(), Loads()
 
     def fail():
-        handle = cache.get(A, load)
+        handle = cache.get(loads.source(A))
         raise ValueError(type(handle).__name__)
 
     def translate():
@@ -116,38 +135,66 @@ def test_an_error_that_came_from_another_holds_no_model_either():
         except ValueError as error:
             raise RuntimeError("in other words") from error
 
-    with pytest.raises(RuntimeError) as caught, cache.turn(keep=False):
+    with pytest.raises(RuntimeError) as caught, cache.turn(A, keep=False):
         translate()
     assert caught.value.__cause__ is not None
-    assert load.living == 0
+    assert loads.living == 0
 
 
-def test_a_model_that_failed_to_load_is_tried_again():
-    cache, load = ModelCache(), Loads()
+def test_a_model_that_failed_to_load_leaves_nothing_and_is_tried_again():
+    cache, loads = ModelCache(), Loads()
+    with pytest.raises(OSError, match="no such file"), cache.turn(A, keep=True):
+        cache.get(loads.source(A, fails=OSError("no such file")))
+    assert cache.source(A) is None
+    run(cache, A, loads)
+    assert cache.held == [A]
 
-    def broken(spec):
-        raise OSError("no such file")
 
-    with pytest.raises(OSError, match="no such file"), cache.turn(keep=True):
-        use(cache, A, broken)
-    assert cache.held is None
-    with cache.turn(keep=True):
-        use(cache, A, load)
-    assert cache.held == A
+def test_a_model_that_gave_way_to_ram_comes_back_without_a_load():
+    cache, loads = ModelCache(), Loads(parks=True)
+    run(cache, A, loads)
+    run(cache, B, loads)
+    assert cache.held == [B]
+    assert loads.living == 2
+    run(cache, A, loads)
+    assert cache.held == [A]
+    assert loads.specs == [A, B]
+
+
+@pytest.mark.parametrize("forget", [lambda cache: cache.forget(A), lambda cache: cache.forget_parked()])
+def test_what_waits_in_ram_can_be_let_go(forget):
+    cache, loads = ModelCache(), Loads(parks=True)
+    run(cache, A, loads)
+    run(cache, B, loads)
+    forget(cache)
+    gc.collect()
+    assert loads.living == 1
+    assert cache.held == [B]
+
+
+def test_a_model_that_was_used_again_is_not_let_go_by_an_older_wish():
+    cache, loads = ModelCache(), Loads()
+    run(cache, A, loads)
+    wished_at = time.monotonic()
+    run(cache, A, loads)
+    cache.forget(A, unless_used_after=wished_at)
+    assert cache.held == [A]
+    cache.forget(A, unless_used_after=time.monotonic())
+    assert cache.held == []
 
 
 def test_two_threads_take_turns():
-    cache, load = ModelCache(), Loads()
+    cache, loads = ModelCache(), Loads()
     inside, most = [], []
 
-    def run(spec):
-        with cache.turn(keep=True):
+    def work(spec):
+        with cache.turn(spec, keep=True):
             inside.append(spec)
             most.append(len(inside))
-            use(cache, spec, load)
+            use(cache, spec, loads)
             inside.remove(spec)
 
-    threads = [threading.Thread(target=run, args=(spec,)) for spec in (A, B) * 8]
+    threads = [threading.Thread(target=work, args=(spec,)) for spec in (A, B) * 8]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -267,6 +267,27 @@ def test_bypass_hands_the_text_on_untouched(client: Client, build: Callable[...,
     assert client.run(build(text=text, bypass=True)).text("preview") == text
 
 
+@pytest.mark.parametrize("flags", [{"unload_models": True}, {"free_memory": True}], ids=["unload", "free"])
+def test_free_unloads_our_model(client: Client, server: Server, build: Callable[..., Graph], flags: dict) -> None:
+    assert client.run(build(text="Which colour is it?", seed=len(str(flags)))).status == "success"
+    before = server.log().count(f"{DEMO} unloaded")
+    client.post("/free", flags)
+    deadline = time.monotonic() + 30
+    while server.log().count(f"{DEMO} unloaded") == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.log().count(f"{DEMO} unloaded") == before + 1
+
+
+def test_release_after_the_prompt_unloads_it_then(client: Client, server: Server, build: Callable[..., Graph]) -> None:
+    before = server.log().count(f"{DEMO} unloaded")
+    run = client.run(build(text="Which shape is it?", release="after the prompt"))
+    assert run.status == "success"
+    deadline = time.monotonic() + 30
+    while server.log().count(f"{DEMO} unloaded") == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.log().count(f"{DEMO} unloaded") == before + 1
+
+
 def test_a_run_after_free_gives_the_same_answer(client: Client, build: Callable[..., Graph]) -> None:
     def describe() -> Run:
         return client.run(load_images(build(text="Describe this image.", seed=8), image1="circle.png"))

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "media": LOW,
     "catalog": LOW | {"download"},
     "host": LOW,
-    "loader": LOW | {"capabilities"},
+    "budget": LOW | {"download", "media"},
+    "loader": LOW | {"capabilities", "dense"},
     "cache": LOW | {"loader"},
     "prompt": LOW | {"loader", "media"},
     "keyvalues": LOW,
@@ -33,8 +34,8 @@ MAY_IMPORT = {
     "rows": LOW,
     "plain": LOW | {"prefill", "rows", "sampling"},
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
-    "pipeline": LOW
-    | {"rows", "cache", "loader", "prompt", "decode", "media", "capabilities", "catalog", "download", "host"},
+    "source": LOW | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities"},
+    "pipeline": LOW | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host"},
     "__main__": LOW | {"pipeline", "cache", "catalog"},
 }
 STANDARD_ONLY = {"request", "log", "catalog"}

@@ -1,5 +1,8 @@
+import gc
 import json
 import shutil
+import weakref
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -16,6 +19,7 @@ from qwenvl.loader import (
     PatchLinear,
     load,
     load_options,
+    park,
     patch_embedding_as_matmul,
     plan_load,
 )
@@ -199,3 +203,32 @@ def test_bitsandbytes_really_quantizes_and_the_demo_still_sees(quantization, kin
     prompt = encode(handle, request, [draw("circle", "red", "blue")], None)
     ids = Decoder(handle.model, "sdpa").generate(prompt.inputs, request.sampling, None, ignore, ignore).ids
     assert handle.tokenizer.decode(ids) == "a red circle on a blue background"
+
+
+def answer(handle):
+    """What the demo model says of a red circle, by a decoder of its own."""
+    handle.decoder = Decoder(handle.model, "sdpa")
+    request = Request(handle.spec, "Describe this image.", sampling=Sampling(do_sample=False, max_new_tokens=20))
+    prompt = encode(handle, request, [draw("circle", "red", "blue")], None)
+    return handle.tokenizer.decode(handle.decoder.generate(prompt.inputs, request.sampling, None, ignore, ignore).ids)
+
+
+def test_a_model_that_was_parked_comes_back_as_it_was():
+    # Another name for the CPU, so that it counts as a device that weights can be moved away from.
+    there = Machine("cpu:0", torch.float32, "")
+    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, there)
+    assert answer(handle) == "a red circle on a blue background"
+    decoder = weakref.ref(handle.decoder)
+    bring_back = park(handle, free_ram=10**12)
+    gc.collect()
+    assert decoder() is None, "its buffers and fused weights went"
+    assert not any("_fused_into" in vars(module) for module in handle.model.modules())
+    assert answer(bring_back()) == "a red circle on a blue background"
+
+
+def test_what_cannot_or_should_not_wait_in_ram_is_dropped(demo):
+    size = sum(weight.numel() * weight.element_size() for weight in demo.model.parameters())
+    elsewhere = replace(demo, machine=Machine("cpu:0", torch.float32, ""))
+    assert park(demo, free_ram=10**12) is None, "it is in RAM already"
+    assert park(elsewhere, free_ram=size) is None, "the RAM is short"
+    assert park(replace(elsewhere, plan=LoadPlan("4bit", "sdpa")), free_ram=10**12) is None

@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -22,9 +23,19 @@ SYSTEM = "You are a helpful assistant."
 FROZEN = {
     "QwenVL": (
         {"system": SYSTEM, "text": "", "model": "Qwen3-VL-4B-Instruct", **COMMON},
-        {"image1": None, "image2": None, "image3": None, "image4": None, "video_path": ""},
+        {
+            "image1": None,
+            "image2": None,
+            "image3": None,
+            "image4": None,
+            "video_path": "",
+            "release": "when ComfyUI needs memory",
+        },
     ),
-    "Qwen": ({"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON}, {}),
+    "Qwen": (
+        {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
+        {"release": "when ComfyUI needs memory"},
+    ),
     # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (
         {
@@ -117,19 +128,30 @@ def test_the_text_node_answers(ask):
 
 
 def test_both_nodes_share_one_model(ask, pack, comfy):
-    ask(text="Describe this image.", image1=RED_CIRCLE)
-    freed = len(comfy.freed)
-    ask("Qwen", prompt="hello")
-    assert len(comfy.freed) == freed, "nothing was loaded, so no room was asked for"
     nodes = pack.NODE_CLASS_MAPPINGS
     assert nodes["QwenVL"].models is nodes["Qwen"].models
+    ask(text="Describe this image.", image1=RED_CIRCLE)
+    (entry,) = comfy.memory.loaded
+    patcher = entry.model
+    ask("Qwen", prompt="hello")
+    assert [each.model for each in comfy.memory.loaded] == [patcher]
 
 
 def test_room_is_asked_for_before_a_load(ask, comfy):
     ask("Qwen", prompt="hello")
-    ((size, device),) = comfy.freed
-    assert size > 1_000_000
-    assert device == torch.device("cpu")
+    (request,) = comfy.memory.requests
+    (entry,) = comfy.memory.loaded
+    assert request > 100_000
+    assert entry.model.model_size() == pytest.approx(_bytes_of_the_weights(), rel=0.01)
+    assert entry.device == torch.device("cpu")
+
+
+def _bytes_of_the_weights():
+    from qwenvl import catalog
+    from qwenvl.capabilities import machine
+
+    stored = (catalog.find(DEMO).folder / "model.safetensors").stat().st_size
+    return stored * machine("cpu").dtype.itemsize / 2
 
 
 @pytest.mark.parametrize("node_id", ["QwenVL", "Qwen", "Qwen2VL"])
@@ -138,12 +160,53 @@ def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
     text = " anything <|im_end|>\n"
     named = {"prompt" if node_id == "Qwen" else "text": text}
     assert node.inference(**named, bypass=True, model="none of ours") == (text,)
-    assert node.models.held is None
+    assert node.models.held == []
 
 
-def test_keep_off_holds_nothing_afterwards(ask, pack):
+def test_keep_off_holds_nothing_afterwards(ask, pack, comfy):
     ask(text="Describe this image.", image1=RED_CIRCLE, keep_model_loaded=False)
-    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].models.held is None
+    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].models.held == []
+    assert comfy.memory.free() == comfy.memory.total
+
+
+def test_release_after_the_node_is_the_same_as_keep_off(ask, pack):
+    ask(text="Describe this image.", image1=RED_CIRCLE, release="after the node")
+    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].models.held == []
+
+
+def test_release_after_the_prompt_keeps_the_model_until_then(ask, pack, comfy):
+    models = pack.NODE_CLASS_MAPPINGS["QwenVL"].models
+    comfy.running[0] = (0, "p")
+    for text in ("Describe this image.", "Which shape is it?"):
+        ask(text=text, image1=RED_CIRCLE, release="after the prompt")
+    time.sleep(1)
+    assert len(models.held) == 1
+    del comfy.running[0]
+    deadline = time.monotonic() + 10
+    while models.held and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert models.held == []
+
+
+def test_unload_models_takes_ours_and_the_next_run_loads_it_again(ask, pack, comfy):
+    models = pack.NODE_CLASS_MAPPINGS["QwenVL"].models
+    ask(text="Describe this image.", image1=RED_CIRCLE)
+    comfy.memory.unload_all_models()
+    assert models.held == []
+    comfy.cache.clear()
+    assert ask(text="Describe this image.", image1=RED_CIRCLE) == "a red circle on a blue background"
+
+
+def test_what_waits_in_ram_goes_when_comfyui_drops_the_node(pack):
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]()
+    dropped = []
+    real, node.models.forget_parked = node.models.forget_parked, lambda: dropped.append(1)
+    try:
+        other = pack.NODE_CLASS_MAPPINGS["QwenVL"]()
+        del other
+    finally:
+        node.models.forget_parked = real
+    assert dropped == [1]
 
 
 def test_progress_counts_tokens_and_ends_full(ask, comfy):

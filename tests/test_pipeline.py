@@ -8,12 +8,14 @@ import pytest
 import torch
 from conftest import draw, image, write_video
 
-from qwenvl import catalog, pipeline
+from qwenvl import catalog, host, loader
+from qwenvl.budget import OutOfMemoryError
 from qwenvl.catalog import DEMO
+from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
 from qwenvl.media import MediaError
 from qwenvl.pipeline import NoAnswerError, run
-from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.request import RELEASES, LoadSpec, Request, Sampling
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
 
@@ -45,14 +47,14 @@ def request(text="Describe this image.", **changes):
 def loads(monkeypatch):
     """Weak references to every model that the pipeline loads, in order."""
     made = []
-    real = pipeline.loader.load
+    real = loader.load
 
     def load(*arguments):
         handle = real(*arguments)
         made.append(weakref.ref(handle.model))
         return handle
 
-    monkeypatch.setattr(pipeline.loader, "load", load)
+    monkeypatch.setattr(loader, "load", load)
     return made
 
 
@@ -128,7 +130,7 @@ def test_the_figures_are_those_of_the_run(models):
 
 
 def _tokens(models, text):
-    tokenizer = models.get(models.held, None).tokenizer
+    tokenizer = models.get(models.source(models.held[0])).tokenizer
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -142,7 +144,7 @@ def test_three_runs_load_once_even_where_something_fell_back(models, loads):
 
 @pytest.mark.parametrize("cancel_at", [None, 1, 3])
 def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel_at):
-    asked = request(images=RED_CIRCLE, keep_loaded=False)
+    asked = request(images=RED_CIRCLE, release=RELEASES[-1])
     gc.collect()
     if cancel_at:
         with pytest.raises(KeyboardInterrupt) as cancelled:
@@ -192,7 +194,7 @@ def _custom(tmp_path, monkeypatch, name):
     file = tmp_path / "custom_models.json"
     file.write_text(json.dumps({"hf_models": {name: {"repo_id": f"someone/{name}"}}}))
     monkeypatch.setattr(catalog, "CUSTOM_MODELS", file)
-    monkeypatch.setattr(pipeline.host, "model_roots", lambda: [tmp_path / "LLM"])
+    monkeypatch.setattr(host, "model_roots", lambda: [tmp_path / "LLM"])
     return name
 
 
@@ -200,3 +202,59 @@ def test_a_damaged_demo_model_is_an_error_and_no_download(models, tmp_path, monk
     monkeypatch.setattr(catalog, "PACK", tmp_path)
     with pytest.raises(LoadError, match=r"Demo-Shapes.*config\.json is missing"):
         run(request(), models, Watch())
+
+
+def out_of_memory(*_, **__):
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_running_out_once_while_answering_is_mended_by_making_room(models, monkeypatch):
+    left = [1]
+    real = Decoder.generate
+    dropped = []
+
+    def generate(self, *arguments):
+        if left:
+            left.pop()
+            dropped.append(weakref.ref(self._lanes.kv) if self._lanes._kv else None)
+            out_of_memory()
+        return real(self, *arguments)
+
+    run(request(images=RED_CIRCLE), models, Watch())
+    monkeypatch.setattr(Decoder, "generate", generate)
+    assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
+    assert dropped[0]() is None, "the buffer was given back before the second try"
+
+
+@pytest.mark.parametrize("keep", RELEASES[::2])
+def test_running_out_twice_is_the_error_and_the_next_run_works(models, loads, monkeypatch, keep):
+    tried = []
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(OutOfMemoryError, match=r"to answer with Demo.*are free") as caught,
+    ):
+        patched.setattr(Decoder, "generate", lambda *_: (tried.append(1), out_of_memory()))
+        run(request(images=RED_CIRCLE, release=keep), models, Watch())
+    assert caught.value is not None
+    assert len(tried) == 2
+    assert [each() is None for each in loads] == [keep == RELEASES[-1]]
+    assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
+
+
+def test_running_out_while_loading_frees_what_was_read_and_names_what_would_fit(models, monkeypatch):
+    half = []
+
+    def plan_then_fail(model):
+        half.append(weakref.ref(model))
+        out_of_memory()
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(OutOfMemoryError, match=r"to load with Demo.*GB are free") as caught,
+    ):
+        patched.setattr(loader, "patch_embedding_as_matmul", plan_then_fail)
+        run(request(images=RED_CIRCLE), models, Watch())
+    assert caught.value is not None
+    assert [each() for each in half] == [None]
+    assert models.held == []
+    assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"

@@ -1,0 +1,96 @@
+"""How many bytes a model and a question need: estimates from headers and configurations, before anything is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .download import weight_headers
+from .media import Video
+from .request import LoadSpec
+
+# Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
+STORED = {"4bit": 0.52, "8bit": 1.01}
+# The layers that bitsandbytes replaces: matrices, but for the embedding and the output head.
+_KEPT = ("embed_tokens.weight", "lm_head.weight", "patch_embed.proj.weight", "pos_embed.weight")
+# A token of a prompt passes every layer's widest activation once; this many of them are alive at a time.
+_ALIVE = 6
+
+
+def model_bytes(folder: Path, dtype: torch.dtype, quantization: str) -> int:
+    """Size of the loaded weights, from the headers of the safetensors files."""
+    total = 0.0
+    for name, tensor in weight_headers(folder):
+        count = 1
+        for side in tensor["shape"]:
+            count *= side
+        matrix = len(tensor["shape"]) == 2 and name.endswith(".weight") and not name.endswith(_KEPT)
+        total += count * (STORED[quantization] if matrix and quantization in STORED else dtype.itemsize)
+    return round(total)
+
+
+def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:
+    """Keys and values of so many tokens, and the activations of the prompt among them, beside the weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text: dict[str, Any] = config.get("text_config") or config
+    hidden, heads = text.get("hidden_size", 0), text.get("num_attention_heads", 1)
+    head_dim = text.get("head_dim") or hidden // heads
+    cache = 2 * text.get("num_hidden_layers", 0) * text.get("num_key_value_heads", heads) * head_dim
+    widest = max(text.get("intermediate_size") or 0, 2 * hidden)
+    return dtype.itemsize * (cache * tokens + _ALIVE * widest * prompt_tokens)
+
+
+def prompt_tokens(text: str, pictures: Sequence[Image.Image], video: Video | None, largest_picture: int) -> int:
+    """About how many tokens a question has: a token is three characters, or 28 x 28 pixels.
+
+    Args:
+        largest_picture: pixels to which a picture is scaled down.
+    """
+    pixels = sum(min(picture.width * picture.height, largest_picture) for picture in pictures)
+    if video:
+        frames, height, width, _ = video.frames.shape
+        pixels += frames * height * width // 2
+    return len(text) // 3 + pixels // (28 * 28) + 64
+
+
+# Of torch itself from 2.5 on.
+_OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+class OutOfMemoryError(_OUT_OF_MEMORY):  # type: ignore[misc, valid-type]
+    """Memory ran out. ComfyUI recognises it by its base class and unloads everything."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of RAM, for which torch has no type of its own."""
+    return isinstance(error, _OUT_OF_MEMORY) or "not enough memory" in str(error)
+
+
+def why_out_of_memory(spec: LoadSpec, doing: str, sizes: dict[str, int], request: int, free: int) -> OutOfMemoryError:
+    """The error: what was needed, what is free, and which settings would fit. Pure.
+
+    Args:
+        doing: "load" or "answer".
+        sizes: bytes of the weights by quantization.
+        request: bytes beside the weights.
+        free: bytes that are free with the model gone; while answering, with the model there.
+    """
+    needed, there = (sizes[spec.quantization] + request, free) if doing == "load" else (request, free)
+    room = free if doing == "load" else free + sizes[spec.quantization]
+    smaller = {name: size for name, size in sizes.items() if size < sizes[spec.quantization] and size + request < room}
+    fits = [f"quantization {name} needs about {gigabytes(size)}" for name, size in smaller.items()]
+    advice = [*fits, "a smaller model", "a lower max_new_tokens", "smaller pictures"]
+    return OutOfMemoryError(
+        f"Not enough memory to {doing} with {spec.model} ({spec.quantization}): it needs about {gigabytes(needed)}, "
+        f"and {gigabytes(there)} are free. What may fit: {'; '.join(advice)}."
+    )
+
+
+def gigabytes(count: float) -> str:
+    """For a message: 3.1 GB."""
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import tiny
+import torch
+from conftest import draw
+from PIL import Image
+
+from qwenvl.budget import (
+    OutOfMemoryError,
+    is_out_of_memory,
+    model_bytes,
+    prompt_tokens,
+    request_bytes,
+    why_out_of_memory,
+)
+from qwenvl.capabilities import machine
+from qwenvl.loader import load
+from qwenvl.prompt import encode
+from qwenvl.request import LoadSpec, Request
+
+GB = 10**9
+SIZES = {"none": 9 * GB, "8bit": 5 * GB, "4bit": 3 * GB}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_size_of_the_weights_is_known_before_they_are_read(demo, dtype):
+    held = sum(weight.numel() for weight in demo.model.parameters()) * dtype.itemsize
+    assert model_bytes(tiny.DEMO_FOLDER, dtype, "none") == pytest.approx(held, rel=0.01)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_the_size_of_quantized_weights_is_known_too(quantization):
+    there = machine("cpu")
+    handle = load(LoadSpec("demo", quantization), tiny.DEMO_FOLDER, there)
+    held = handle.model.get_memory_footprint(return_buffers=False)
+    assert model_bytes(tiny.DEMO_FOLDER, there.dtype, quantization) == pytest.approx(held, rel=0.1)
+
+
+def test_the_cache_of_a_request_is_counted_exactly(tmp_path):
+    config = {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
+    config |= {"head_dim": 128, "intermediate_size": 9728}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": config}))
+    per_token = request_bytes(tmp_path, torch.bfloat16, 1001, 0) - request_bytes(tmp_path, torch.bfloat16, 1000, 0)
+    assert per_token == 2 * 36 * 8 * 128 * 2
+
+
+def test_the_length_of_a_prompt_is_guessed_within_a_factor_of_two(demo):
+    text = "Describe this image in a few words, please. " * 4
+    pictures = [draw("circle", "red", "blue", (256, 256))] * 3
+    counted = encode(demo, Request(demo.spec, text), pictures, None).tokens
+    assert counted / 2 < prompt_tokens(text, pictures, None, 256 * 256) < 2 * counted
+    large = [Image.new("RGB", (4000, 4000))]
+    assert prompt_tokens("", large, None, 1024 * 784) == prompt_tokens("", large, None, 1024 * 784)
+    assert prompt_tokens("", large, None, 1024 * 784) == 1024 + 64
+
+
+def test_running_out_while_loading_names_what_was_needed_what_is_free_and_what_fits():
+    error = str(why_out_of_memory(LoadSpec("Big", "none"), "load", SIZES, GB, 6.5 * GB))
+    assert "load with Big (none): it needs about 10.0 GB, and 6.5 GB are free" in error
+    assert "8bit needs about 5.0 GB" in error
+    assert "4bit needs about 3.0 GB" in error
+
+
+def test_only_what_fits_is_advised():
+    error = str(why_out_of_memory(LoadSpec("Big", "none"), "load", SIZES, GB, 4.5 * GB))
+    assert "8bit" not in error
+    assert "4bit needs about 3.0 GB" in error
+    assert "quantization" not in str(why_out_of_memory(LoadSpec("Big", "4bit"), "load", SIZES, GB, GB))
+
+
+def test_running_out_while_answering_counts_the_model_as_room_that_a_smaller_one_would_leave():
+    error = str(why_out_of_memory(LoadSpec("Big", "none"), "answer", SIZES, 2 * GB, GB))
+    assert "it needs about 2.0 GB, and 1.0 GB are free" in error
+    assert "8bit needs about 5.0 GB" in error
+
+
+def test_comfyui_knows_the_error_for_what_it_is():
+    assert issubclass(OutOfMemoryError, torch.cuda.OutOfMemoryError)
+    assert is_out_of_memory(OutOfMemoryError("x"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
