@@ -36,8 +36,10 @@ class Story:
         self.core: dict[str, Any] = {}
         self._core_class = core_class(patcher_class)
 
-    def ours(self, name: str, size: int, fails: BaseException | None = None) -> Any:
-        """Use a model of ours of that size, in MB."""
+    def ours(
+        self, name: str, size: int, fails: BaseException | None = None, cancelled: BaseException | None = None
+    ) -> Any:
+        """Use a model of ours of that size, in MB; it may fail to load, or be cancelled while it answers."""
         story, spec = self, self._request.LoadSpec(name)
 
         class Source:
@@ -62,6 +64,8 @@ class Story:
 
         with self.models.turn(spec, keep=True):
             self.models.get(self.models.source(spec) or Source(), 500 * MB)
+            if cancelled:
+                raise cancelled
         return spec
 
     def theirs(self, name: str, size: int) -> None:
@@ -130,6 +134,10 @@ def tell(story: Story) -> list[Any]:
         story.ours("D", 3000, fails=OSError("no such file"))
     except OSError:
         story.note("an error while loading leaves the others and nothing of its own")
+    try:
+        story.ours("A", 3000, cancelled=KeyboardInterrupt())
+    except KeyboardInterrupt:
+        story.note("a cancel leaves the model where it is")
     story.models.forget(story.ours("A", 3000))
     story.note("forgotten by us")
     story.theirs("large", 6000)
@@ -148,6 +156,7 @@ EXPECTED = [
     ["unload all", [], [], []],
     ["and again after it", ["A"], [], ["A"]],
     ["an error while loading leaves the others and nothing of its own", ["A"], [], ["D"]],
+    ["a cancel leaves the model where it is", ["A"], [], []],
     ["forgotten by us", [], [], []],
     ["ComfyUI goes on without it", [], ["large"], []],
 ]
