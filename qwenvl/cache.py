@@ -88,7 +88,7 @@ class OneAtATime:
 
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
         for other in others:
-            other.give_way()
+            other.give_way(for_good=True)
         resident.bring()
 
     def make_room(self, resident: Resident, request_bytes: int) -> None:

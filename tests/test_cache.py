@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwenvl.budget import OutOfMemoryError
-from qwenvl.cache import ModelCache
+from qwenvl.cache import ModelCache, OneAtATime
 from qwenvl.capabilities import Machine
 from qwenvl.loader import LoadPlan, ModelHandle
 from qwenvl.request import LoadSpec
@@ -150,8 +150,24 @@ def test_a_model_that_failed_to_load_leaves_nothing_and_is_tried_again():
     assert cache.held == [A]
 
 
-def test_a_model_that_gave_way_to_ram_comes_back_without_a_load():
+class ToRam(OneAtATime):
+    """As ComfyUI does it: a model gives way, but it may wait in RAM."""
+
+    def bring(self, resident, others, request_bytes):
+        for other in others:
+            other.give_way()
+        resident.bring()
+
+
+def test_without_comfyui_nothing_waits_in_ram():
     cache, loads = ModelCache(), Loads(parks=True)
+    run(cache, A, loads)
+    run(cache, B, loads)
+    assert loads.living == 1
+
+
+def test_a_model_that_gave_way_to_ram_comes_back_without_a_load():
+    cache, loads = ModelCache(ToRam()), Loads(parks=True)
     run(cache, A, loads)
     run(cache, B, loads)
     assert cache.held == [B]
@@ -163,7 +179,7 @@ def test_a_model_that_gave_way_to_ram_comes_back_without_a_load():
 
 @pytest.mark.parametrize("forget", [lambda cache: cache.forget(A), lambda cache: cache.forget_parked()])
 def test_what_waits_in_ram_can_be_let_go(forget):
-    cache, loads = ModelCache(), Loads(parks=True)
+    cache, loads = ModelCache(ToRam()), Loads(parks=True)
     run(cache, A, loads)
     run(cache, B, loads)
     forget(cache)
