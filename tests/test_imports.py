@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
     "source": LOW | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities"},
     "pipeline": LOW | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host"},
+    "widgets": LOW | {"catalog"},
     "__main__": LOW | {"pipeline", "cache", "catalog"},
 }
 STANDARD_ONLY = {"request", "log", "catalog"}
