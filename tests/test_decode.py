@@ -254,6 +254,10 @@ def test_a_large_buffer_is_given_back_after_the_run(random_model, monkeypatch):
     assert second.reused_tokens == 0
 
 
+# With the tokens around it, long enough for re-use by itself.
+SYSTEM = "Be brief, be exact, and answer in one sentence, as a teacher would."
+
+
 class Reuse:
     """Questions about pictures to one decoder, and to a fresh one each time."""
 
@@ -261,7 +265,7 @@ class Reuse:
         self.handle = handle
         self.decoder = Decoder(handle.model, "sdpa")
 
-    def ask(self, text, pictures, system="Be brief."):
+    def ask(self, text, pictures, system=SYSTEM):
         prompt = encode(self.handle, Request(self.handle.spec, text, system), pictures, None)
         arguments = (prompt.inputs, GREEDY, None, ignore, ignore, prompt.media)
         made = self.decoder.generate(*arguments)
@@ -285,7 +289,7 @@ def test_a_second_question_about_the_same_picture_reuses_it_and_answers_the_same
     pictures = seen_by(reuse, CIRCLE)
     assert reuse.ask("What is it, my dear friend?", pictures).reused_tokens == 0
     second = reuse.ask("What is it that you can see?", pictures)
-    prompt = encode(reuse.handle, Request(reuse.handle.spec, "What is it", "Be brief."), pictures, None)
+    prompt = encode(reuse.handle, Request(reuse.handle.spec, "What is it", SYSTEM), pictures, None)
     assert second.reused_tokens >= prompt.tokens - 8
     third = reuse.ask("Where?", pictures)
     assert third.reused_tokens >= 16
@@ -296,7 +300,7 @@ def test_the_same_question_again_computes_one_token_of_the_prompt(reuse):
     reuse.ask("What is it, my dear friend?", pictures)
     again = reuse.ask("What is it, my dear friend?", pictures)
     tokens = encode(
-        reuse.handle, Request(reuse.handle.spec, "What is it, my dear friend?", "Be brief."), pictures, None
+        reuse.handle, Request(reuse.handle.spec, "What is it, my dear friend?", SYSTEM), pictures, None
     ).tokens
     assert again.reused_tokens == tokens - 1
 
@@ -311,7 +315,7 @@ def test_another_picture_of_the_same_size_is_looked_at(reuse):
 
 def test_another_system_prompt_is_read_anew(reuse):
     pictures = seen_by(reuse, CIRCLE)
-    reuse.ask("What is it?", pictures, "Be brief.")
+    reuse.ask("What is it?", pictures, SYSTEM)
     assert reuse.ask("What is it?", pictures, "Answer at length, in French.").reused_tokens == 0
 
 
@@ -332,7 +336,7 @@ def test_reuse_skips_the_vision_tower(demo):
 def test_a_cancelled_run_leaves_nothing_to_reuse(reuse):
     pictures = seen_by(reuse, CIRCLE)
     reuse.ask("What is it, my dear friend?", pictures)
-    prompt = encode(reuse.handle, Request(reuse.handle.spec, "Why?", "Be brief."), pictures, None)
+    prompt = encode(reuse.handle, Request(reuse.handle.spec, "Why?", SYSTEM), pictures, None)
 
     def stop(rows):
         raise KeyboardInterrupt
