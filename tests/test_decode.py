@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 from conftest import draw
+from tiny import batch_of, by_transformers
 from transformers.cache_utils import StaticLayer
 
 from qwenvl.capabilities import Machine
@@ -13,7 +14,7 @@ from qwenvl.request import LoadSpec, Request, Sampling
 
 CPU = Machine("cpu", torch.float32, "")
 TIERS = ("own step", "generic step", "generate")
-FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = tiny.DENSE
 GREEDY = Sampling(do_sample=False, max_new_tokens=48)
 
 
@@ -45,18 +46,6 @@ def generate(request, random_model):
         return decoder.generate(given, sampling, seed, on_tokens, check)
 
     return run
-
-
-def by_transformers(model, inputs, max_new_tokens=48, **how):
-    """What generate() itself makes, per row and without end and padding."""
-    made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    rows = []
-    for row in made[:, inputs["input_ids"].shape[1] :].tolist():
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-        rows.append(tuple(row[:stop]))
-    return tuple(rows)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
@@ -96,26 +85,6 @@ def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_pa
     inputs = encode(handle, request, [draw("circle", "red", "blue")], video).inputs
     made = Decoder(handle.model, "sdpa").generate(inputs, GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, inputs)
-
-
-def batch_of(handle):
-    """Three prompts of different lengths, padded on the left, with a picture each where the family sees."""
-    texts = ["Hi.", "What is on this picture?", "Tell me at length what you can see here, please."]
-    shapes = ("circle", "square", "triangle")
-    if handle.processor is None:
-        handle.tokenizer.padding_side = "left"
-        return dict(handle.tokenizer(texts, padding=True, return_tensors="pt"))
-    rendered = [
-        handle.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for text in texts
-    ]
-    handle.processor.tokenizer.padding_side = "left"
-    pictures = [[draw(shape, "red", "blue", (96, 64 + 64 * i))] for i, shape in enumerate(shapes)]
-    return dict(handle.processor(text=rendered, images=pictures, padding=True, return_tensors="pt"))
 
 
 def test_a_padded_batch_gives_the_tokens_of_generate(random_model, generate):

@@ -1,102 +1,93 @@
 """Families that our own step does not cover, on transformers' static cache."""
 
 import pytest
+import tiny
 import torch
-import transformers
+from conftest import draw
+from tiny import batch_of, by_transformers
 from transformers.cache_utils import StaticLayer
 
+from qwenvl.capabilities import Machine
 from qwenvl.decode import Decoder, best_tier
 from qwenvl.generic import CachedLanes, why_not_generic
-from qwenvl.request import Sampling
+from qwenvl.loader import load
+from qwenvl.media import Video
+from qwenvl.prompt import encode
+from qwenvl.request import LoadSpec, Request, Sampling
 
 pytestmark = pytest.mark.skipif(
     not hasattr(StaticLayer(8), "cumulative_length"),
     reason="this transformers has no static cache that can be captured",
 )
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 300,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.2,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
-LINEAR = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 1e6,
-        "partial_rotary_factor": 0.5,
-        "mrope_section": [2, 1, 1],
-        "mrope_interleaved": True,
-    },
-}
-
-
-def random_model(family):
-    if family == "qwen3_moe":
-        config = transformers.Qwen3MoeConfig(**SIZES, **EXPERTS)
-        made = transformers.Qwen3MoeForCausalLM
-    else:
-        config = transformers.Qwen3_5TextConfig(**SIZES, **LINEAR)
-        made = transformers.Qwen3_5ForCausalLM
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = made(config).eval()
-    model.generation_config.update(eos_token_id=299, pad_token_id=0)
-    return model
+CPU = Machine("cpu", torch.float32, "")
+GREEDY = Sampling(do_sample=False, max_new_tokens=48)
 
 
 def ignore(*_):
     pass
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "qwen3_5"])
-def model(request):
-    return random_model(request.param)
+@pytest.fixture(scope="module", params=tiny.families(*tiny.OTHERS))
+def handle(request, tmp_path_factory):
+    folder = tiny.save(request.param, tmp_path_factory.mktemp("m"))
+    return load(LoadSpec(request.param), folder, CPU)
 
 
-def prompt(*lengths):
-    ids = torch.randint(3, 300, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
-    mask = (torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
+def question(handle, text="What is it?", shape="circle", video=None):
+    """A prompt, with a picture where the family sees."""
+    pictures = [draw(shape, "red", "blue")] if handle.processor else []
+    return encode(handle, Request(handle.spec, text), pictures, video).inputs
 
 
-@pytest.mark.parametrize("lengths", [(20,), (20, 7, 13)], ids=["one", "padded batch"])
-def test_tokens_are_those_of_generate_run_after_run(model, lengths):
-    inputs = prompt(*lengths)
-    made = model.generate(**inputs, do_sample=False, max_new_tokens=64)[:, max(lengths) :].tolist()
-    expected = tuple(tuple(row[: row.index(299)] if 299 in row else row) for row in made)
-    decoder = Decoder(model, "sdpa", CachedLanes.name)
-    sampling = Sampling(do_sample=False, max_new_tokens=64)
-    for _ in range(2):
-        assert decoder.generate(inputs, sampling, None, ignore, ignore).rows == expected
-    assert len(set(expected[0])) > 3
+def generic(handle):
+    """One decoder, asked again and again as the pipeline does it."""
+    decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
+    return lambda inputs: decoder.generate(inputs, GREEDY, None, ignore, ignore).rows
 
 
-def test_on_a_cpu_these_models_use_generate_and_say_why(model):
-    tier, reason = best_tier(model)
+def test_tokens_are_those_of_generate_question_after_question(handle):
+    ask = generic(handle)
+    longer = question(handle, "Tell me at length what you can see here, and what you cannot. " * 3)
+    answers = []
+    for inputs in (question(handle), longer, question(handle), question(handle, "Why?", "square")):
+        answers.append(by_transformers(handle.model, inputs))
+        assert ask(inputs) == answers[-1]
+    # Otherwise equal tokens would prove little.
+    assert len(set(answers)) == 3
+    assert len({token for rows in answers for token in rows[0]}) > 10
+
+
+def test_a_padded_batch_gives_the_tokens_of_generate_before_and_after_a_single_row(handle):
+    ask, inputs = generic(handle), batch_of(handle)
+    expected = by_transformers(handle.model, inputs)
+    assert ask(inputs) == expected
+    assert ask(question(handle)) == by_transformers(handle.model, question(handle))
+    assert ask(inputs) == expected
+
+
+@pytest.mark.parametrize("family", tiny.families(*(each for each in tiny.OTHERS if each in tiny.SEEING)))
+def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_path):
+    handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
+    frames = torch.randint(0, 255, (6, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    inputs = question(handle, "What happens?", video=Video(frames.numpy(), (0.0, 0.5, 1.0, 2.0, 2.5, 3.0), 3.5))
+    assert {"pixel_values", "pixel_values_videos"} <= set(inputs)
+    assert generic(handle)(inputs) == by_transformers(handle.model, inputs)
+
+
+def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
+    tier, reason = best_tier(handle.model)
     assert tier == "generate"
-    assert "not one of the dense families" in reason
-    assert why_not_generic(model) is None
+    assert f"{handle.spec.model} is not one of the dense families" in reason
+    assert why_not_generic(handle.model) is None
+    made = Decoder(handle.model, "sdpa").generate(question(handle), GREEDY, None, ignore, ignore)
+    assert made.rows == by_transformers(handle.model, question(handle))
 
 
-def test_a_warm_up_can_be_undone(model):
+def test_a_warm_up_can_be_undone(handle):
     """What a capture does before it: run the step, give the state back, and go on as if nothing had been."""
-    lanes = CachedLanes(model)
-    inputs = prompt(12)
+    lanes = CachedLanes(handle.model)
     with torch.inference_mode():
-        _, logits = lanes.prefill(inputs, 16, ignore, "")
+        _, logits = lanes.prefill(question(handle), 16, ignore, "")
         tokens = logits.argmax(-1)
         before = [each.clone() for each in lanes.state]
         first = lanes.step(tokens).clone()

@@ -36,7 +36,6 @@ def ignore(*_):
 
 AMPERE = Machine("cuda:1", torch.bfloat16, "", (8, 6))
 APPLE = Machine("mps", torch.float16, "")
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_4bit_computes_in_the_machine_dtype_with_double_quantization():
     assert options.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.families(*tiny.SEEING))
 def test_the_patch_embedding_gives_the_same_embeddings_as_the_convolution(family):
     from transformers import AutoModelForImageTextToText
 
@@ -118,7 +117,7 @@ def test_the_shipped_model_runs_its_patch_embedding_as_a_matrix_product(demo):
     assert [type(embed.proj) for embed in embeds] == [PatchLinear]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.families(*tiny.SEEING))
 def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(family, tmp_path):
     handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
     assert type(handle.model.config).model_type == family
@@ -129,7 +128,7 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     assert len(Decoder(handle.model, "sdpa").generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", tiny.families(*(each for each in tiny.CLASSES if each not in tiny.SEEING)))
 def test_every_text_family_loads_by_its_config_and_has_no_processor(family, tmp_path):
     handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
     assert handle.processor is None

@@ -7,13 +7,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from conftest import draw
 
 from qwenvl import catalog
+from qwenvl.loader import ModelHandle
 
 DEMO_FOLDER = catalog.PACK / "demo" / "model"
+# Family, which is config.json's model_type -> the class of its configuration.
+CLASSES = {
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "qwen3_next": "Qwen3NextConfig",
+    "qwen3_5_text": "Qwen3_5TextConfig",
+    "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+    "qwen2_vl": "Qwen2VLConfig",
+    "qwen2_5_vl": "Qwen2_5_VLConfig",
+    "qwen3_vl": "Qwen3VLConfig",
+    "qwen3_vl_moe": "Qwen3VLMoeConfig",
+    "qwen3_5": "Qwen3_5Config",
+    "qwen3_5_moe": "Qwen3_5MoeConfig",
+}
+SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+# Those that our own step covers, and the others.
+DENSE = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+OTHERS = tuple(family for family in CLASSES if family not in DENSE)
+
 _TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -25,71 +47,144 @@ _TEXT = {
     # Larger than usual, so that random models react to what they read and say more than one token.
     "initializer_range": 0.2,
 }
-_VISION_OLD = {"depth": 2, "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
+_LINEAR = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_VISION = {"depth": 2, "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2}
+# The vision towers from Qwen2.5-VL on.
+_NEWER_VISION = {**_VISION, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+_INTERLEAVED = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 
 
-def _vocabulary() -> dict[str, int]:
-    demo = json.loads((DEMO_FOLDER / "config.json").read_text())
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return {name: demo[name] for name in names}
+def known(family: str) -> bool:
+    """Whether the installed transformers has the family."""
+    return hasattr(transformers, CLASSES[family])
 
 
-def _sizes() -> dict[str, int]:
-    demo = json.loads((DEMO_FOLDER / "config.json").read_text())["text_config"]
-    return {
-        "vocab_size": demo["vocab_size"],
-        "eos_token_id": demo["eos_token_id"],
-        "bos_token_id": demo["bos_token_id"],
-    }
+def families(*names: str) -> list[Any]:
+    """Parameters of a test: the named families, those that the installed transformers lacks marked to be skipped."""
+    lacks = pytest.mark.skipif(True, reason=f"transformers {transformers.__version__} has no such family")
+    return [name if known(name) else pytest.param(name, marks=lacks) for name in names]
 
 
 def config(family: str) -> Any:
-    """A configuration of that family (its model_type) with the demo model's vocabulary."""
-    t, text, ids = transformers, {**_TEXT, **_sizes()}, _vocabulary()
-    if family == "qwen2":
-        return t.Qwen2Config(**text)
-    if family == "qwen3":
-        return t.Qwen3Config(**text, head_dim=8)
-    if family == "qwen2_vl":
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
-        vision = {**_VISION_OLD, "embed_dim": 32, "hidden_size": 32}
-        return t.Qwen2VLConfig(
-            text_config={**text, "rope_scaling": rope}, vision_config=vision, tie_word_embeddings=False, **ids
-        )
-    if family == "qwen2_5_vl":
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
-        vision = {**_VISION_OLD, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
-        vision |= {"fullatt_block_indexes": [1], "window_size": 64}
-        return t.Qwen2_5_VLConfig(
-            text_config={**text, "rope_scaling": rope}, vision_config=vision, tie_word_embeddings=False, **ids
-        )
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    vision = {**_VISION_OLD, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
-    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
-    return t.Qwen3VLConfig(
-        text_config={**text, "head_dim": 8, "rope_scaling": rope},
-        vision_config=vision,
-        tie_word_embeddings=False,
-        **ids,
-    )
+    """A configuration of that family with the demo model's vocabulary."""
+    made = getattr(transformers, CLASSES[family])
+    text = {**_TEXT, **_sizes(), **_text(family)}
+    if family not in SEEING:
+        return made(**text)
+    return made(text_config=text, vision_config=_vision(family), tie_word_embeddings=False, **_tokens())
 
 
 def save(family: str, folder: Path, seed: int = 0, **generation: Any) -> Path:
     """Random weights of that family in the folder, with the demo model's tokenizer and processor beside them."""
+    sees = family in SEEING
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = config(family)
-        auto = AutoModelForImageTextToText if "vl" in family else AutoModelForCausalLM
-        model = auto.from_config(made)
+        auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+        model = auto.from_config(config(family))
     model.generation_config.update(eos_token_id=_sizes()["eos_token_id"], pad_token_id=_sizes()["bos_token_id"])
     model.generation_config.update(**generation)
     model.save_pretrained(folder)
     for file in DEMO_FOLDER.iterdir():
-        if file.name.startswith(("tokenizer", "chat_template")) or ("vl" in family and "processor" in file.name):
+        if file.name.startswith(("tokenizer", "chat_template")) or (sees and "processor" in file.name):
             shutil.copy(file, folder)
     if family in ("qwen2_vl", "qwen2_5_vl"):
         _use_processors_of(family, folder)
     return folder
+
+
+def rewrite(folder: Path, **changes: Any) -> Path:
+    """Change what config.json in the folder says."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def by_transformers(
+    model: Any, inputs: dict[str, Any], max_new_tokens: int = 48, **how: Any
+) -> tuple[tuple[int, ...], ...]:
+    """What generate() itself makes, per row and without end and padding."""
+    made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    rows = []
+    for row in made[:, inputs["input_ids"].shape[1] :].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        rows.append(tuple(row[:stop]))
+    return tuple(rows)
+
+
+def batch_of(handle: ModelHandle) -> dict[str, Any]:
+    """Three prompts of different lengths, padded on the left, with a picture each where the family sees."""
+    texts = ["Hi.", "What is on this picture?", "Tell me at length what you can see here, please."]
+    shapes = ("circle", "square", "triangle")
+    if handle.processor is None:
+        handle.tokenizer.padding_side = "left"
+        return dict(handle.tokenizer(texts, padding=True, return_tensors="pt"))
+    rendered = [
+        handle.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for text in texts
+    ]
+    handle.processor.tokenizer.padding_side = "left"
+    pictures = [[draw(shape, "red", "blue", (96, 64 + 64 * i))] for i, shape in enumerate(shapes)]
+    return dict(handle.processor(text=rendered, images=pictures, padding=True, return_tensors="pt"))
+
+
+def _demo() -> dict[str, Any]:
+    return json.loads((DEMO_FOLDER / "config.json").read_text())
+
+
+def _tokens() -> dict[str, int]:
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {name: _demo()[name] for name in names}
+
+
+def _sizes() -> dict[str, int]:
+    return {name: _demo()["text_config"][name] for name in ("vocab_size", "eos_token_id", "bos_token_id")}
+
+
+def _text(family: str) -> dict[str, Any]:
+    """What the text part of that family has besides."""
+    if family == "qwen2":
+        return {}
+    if family in ("qwen2_vl", "qwen2_5_vl"):
+        return {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    extra: dict[str, Any] = {"head_dim": 8}
+    if "_vl" in family:
+        extra |= {"rope_scaling": _INTERLEAVED}
+    if family.startswith(("qwen3_5", "qwen3_next")):
+        extra |= _LINEAR
+    if family.startswith("qwen3_5"):
+        extra |= {"rope_parameters": {**_INTERLEAVED, "rope_theta": 1e6, "partial_rotary_factor": 0.5}}
+    if "moe" in family or family == "qwen3_next":
+        extra |= _EXPERTS
+    return extra
+
+
+def _vision(family: str) -> dict[str, Any]:
+    if family == "qwen2_vl":
+        return {**_VISION, "embed_dim": 32, "hidden_size": 32}
+    if family == "qwen2_5_vl":
+        return {**_NEWER_VISION, "fullatt_block_indexes": [1], "window_size": 64}
+    newer = {**_NEWER_VISION, "num_position_embeddings": 64}
+    return newer if family.startswith("qwen3_5") else {**newer, "deepstack_visual_indexes": [0]}
 
 
 def _use_processors_of(family: str, folder: Path) -> None:

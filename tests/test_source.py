@@ -1,0 +1,40 @@
+"""Every family from its folder to an answer, as the pipeline does it."""
+
+import pytest
+import tiny
+import torch
+from conftest import draw, image
+
+from qwenvl.capabilities import Machine
+from qwenvl.pipeline import run
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.source import ModelSource
+
+CPU = Machine("cpu", torch.float32, "")
+SAMPLING = Sampling(seed=1, temperature=1.5, top_p=1, max_new_tokens=12)
+
+
+class Watch:
+    """Nobody looks on."""
+
+    def check(self):
+        pass
+
+    def update(self, new_tokens, text):
+        pass
+
+    def end(self, text):
+        pass
+
+
+@pytest.mark.parametrize("family", tiny.families(*tiny.CLASSES))
+def test_every_family_answers_a_question_and_says_how(family, tmp_path, models):
+    spec = LoadSpec(family)
+    models.get(ModelSource(spec, tiny.save(family, tmp_path / "m"), CPU))
+    images = {"image1": image(draw("circle", "red", "blue"))} if family in tiny.SEEING else {}
+    first, second = (run(Request(spec, "What is it?", images=images, sampling=SAMPLING), models, Watch()) for _ in "12")
+    assert first.text
+    assert second.text == first.text, "a seed repeats its answer"
+    assert first.stats.new_tokens > 3
+    assert first.stats.tier == ("own step" if family in tiny.DENSE else "generate")
+    assert bool(first.stats.tier_reason) == (family not in tiny.DENSE)
