@@ -17,12 +17,13 @@ MAY_IMPORT = {
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
+    "checkpoint": set(),
     "download": LOW,
     "media": LOW,
-    "catalog": LOW | {"download"},
+    "catalog": LOW | {"checkpoint", "download"},
     "host": LOW,
     "budget": LOW | {"download", "media"},
-    "loader": LOW | {"capabilities", "dense"},
+    "loader": LOW | {"capabilities", "checkpoint", "dense"},
     "cache": LOW | {"loader"},
     "prompt": LOW | {"loader", "media"},
     "keyvalues": LOW,
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "widgets": LOW | {"catalog"},
     "__main__": LOW | {"pipeline", "cache", "catalog"},
 }
-STANDARD_ONLY = {"request", "log", "catalog"}
+STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
 
 
 def imports(path):
