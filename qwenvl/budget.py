@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,54 @@ from .request import LoadSpec
 
 # Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
 STORED = {"4bit": 0.52, "8bit": 1.01}
-# The layers that bitsandbytes replaces: matrices, but for the embedding and the output head.
-_KEPT = ("embed_tokens.weight", "lm_head.weight", "patch_embed.proj.weight", "pos_embed.weight")
+# Matrices that bitsandbytes leaves as they are: embeddings, the output head, and the vision tower.
+_KEPT = re.compile(r"embed_tokens\.weight$|lm_head\.weight$|(^|\.)visual\.")
+_EXPERTS = re.compile(r"\.experts\.")
+# Heads for several tokens at once, which transformers leaves on disk.
+_UNREAD = re.compile(r"^(model\.)?mtp\.")
+# Bits of a number in a safetensors file that is no plain weight.
+_PACKED = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 # A token of a prompt passes every layer's widest activation once; this many of them are alive at a time.
 _ALIVE = 6
 
 
-def model_bytes(folder: Path, dtype: torch.dtype, quantization: str) -> int:
-    """Size of the loaded weights, from the headers of the safetensors files."""
+def model_bytes(
+    folder: Path, dtype: torch.dtype, quantization: str, expands: str = "", fused_experts: bool = True
+) -> int:
+    """Size of the loaded weights, from the headers of the safetensors files.
+
+    Args:
+        quantization: "4bit" and "8bit" are made by bitsandbytes; any other leaves weights as they are stored.
+        expands: how stored weights that are made plain are stored; "" where none are.
+        fused_experts: the experts of a mixture are one tensor, which bitsandbytes leaves as it is.
+    """
+    bits = _stored_bits(folder) if expands else 0
     total = 0.0
     for name, tensor in weight_headers(folder):
-        count = 1
-        for side in tensor["shape"]:
-            count *= side
-        matrix = len(tensor["shape"]) == 2 and name.endswith(".weight") and not name.endswith(_KEPT)
-        total += count * (STORED[quantization] if matrix and quantization in STORED else dtype.itemsize)
+        count, packed = math.prod(tensor["shape"]), _PACKED.get(tensor["dtype"], 0)
+        if _UNREAD.match(name):
+            continue
+        if packed:
+            total += count * packed / bits * dtype.itemsize if bits else count * packed / 8
+        elif quantization in STORED and _is_replaced(name, tensor["shape"], fused_experts):
+            total += count * STORED[quantization]
+        else:
+            total += count * dtype.itemsize
     return round(total)
+
+
+def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
+    """Whether bitsandbytes quantizes that tensor."""
+    matrix = len(shape) == 2 and name.endswith(".weight") and not _KEPT.search(name)
+    return matrix and not (fused_experts and _EXPERTS.search(name))
+
+
+def _stored_bits(folder: Path) -> int:
+    """How many bits the checkpoint's own quantization gives a weight."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = config.get("quantization_config") or config.get("compression_config") or {}
+    groups = settings.get("config_groups") or {}
+    return next((group["weights"]["num_bits"] for group in groups.values() if group.get("weights")), 8)
 
 
 def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:

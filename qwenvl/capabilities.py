@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +66,44 @@ def has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def why_no_bitsandbytes(device: str) -> str | None:
-    """The reason why 4-bit and 8-bit weights cannot be had here, or None."""
+def why_no_bitsandbytes(
+    device: str, quantization: str = "4bit", capability: tuple[int, int] | None = None
+) -> str | None:
+    """The reason why 4-bit or 8-bit weights cannot be had here, or None."""
     if not has_package("bitsandbytes"):
         return "bitsandbytes is not installed (pip install bitsandbytes)"
+    installed = importlib.metadata.version("bitsandbytes")
     if device.startswith("mps"):
         return "bitsandbytes does not run on Apple GPUs"
-    return None
+    oldest = _oldest_bitsandbytes(device)
+    if _numbers(installed) < _numbers(oldest):
+        return f"bitsandbytes {oldest} or later is needed, and {installed} is installed (pip install -U bitsandbytes)"
+    needed = (7, 5) if quantization == "8bit" else (6, 0)
+    if capability and not torch.version.hip and capability < needed:
+        return "bitsandbytes needs compute capability {}.{}, and this GPU has {}.{}".format(*needed, *capability)
+    return _why_not_loaded(installed) if device.startswith("cuda") else None
+
+
+def _oldest_bitsandbytes(device: str) -> str:
+    """The first version that runs there, and that the installed transformers takes."""
+    from transformers.utils import import_utils
+
+    return "0.49" if device == "cpu" else getattr(import_utils, "BITSANDBYTES_MIN_VERSION", "0.43.1")
+
+
+def _why_not_loaded(installed: str) -> str | None:
+    """bitsandbytes goes on without its library where none was built for this torch, and fails at the first product."""
+    from bitsandbytes import cextension
+
+    if "error_msg" not in vars(cextension.lib):
+        return None
+    built_for = torch.version.cuda or torch.version.hip
+    return f"bitsandbytes {installed} has no kernels for CUDA or ROCm {built_for} (pip install -U bitsandbytes)"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(0, 49) of "0.49.1": what follows does not matter here."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def why_no_flash_attention(machine: Machine) -> str | None:

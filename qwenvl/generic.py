@@ -9,6 +9,9 @@ import torch
 from .keyvalues import capacity_for
 from .prefill import Check, checked
 
+# Layers of which transformers' static cache keeps all state in tensors that never move or grow.
+STATIC_LAYERS = {"full_attention", "linear_attention"}
+
 
 def why_not_generic(model: Any) -> str | None:
     """The reason why the model cannot step on a static cache, or None."""
@@ -18,6 +21,9 @@ def why_not_generic(model: Any) -> str | None:
         return "transformers does not offer a static cache for it"
     if not hasattr(cache_utils.StaticLayer(1), "cumulative_length"):
         return "this version of transformers keeps the position of its static cache on the host"
+    kinds = {*(getattr(model.config.get_text_config(), "layer_types", None) or STATIC_LAYERS)}
+    if others := kinds - STATIC_LAYERS:
+        return f"its {', '.join(sorted(others))} layers keep what grows with every token"
     return None
 
 

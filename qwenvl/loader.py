@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .capabilities import Machine, why_no_bitsandbytes, why_no_flash_attention
+from .capabilities import Machine, why_no_flash_attention
+from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
 from .log import log
+from .precision import (
+    PrecisionError,
+    have_expanded,
+    in_one_dtype,
+    plan_precision,
+    precision_options,
+    quiet_casts,
+)
 from .request import LoadSpec
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -28,11 +37,17 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What will be loaded: the request, less what this machine lacks, and a sentence for each thing it lacks."""
+    """What will be loaded: the request, less what this machine lacks, and a sentence for each thing it lacks.
+
+    Attributes:
+        quantization: as it was asked for, or as the checkpoint brings it.
+        expands: how the checkpoint stores weights that are made plain while they are read; "" where none are.
+    """
 
     quantization: str
     attention: str
     fallbacks: tuple[str, ...] = ()
+    expands: str = ""
 
 
 @dataclass(slots=True)
@@ -50,61 +65,60 @@ class ModelHandle:
     decoder: Any = None
 
 
-def plan_load(spec: LoadSpec, machine: Machine) -> LoadPlan:
-    """Resolve "auto" and every fallback before weights are read. Pure."""
-    plan = LoadPlan(spec.quantization, "sdpa" if spec.attention == "auto" else spec.attention)
-    if spec.quantization != "none" and (reason := why_no_bitsandbytes(machine.device)):
-        plan = _fall_back(plan, f"{spec.quantization} is not possible here: {reason}", quantization="none")
-    if spec.attention == "flash_attention_2" and (reason := why_no_flash_attention(machine)):
-        plan = _fall_back(plan, reason, attention="sdpa")
-    return plan
+def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadPlan:
+    """Resolve "auto" and every fallback before weights are read.
+
+    Raises:
+        LoadError: this machine, or the installed transformers, cannot load the checkpoint at all.
+    """
+    if reason := why_too_old(checkpoint.family, version("transformers")):
+        raise LoadError(f"{spec.model} cannot be loaded. {reason}")
+    try:
+        precision = plan_precision(spec.quantization, checkpoint, machine)
+    except PrecisionError as error:
+        raise LoadError(f"{spec.model} cannot be loaded. {error}") from error
+    fallbacks = [precision.reason] if precision.reason else []
+    attention = "sdpa" if spec.attention == "auto" else spec.attention
+    if attention == "flash_attention_2" and (reason := why_no_flash_attention(machine)):
+        attention = "sdpa"
+        fallbacks.append(f"{reason}; using sdpa instead")
+    return LoadPlan(precision.name, attention, tuple(fallbacks), precision.expands)
 
 
 def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
     """from_pretrained keywords. Pure, so a test can check every case without weights."""
-    options: dict[str, Any] = {
+    return {
         "dtype": machine.dtype,
         "attn_implementation": plan.attention,
         # One named device: "auto" may put layers on the CPU, and every token would wait for them.
         "device_map": {"": machine.device},
+        **precision_options(plan.quantization, machine.dtype),
     }
-    if plan.quantization != "none":
-        options["quantization_config"] = _bitsandbytes(plan.quantization, machine.dtype)
-    return options
 
 
 def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     """Read the model in the folder onto the machine's device.
 
     Raises:
-        LoadError: the folder holds a model that the installed transformers cannot load; it says why.
+        LoadError: the folder holds a model that cannot be loaded here; it says why.
+        CheckpointError: the folder's own description cannot be read.
     """
-    import transformers
-
     start = time.perf_counter()
-    plan = plan_load(spec, machine)
+    checkpoint = read_checkpoint(folder)
+    plan = plan_load(spec, machine, checkpoint)
     for reason in plan.fallbacks:
-        log.warning("%s", reason)
-    config = _config(folder)
-    sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
-    auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-    if not sees and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
-        raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
-    processor = _processor(folder) if sees else None
-    tokenizer = processor.tokenizer if processor else transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
-    options = load_options(plan, machine)
-    model = auto.from_pretrained(folder, config=config, use_safetensors=True, **_LOCAL, **options).eval()
+        log.warning("%s: %s", spec.model, reason)
+    processor = _processor(folder) if checkpoint.sees else None
+    tokenizer = processor.tokenizer if processor else _tokenizer(folder)
+    model = _read(checkpoint, plan, machine)
+    if checkpoint.quantized:
+        # Some ways of storing weights are computed with in one precision only.
+        machine = replace(machine, dtype=model.config.dtype)
+        in_one_dtype(model, machine.dtype)
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model)
     seconds = time.perf_counter() - start
-    log.info(
-        "loaded %s (%s, %s, %s) in %.1f s",
-        spec.model,
-        plan.quantization,
-        plan.attention,
-        machine.device,
-        seconds,
-    )
+    log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, machine.device, seconds)
     return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds)
 
 
@@ -115,7 +129,7 @@ def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None
         free_ram: bytes.
 
     Returns:
-        What brings it back to its device, or None where it must be dropped instead: bitsandbytes' weights cannot be
+        What brings it back to its device, or None where it must be dropped instead: quantized weights cannot be
         moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
     """
     size = sum(weight.numel() * weight.element_size() for weight in handle.model.parameters())
@@ -164,28 +178,35 @@ def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
             module.proj = PatchLinear(conv)
 
 
-def _fall_back(plan: LoadPlan, reason: str, **changes: str) -> LoadPlan:
-    instead = ", ".join(changes.values())
-    return replace(plan, fallbacks=(*plan.fallbacks, f"{reason}; using {instead} instead"), **changes)
+def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
+    """The weights, in transformers' class for them.
 
+    Raises:
+        LoadError: transformers has no class for this family, a package is missing, or a part of the weights is.
+    """
+    import transformers
 
-def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "8bit":
-        # It warns at every matrix product of every token that it casts to float16, which is how LLM.int8 works.
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_warning)
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _is_no_cast_warning(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+    folder = checkpoint.folder
+    auto: Any = transformers.AutoModelForImageTextToText if checkpoint.sees else transformers.AutoModelForCausalLM
+    config = _config(folder)
+    if type(config) not in auto._model_mapping:
+        raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
+    if plan.expands:
+        have_expanded(config)
+    if plan.quantization.endswith("8bit"):
+        quiet_casts()
+    options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
+    try:
+        model, report = auto.from_pretrained(folder, config=config, **options)
+    except ImportError as error:
+        raise LoadError(f"{folder} cannot be loaded: {error}") from error
+    # transformers gives random numbers to what it does not find, and goes on.
+    if missing := sorted(report["missing_keys"]):
+        raise LoadError(
+            f"{folder} cannot be loaded: its files lack {len(missing)} of the weights that a {config.model_type!r} "
+            f"model has, {missing[0]} among them. Download it again, or ask for another version of it."
+        )
+    return model.eval()
 
 
 def _config(folder: Path) -> Any:
@@ -197,6 +218,12 @@ def _config(folder: Path) -> Any:
         raise LoadError(
             f"{folder / 'config.json'} is not understood by transformers {transformers.__version__} ({error})."
         ) from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
 
 
 def _processor(folder: Path) -> Any:

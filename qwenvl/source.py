@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import catalog, decode, download, host, loader
 from .budget import OutOfMemoryError, is_out_of_memory, model_bytes, request_bytes, why_out_of_memory
 from .capabilities import Machine, machine
+from .checkpoint import read_checkpoint
 from .log import log
+from .precision import experts_are_fused
 from .request import QUANTIZATIONS, LoadSpec
 
 
@@ -37,7 +39,7 @@ class ModelSource:
 
     def size(self) -> int:
         """Bytes of the weights, as they will be loaded."""
-        return self._size(loader.plan_load(self.spec, self.machine).quantization)
+        return self._size(self.spec.quantization)
 
     def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
         """Bytes beside the weights for a question of so many tokens, answer included."""
@@ -71,7 +73,10 @@ class ModelSource:
         return why_out_of_memory(self.spec, doing, sizes, request, host.free_bytes(self.machine.device))
 
     def _size(self, quantization: str) -> int:
-        return model_bytes(self.folder, self.machine.dtype, quantization)
+        """Of what would really be loaded if that were asked for."""
+        asked = replace(self.spec, quantization=quantization)
+        plan = loader.plan_load(asked, self.machine, read_checkpoint(self.folder))
+        return model_bytes(self.folder, self.machine.dtype, plan.quantization, plan.expands, experts_are_fused())
 
 
 def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:

@@ -5,6 +5,7 @@ import tiny
 import torch
 from conftest import draw
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qwenvl.budget import (
     OutOfMemoryError,
@@ -14,11 +15,13 @@ from qwenvl.budget import (
     request_bytes,
     why_out_of_memory,
 )
-from qwenvl.capabilities import machine
+from qwenvl.capabilities import Machine, machine
 from qwenvl.loader import load
 from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request
+from qwenvl.source import ModelSource
 
+CPU = Machine("cpu", torch.float32, "")
 GB = 10**9
 SIZES = {"none": 9 * GB, "8bit": 5 * GB, "4bit": 3 * GB}
 
@@ -35,6 +38,24 @@ def test_the_size_of_quantized_weights_is_known_too(quantization):
     handle = load(LoadSpec("demo", quantization), tiny.DEMO_FOLDER, there)
     held = handle.model.get_memory_footprint(return_buffers=False)
     assert model_bytes(tiny.DEMO_FOLDER, there.dtype, quantization) == pytest.approx(held, rel=0.1)
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("family", tiny.families("qwen3_moe", "qwen3_vl_moe", "qwen3_5_moe"))
+def test_the_size_of_a_mixture_of_experts_is_known(family, quantization, tmp_path):
+    """Wider than the others, so that experts weigh something."""
+    folder = tiny.save(family, tmp_path / "m", wide=True)
+    handle = load(LoadSpec(family, quantization), folder, CPU)
+    held = handle.model.get_memory_footprint(return_buffers=False)
+    assert ModelSource(handle.spec, folder, CPU).size() == pytest.approx(held, rel=0.05)
+
+
+def test_heads_that_are_left_on_disk_are_not_counted(tmp_path):
+    folder = tiny.save("qwen3", tmp_path / "m")
+    before = model_bytes(folder, torch.bfloat16, "none")
+    weights = load_file(folder / "model.safetensors") | {"mtp.layers.0.mlp.up_proj.weight": torch.zeros(64, 64)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert model_bytes(folder, torch.bfloat16, "none") == before
 
 
 def test_the_cache_of_a_request_is_counted_exactly(tmp_path):

@@ -59,3 +59,36 @@ def test_quantization_needs_a_device_that_can(monkeypatch):
     assert why_no_bitsandbytes("cuda:0") is None
     assert why_no_bitsandbytes("cpu") is None
     assert "Apple" in why_no_bitsandbytes("mps")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "capability", "works"),
+    [
+        ("8bit", (7, 0), False),
+        ("8bit", (7, 5), True),
+        ("4bit", (7, 0), True),
+        ("4bit", (5, 2), False),
+        ("4bit", (12, 0), True),
+    ],
+)
+def test_an_old_gpu_has_no_kernels_for_quantized_weights(quantization, capability, works):
+    reason = why_no_bitsandbytes("cuda:0", quantization, capability)
+    assert (reason is None) == works
+    assert works or f"this GPU has {capability[0]}.{capability[1]}" in reason
+
+
+@pytest.mark.parametrize(("installed", "works"), [("0.48.2", False), ("0.49.0", True), ("0.50.2", True), ("1.0", True)])
+def test_bitsandbytes_runs_on_a_cpu_from_0_49_on(installed, works, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: installed)
+    reason = why_no_bitsandbytes("cpu")
+    assert (reason is None) == works
+    assert works or f"0.49 or later is needed, and {installed} is installed (pip install -U bitsandbytes)" in reason
+
+
+def test_bitsandbytes_without_its_library_for_this_torch_is_told_before_it_is_used(monkeypatch):
+    """As it is after a torch for a CUDA that it was not built for: imported, and broken at the first product."""
+    from bitsandbytes import cextension
+
+    monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("no such file"))
+    assert "has no kernels for CUDA" in why_no_bitsandbytes("cuda:0", "4bit", (8, 6))
+    assert why_no_bitsandbytes("cpu") is None

@@ -78,13 +78,16 @@ def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
     tier, reason = best_tier(handle.model)
     assert tier == "generate"
     assert f"{handle.spec.model} is not one of the dense families" in reason
-    assert why_not_generic(handle.model) is None
     made = Decoder(handle.model, "sdpa").generate(question(handle), GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, question(handle))
 
 
 def test_a_warm_up_can_be_undone(handle):
     """What a capture does before it: run the step, give the state back, and go on as if nothing had been."""
+    if handle.spec.model.startswith("qwen4"):
+        assert "indexed_attention layers keep what grows" in why_not_generic(handle.model)
+        return
+    assert why_not_generic(handle.model) is None
     lanes = CachedLanes(handle.model)
     with torch.inference_mode():
         _, logits = lanes.prefill(question(handle), 16, ignore, "")

@@ -5,7 +5,9 @@ import tiny
 import torch
 from conftest import draw, image
 
+from qwenvl import capabilities
 from qwenvl.capabilities import Machine
+from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.source import ModelSource
@@ -38,3 +40,14 @@ def test_every_family_answers_a_question_and_says_how(family, tmp_path, models):
     assert first.stats.new_tokens > 3
     assert first.stats.tier == ("own step" if family in tiny.DENSE else "generate")
     assert bool(first.stats.tier_reason) == (family not in tiny.DENSE)
+
+
+def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch, caplog):
+    monkeypatch.setattr(capabilities, "has_package", lambda name: name != "bitsandbytes")
+    request = Request(LoadSpec(DEMO, "4bit"), "Hello", sampling=Sampling(do_sample=False, max_new_tokens=4))
+    with caplog.at_level("INFO"):
+        results = [run(request, models, Watch()) for _ in range(3)]
+    assert sum("loaded " in record.message for record in caplog.records) == 1
+    for result in results:
+        assert result.stats.quantization == "none"
+        assert "4bit is not possible here: bitsandbytes is not installed" in result.stats.fallbacks[0]

@@ -11,27 +11,32 @@ import pytest
 import torch
 import transformers
 from conftest import draw
+from safetensors.torch import load_file, save_file
 
 from qwenvl import catalog
 from qwenvl.loader import ModelHandle
+from qwenvl.precision import UNQUANTIZED
 
 DEMO_FOLDER = catalog.PACK / "demo" / "model"
 # Family, which is config.json's model_type -> the class of its configuration.
 CLASSES = {
     "qwen2": "Qwen2Config",
+    "qwen2_moe": "Qwen2MoeConfig",
     "qwen3": "Qwen3Config",
     "qwen3_moe": "Qwen3MoeConfig",
     "qwen3_next": "Qwen3NextConfig",
     "qwen3_5_text": "Qwen3_5TextConfig",
     "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+    "qwen4_exp_text": "Qwen4ExpTextConfig",
     "qwen2_vl": "Qwen2VLConfig",
     "qwen2_5_vl": "Qwen2_5_VLConfig",
     "qwen3_vl": "Qwen3VLConfig",
     "qwen3_vl_moe": "Qwen3VLMoeConfig",
     "qwen3_5": "Qwen3_5Config",
     "qwen3_5_moe": "Qwen3_5MoeConfig",
+    "qwen4_exp": "Qwen4ExpConfig",
 }
-SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 # Those that our own step covers, and the others.
 DENSE = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = tuple(family for family in CLASSES if family not in DENSE)
@@ -54,6 +59,7 @@ _EXPERTS = {
     "shared_expert_intermediate_size": 32,
     "decoder_sparse_step": 1,
 }
+_WIDE = {"hidden_size": 256, "head_dim": 64, "moe_intermediate_size": 256, "num_experts": 8}
 _LINEAR = {
     "num_hidden_layers": 4,
     "head_dim": 16,
@@ -62,9 +68,24 @@ _LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+# Embeddings of word sequences, and attention to a part of the keys.
+_INDEXED = {
+    "ple_layer_ids": [1],
+    "ngram_vocab_size_base": 50,
+    "heads_per_ngram": 2,
+    "split_ngram_parts": 2,
+    "hc_lowrank": 8,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}
 _VISION = {"depth": 2, "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2}
 # The vision towers from Qwen2.5-VL on.
-_NEWER_VISION = {**_VISION, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+_NEWER_VISION = {**_VISION, "hidden_size": 32, "intermediate_size": 48}
+# Natively vision-language, with linear attention.
+_LATER = ("qwen3_5", "qwen4")
 _INTERLEAVED = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 
 
@@ -79,22 +100,23 @@ def families(*names: str) -> list[Any]:
     return [name if known(name) else pytest.param(name, marks=lacks) for name in names]
 
 
-def config(family: str) -> Any:
-    """A configuration of that family with the demo model's vocabulary."""
+def config(family: str, wide: bool = False) -> Any:
+    """A configuration of that family with the demo model's vocabulary; experts outweigh the rest of a wide one."""
     made = getattr(transformers, CLASSES[family])
-    text = {**_TEXT, **_sizes(), **_text(family)}
+    text = {**_TEXT, **_sizes(), **_text(family), **(_WIDE if wide else {})}
     if family not in SEEING:
         return made(**text)
-    return made(text_config=text, vision_config=_vision(family), tie_word_embeddings=False, **_tokens())
+    vision = {**_vision(family), "out_hidden_size": text["hidden_size"]}
+    return made(text_config=text, vision_config=vision, tie_word_embeddings=False, **_tokens())
 
 
-def save(family: str, folder: Path, seed: int = 0, **generation: Any) -> Path:
+def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generation: Any) -> Path:
     """Random weights of that family in the folder, with the demo model's tokenizer and processor beside them."""
     sees = family in SEEING
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        model = auto.from_config(config(family))
+        model = auto.from_config(config(family, wide))
     model.generation_config.update(eos_token_id=_sizes()["eos_token_id"], pad_token_id=_sizes()["bos_token_id"])
     model.generation_config.update(**generation)
     model.save_pretrained(folder)
@@ -162,19 +184,21 @@ def _sizes() -> dict[str, int]:
 
 def _text(family: str) -> dict[str, Any]:
     """What the text part of that family has besides."""
-    if family == "qwen2":
-        return {}
+    if family in ("qwen2", "qwen2_moe"):
+        return _EXPERTS if "moe" in family else {}
     if family in ("qwen2_vl", "qwen2_5_vl"):
         return {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
     extra: dict[str, Any] = {"head_dim": 8}
     if "_vl" in family:
         extra |= {"rope_scaling": _INTERLEAVED}
-    if family.startswith(("qwen3_5", "qwen3_next")):
+    if family.startswith(_LATER) or family == "qwen3_next":
         extra |= _LINEAR
-    if family.startswith("qwen3_5"):
+    if family.startswith(_LATER):
         extra |= {"rope_parameters": {**_INTERLEAVED, "rope_theta": 1e6, "partial_rotary_factor": 0.5}}
-    if "moe" in family or family == "qwen3_next":
+    if "moe" in family or family.startswith(("qwen3_next", "qwen4")):
         extra |= _EXPERTS
+    if family.startswith("qwen4"):
+        extra |= _INDEXED
     return extra
 
 
@@ -184,7 +208,7 @@ def _vision(family: str) -> dict[str, Any]:
     if family == "qwen2_5_vl":
         return {**_NEWER_VISION, "fullatt_block_indexes": [1], "window_size": 64}
     newer = {**_NEWER_VISION, "num_position_embeddings": 64}
-    return newer if family.startswith("qwen3_5") else {**newer, "deepstack_visual_indexes": [0]}
+    return newer if family.startswith(_LATER) else {**newer, "deepstack_visual_indexes": [0]}
 
 
 def _use_processors_of(family: str, folder: Path) -> None:
@@ -196,3 +220,79 @@ def _use_processors_of(family: str, folder: Path) -> None:
     }.items():
         content = json.loads((folder / file).read_text()) | changes
         (folder / file).write_text(json.dumps(content))
+
+
+def save_demo(folder: Path, stored: str) -> Path:
+    """The demo model as a checkpoint that brings its own quantization, in the layouts that the hub has.
+
+    Args:
+        stored: "fp8", "compressed-tensors" (in 4 bits), "bitsandbytes-4bit" or "bitsandbytes-8bit".
+    """
+    shutil.copytree(DEMO_FOLDER, folder)
+    if stored.startswith("bitsandbytes"):
+        _save_by_bitsandbytes(folder, stored.removeprefix("bitsandbytes-"))
+        return folder
+    weights = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        # Qwen leaves all but the language model's projections as they are.
+        replaced = name.endswith("_proj.weight") and "visual" not in name
+        weights |= (_in_fp8 if stored == "fp8" else _in_4_bits)(name, weight) if replaced else {name: weight}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return rewrite(folder, quantization_config=_FP8 if stored == "fp8" else _4_BITS)
+
+
+# Weights in a row, or in a square, that share a scale.
+_BLOCK = 32
+_FP8 = {
+    "quant_method": "fp8",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [_BLOCK, _BLOCK],
+    "modules_to_not_convert": ["lm_head", "model.visual"],
+}
+_4_BITS = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head", "re:.*visual.*"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "strategy": "group",
+                "group_size": _BLOCK,
+                "symmetric": True,
+                "dynamic": False,
+            },
+        }
+    },
+}
+
+
+def _save_by_bitsandbytes(folder: Path, bits: str) -> None:
+    settings = transformers.BitsAndBytesConfig(**{f"load_in_{bits}": True}, llm_int8_skip_modules=list(UNQUANTIZED))
+    auto: Any = transformers.AutoModelForImageTextToText
+    auto.from_pretrained(DEMO_FOLDER, quantization_config=settings, device_map={"": "cpu"}).save_pretrained(folder)
+
+
+def _in_fp8(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows, columns = weight.shape
+    blocks = weight.float().view(rows // _BLOCK, _BLOCK, columns // _BLOCK, _BLOCK)
+    scale = blocks.abs().amax((1, 3), keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+    stored = (blocks / scale).to(torch.float8_e4m3fn).view(rows, columns)
+    return {name: stored, f"{name}_scale_inv": scale[:, 0, :, 0].clone()}
+
+
+def _in_4_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows, columns = weight.shape
+    groups = weight.float().view(rows, columns // _BLOCK, _BLOCK)
+    scale = groups.abs().amax(-1, keepdim=True) / 7.5
+    # Eight to a 32-bit number, the first in the lowest bits, counted from -8.
+    numbers = (groups / scale).round().clamp(-8, 7).view(rows, -1, 8).to(torch.int64) + 8
+    packed = (numbers << torch.arange(0, 32, 4)).sum(-1)
+    return {
+        f"{name}_packed": torch.where(packed >= 1 << 31, packed - (1 << 32), packed).to(torch.int32),
+        f"{name}_scale": scale[..., 0].to(weight.dtype).clone(),
+        f"{name}_shape": torch.tensor([rows, columns]),
+    }
