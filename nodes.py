@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from .qwenvl import catalog, widgets
 from .qwenvl.cache import ModelCache
+from .qwenvl.devices import require_device
 from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
 from .qwenvl.request import RELEASES, LoadSpec, Request, Sampling
@@ -20,7 +21,7 @@ def _watch_over(node: QwenVL | Qwen) -> None:
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
-def _problem(model: str | None, quantization: str | None, attention_mode: str | None) -> str | None:
+def _problem(model: str | None, quantization: str | None, attention_mode: str | None, device: str | None) -> str | None:
     """What is wrong with a list's value, if anything: saved workflows may hold one that is no longer offered.
 
     None stands for a value that another node will deliver.
@@ -30,6 +31,8 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
         if model is not None:
             catalog.find(model)
         LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
+        if device is not None:
+            require_device(device)
     except ValueError as error:
         return str(error)
     return None
@@ -42,7 +45,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
     values = {**defaults, **given}
     request = Request(
-        load=LoadSpec(values["model"], values["quantization"], values["attention_mode"]),
+        load=LoadSpec(values["model"], values["quantization"], values["attention_mode"], values["device"]),
         text=question,
         system=values["system"],
         images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
@@ -95,8 +98,8 @@ class QwenVL:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None) -> bool | str:
-        return _problem(model, quantization, attention_mode) or True
+    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, device=None) -> bool | str:
+        return _problem(model, quantization, attention_mode, device) or True
 
     @classmethod
     def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, video_path: str | None = "", **_: Any):
@@ -165,8 +168,8 @@ class Qwen:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None) -> bool | str:
-        return _problem(model, quantization, attention_mode) or True
+    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, device=None) -> bool | str:
+        return _problem(model, quantization, attention_mode, device) or True
 
     @classmethod
     def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, **_: Any) -> Any:

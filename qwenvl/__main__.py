@@ -10,8 +10,9 @@ from dataclasses import fields
 
 from . import catalog
 from .cache import ModelCache
+from .devices import device_choices
 from .pipeline import run
-from .request import ATTENTIONS, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
+from .request import ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
 
 
 class TerminalWatch:
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--list-models", action="store_true", help="print the models and exit")
     add("--quantization", choices=QUANTIZATIONS, default="none")
     add("--attention-mode", choices=ATTENTIONS, default="sdpa")
+    add("--device", choices=device_choices(), default=AUTO)
     for parameter in fields(Sampling):
         flag = f"--{parameter.name.replace('_', '-')}"
         if parameter.name in RANGES:
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _request(options: argparse.Namespace) -> Request:
     return Request(
-        load=LoadSpec(options.model, options.quantization, options.attention_mode),
+        load=LoadSpec(options.model, options.quantization, options.attention_mode, options.device),
         text=sys.stdin.read() if options.text == "-" else options.text,
         system=options.system,
         images={f"image{number}": path for number, path in enumerate(options.image, 1)},

@@ -23,8 +23,12 @@ class Source(Protocol):
     @property
     def spec(self) -> LoadSpec: ...
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it will be, in equal parts."""
+
     def size(self) -> int:
-        """Bytes of its weights on the device."""
+        """Bytes of its weights on its devices."""
 
     def load(self) -> ModelHandle:
         """Read it."""
@@ -82,6 +86,9 @@ class Memory(Protocol):
     def forget(self, resident: Resident) -> None:
         """The model is gone."""
 
+    def reaches(self, resident: Resident) -> bool:
+        """Whether the model goes when everything is unloaded."""
+
 
 class OneAtATime:
     """Without ComfyUI: a model goes before the next one comes."""
@@ -96,6 +103,10 @@ class OneAtATime:
 
     def forget(self, resident: Resident) -> None:
         """Nobody else knows of it."""
+
+    def reaches(self, resident: Resident) -> bool:
+        """There is nobody to unload everything."""
+        return True
 
 
 class ModelCache:
@@ -167,10 +178,10 @@ class ModelCache:
             self._memory.forget(resident)
 
     def forget_parked(self) -> None:
-        """Let go of what waits in RAM."""
+        """Let go of what waits in RAM, and of what is where nobody else would unload it."""
         with self._lock:
             for resident in list(self._residents.values()):
-                if resident.parked:
+                if resident.parked or not self._memory.reaches(resident):
                     self.forget(resident.spec)
 
     def clear(self) -> None:

@@ -16,12 +16,30 @@ from .log import log
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where models run here, in which precision, and why."""
+    """Where models run here, in which precision, and why.
+
+    Attributes:
+        device: where a model is, or its first layer.
+        others: further GPUs over which its layers are spread.
+        offloads: layers for which the GPUs have no room stay in RAM.
+    """
 
     device: str
     dtype: torch.dtype
     reason: str
     compute_capability: tuple[int, int] | None = None
+    others: tuple[str, ...] = ()
+    offloads: bool = False
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.device, *self.others)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a model may be in several places."""
+        return bool(self.others) or self.offloads
 
 
 def machine(preferred: str | None = None) -> Machine:

@@ -17,6 +17,8 @@ def why_not_generic(model: Any) -> str | None:
     """The reason why the model cannot step on a static cache, or None."""
     from transformers import cache_utils
 
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "it is spread over several devices"
     if not getattr(model, "_can_compile_fullgraph", False):
         return "transformers does not offer a static cache for it"
     if not hasattr(cache_utils.StaticLayer(1), "cumulative_length"):

@@ -79,8 +79,8 @@ class _Holder(torch.nn.Module):
 class _Patcher(_Base):
     """One of our models as ComfyUI's memory manager sees it: on its device, or not at all."""
 
-    def __init__(self, resident: Any, device: torch.device) -> None:
-        super().__init__(_Holder(), load_device=device, offload_device=torch.device("cpu"), size=resident.size)
+    def __init__(self, resident: Any, device: torch.device, size: int) -> None:
+        super().__init__(_Holder(), load_device=device, offload_device=torch.device("cpu"), size=size)
         self.resident = resident
         # How many of ours were used after this one. ComfyUI evicts first what is least completely loaded, so a
         # missing byte for each makes it take the least recently used first.
@@ -115,30 +115,38 @@ class ComfyMemory:
 
     def __init__(self) -> None:
         # ComfyUI itself holds them by weak references only.
-        self._patchers: dict[Any, _Patcher] = {}
+        # One for each device that a model is on.
+        self._patchers: dict[Any, list[_Patcher]] = {}
 
     def bring(self, resident: Any, others: list[Any], request_bytes: int) -> None:
         """Make room for the model and a request, and have the model loaded."""
-        place = memory.get_torch_device()
-        if place.type == "cpu":
-            self._make_room_in_ram(resident, others, request_bytes)
-        patcher = self._patchers.get(resident.spec)
-        if patcher is None:
-            patcher = self._patchers[resident.spec] = _Patcher(resident, place)
+        if _in_ram(resident):
+            self._make_room_in_ram(resident, [other for other in others if _in_ram(other)], request_bytes)
+        if resident.spec not in self._patchers:
+            places = [torch.device(device) for device in resident.source.devices]
+            share = resident.size // len(places)
+            self._patchers[resident.spec] = [_Patcher(resident, place, share) for place in places]
         newest_first = sorted(others, key=lambda other: -other.used_at)
         for age, other in enumerate([resident, *newest_first]):
-            if other.spec in self._patchers:
-                self._patchers[other.spec].age = age
-        memory.load_models_gpu([patcher], memory_required=request_bytes, force_full_load=True)
+            for patcher in self._patchers.get(other.spec, []):
+                patcher.age = age
+        memory.load_models_gpu(self._patchers[resident.spec], memory_required=request_bytes, force_full_load=True)
 
     def make_room(self, resident: Any, request_bytes: int) -> None:
         """Have so many bytes free beside the model, by moving everything else."""
-        own = [loaded for loaded in memory.current_loaded_models if loaded.model is self._patchers[resident.spec]]
-        memory.free_memory(request_bytes, memory.get_torch_device(), keep_loaded=own)
+        patchers = self._patchers[resident.spec]
+        own = [loaded for loaded in memory.current_loaded_models if any(loaded.model is each for each in patchers)]
+        for patcher in patchers:
+            memory.free_memory(request_bytes, patcher.load_device, keep_loaded=own)
 
     def forget(self, resident: Any) -> None:
         """The model is gone: ComfyUI drops its entry when the patcher's holder is no more."""
         self._patchers.pop(resident.spec, None)
+
+    def reaches(self, resident: Any) -> bool:
+        """Whether ComfyUI's "Unload Models" takes it: older versions look at one device only, none at RAM."""
+        every = getattr(memory, "get_all_torch_devices", lambda: [memory.get_torch_device()])()
+        return all(torch.device(device) in every for device in resident.source.devices)
 
     def _make_room_in_ram(self, resident: Any, others: list[Any], request_bytes: int) -> None:
         """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
@@ -148,6 +156,10 @@ class ComfyMemory:
                 return
             other.give_way(for_good=True)
             self.forget(other)
+
+
+def _in_ram(resident: Any) -> bool:
+    return resident.source.devices == ("cpu",)
 
 
 def when_prompt_ends(then: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import torch
 from .capabilities import Machine, why_no_flash_attention
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
+from .devices import placement, strays
 from .log import log
 from .precision import (
     PrecisionError,
@@ -23,7 +24,7 @@ from .precision import (
     precision_options,
     quiet_casts,
 )
-from .request import LoadSpec
+from .request import ALL_GPUS_AND_CPU, LoadSpec
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
@@ -82,6 +83,8 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     if attention == "flash_attention_2" and (reason := why_no_flash_attention(machine)):
         attention = "sdpa"
         fallbacks.append(f"{reason}; using sdpa instead")
+    if machine.offloads and not _can_offload(precision.name):
+        fallbacks.append(f"{precision.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
     return LoadPlan(precision.name, attention, tuple(fallbacks), precision.expands)
 
 
@@ -90,14 +93,13 @@ def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
     return {
         "dtype": machine.dtype,
         "attn_implementation": plan.attention,
-        # One named device: "auto" may put layers on the CPU, and every token would wait for them.
-        "device_map": {"": machine.device},
+        **placement(machine),
         **precision_options(plan.quantization, machine.dtype),
     }
 
 
 def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
-    """Read the model in the folder onto the machine's device.
+    """Read the model in the folder onto the machine's devices.
 
     Raises:
         LoadError: the folder holds a model that cannot be loaded here; it says why.
@@ -108,6 +110,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     plan = plan_load(spec, machine, checkpoint)
     for reason in plan.fallbacks:
         log.warning("%s: %s", spec.model, reason)
+    machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
     processor = _processor(folder) if checkpoint.sees else None
     tokenizer = processor.tokenizer if processor else _tokenizer(folder)
     model = _read(checkpoint, plan, machine)
@@ -118,7 +121,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model)
     seconds = time.perf_counter() - start
-    log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, machine.device, seconds)
+    where = ", ".join(machine.devices)
+    log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, where, seconds)
     return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds)
 
 
@@ -129,11 +133,13 @@ def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None
         free_ram: bytes.
 
     Returns:
-        What brings it back to its device, or None where it must be dropped instead: quantized weights cannot be
-        moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
+        What brings it back to its device, or None where it must be dropped instead: quantized weights and layers on
+        several devices cannot be moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
     """
     size = sum(weight.numel() * weight.element_size() for weight in handle.model.parameters())
-    if handle.plan.quantization != "none" or handle.machine.device == "cpu" or free_ram < PARK_SHARE * size:
+    where = handle.machine
+    stays = handle.plan.quantization != "none" or where.device == "cpu" or where.spreads
+    if stays or free_ram < PARK_SHARE * size:
         return None
     # Its buffers and captured steps point to where the weights were.
     handle.decoder = None
@@ -174,7 +180,10 @@ def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         conv = getattr(module, "proj", None)
-        if name.endswith("patch_embed") and isinstance(conv, torch.nn.Conv3d) and conv.stride == conv.kernel_size:
+        # Where its weights wait in RAM, a hook of its own brings them.
+        if not isinstance(conv, torch.nn.Conv3d) or hasattr(conv, "_hf_hook"):
+            continue
+        if name.endswith("patch_embed") and conv.stride == conv.kernel_size:
             module.proj = PatchLinear(conv)
 
 
@@ -182,7 +191,8 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
     """The weights, in transformers' class for them.
 
     Raises:
-        LoadError: transformers has no class for this family, a package is missing, or a part of the weights is.
+        LoadError: transformers has no class for this family, a package or a part of the weights is missing, or the
+            weights fit nowhere.
     """
     import transformers
 
@@ -198,7 +208,7 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     try:
         model, report = auto.from_pretrained(folder, config=config, **options)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise LoadError(f"{folder} cannot be loaded: {error}") from error
     # transformers gives random numbers to what it does not find, and goes on.
     if missing := sorted(report["missing_keys"]):
@@ -206,7 +216,17 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
             f"{folder} cannot be loaded: its files lack {len(missing)} of the weights that a {config.model_type!r} "
             f"model has, {missing[0]} among them. Download it again, or ask for another version of it."
         )
+    if strays(model, machine):
+        raise LoadError(
+            f"{folder} does not fit in what is free on {', '.join(machine.devices)}. Pick a quantization, "
+            f"device {ALL_GPUS_AND_CPU!r} (slow), or a smaller model."
+        )
     return model.eval()
+
+
+def _can_offload(quantization: str) -> bool:
+    """Whether weights of that precision can wait in RAM and be computed with on a GPU."""
+    return not quantization.endswith(("4bit", "8bit"))
 
 
 def _config(folder: Path) -> Any:

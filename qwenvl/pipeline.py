@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from . import host, media, prompt
 from .budget import is_out_of_memory, prompt_tokens
 from .cache import ModelCache
+from .devices import current
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
 from .request import RELEASES, Request, Result, Stats
@@ -111,7 +112,8 @@ def _generate(
 
     try:
         arguments = (question.inputs, request.sampling, seed, on_tokens, watch.check, question.media)
-        return model.decoder.generate(*arguments), stream.end()
+        with current(model.machine.device):
+            return model.decoder.generate(*arguments), stream.end()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -125,7 +127,7 @@ def _loaded(model: ModelHandle) -> dict[str, Any]:
     """The statistics of the load."""
     return {
         "model": model.spec.model,
-        "device": model.machine.device,
+        "device": ", ".join(model.machine.devices),
         "dtype": str(model.machine.dtype).removeprefix("torch."),
         "quantization": model.plan.quantization,
         "attention": model.plan.attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -11,6 +12,9 @@ Attention = Literal["sdpa", "flash_attention_2", "eager", "auto"]
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+# Where a model runs, besides a device by its name in torch.
+AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
+_DEVICE = re.compile(rf"{AUTO}|{ALL_GPUS}|{ALL_GPUS_AND_CPU}|cpu|mps|(cuda|xpu):\d+")
 MAX_SEED = 2**64 - 1
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
@@ -38,10 +42,13 @@ class LoadSpec:
     model: str
     quantization: str = "none"
     attention: str = "sdpa"
+    device: str = AUTO
 
     def __post_init__(self) -> None:
         _one_of("quantization", self.quantization, QUANTIZATIONS)
         _one_of("attention_mode", self.attention, ATTENTIONS)
+        if not _DEVICE.fullmatch(self.device):
+            raise InvalidSettingError(f"device must be like auto, cpu, cuda:0 or all GPUs, got {self.device!r}.")
 
 
 @dataclass(frozen=True, slots=True)

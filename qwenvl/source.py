@@ -10,15 +10,18 @@ from pathlib import Path
 
 from . import catalog, decode, download, host, loader
 from .budget import OutOfMemoryError, is_out_of_memory, model_bytes, request_bytes, why_out_of_memory
-from .capabilities import Machine, machine
+from .capabilities import Machine
 from .checkpoint import read_checkpoint
+from .devices import current, machine_for
 from .log import log
 from .precision import experts_are_fused
 from .request import QUANTIZATIONS, LoadSpec
 
 
 def find_source(spec: LoadSpec) -> ModelSource:
-    """The model's folder, downloaded if it was nowhere, and the machine that ComfyUI or torch offers for it."""
+    """The model's folder, downloaded if it was nowhere, and the machine that was asked for."""
+    # First, because a device that does not exist should not cost a download.
+    where = machine_for(spec.device, host.device())
     model, roots = catalog.find(spec.model), host.model_roots()
     folder = catalog.locate(model, roots)
     if folder is None:
@@ -26,7 +29,7 @@ def find_source(spec: LoadSpec) -> ModelSource:
         if not model.repo_id:
             raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
         download.fetch(model.repo_id, folder)
-    return ModelSource(spec, folder, machine(host.device()))
+    return ModelSource(spec, folder, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class ModelSource:
         """Bytes of the weights, as they will be loaded."""
         return self._size(self.spec.quantization)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it will be, in equal parts."""
+        return self.machine.devices
+
     def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
         """Bytes beside the weights for a question of so many tokens, answer included."""
         return request_bytes(self.folder, self.machine.dtype, tokens, prompt_tokens)
@@ -53,7 +61,8 @@ class ModelSource:
             OutOfMemoryError: it does not fit; everything that was read of it is free again.
         """
         try:
-            return _with_decoder(loader.load(self.spec, self.folder, self.machine))
+            with current(self.machine.device):
+                return _with_decoder(loader.load(self.spec, self.folder, self.machine))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -70,7 +79,8 @@ class ModelSource:
     def out_of_memory(self, doing: str, request: int) -> OutOfMemoryError:
         """The error that says what was needed, what is free, and what would fit."""
         sizes = {each: self._size(each) for each in QUANTIZATIONS}
-        return why_out_of_memory(self.spec, doing, sizes, request, host.free_bytes(self.machine.device))
+        free = sum(host.free_bytes(device) for device in self.devices)
+        return why_out_of_memory(self.spec, doing, sizes, request, free)
 
     def _size(self, quantization: str) -> int:
         """Of what would really be loaded if that were asked for."""

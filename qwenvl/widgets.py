@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import catalog
-from .request import ATTENTIONS, QUANTIZATIONS, RANGES, RELEASES
+from .devices import device_choices
+from .request import ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, RELEASES
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = "The model's answer, without its thinking and without control tokens."
@@ -97,6 +98,13 @@ OPTIONS: dict[str, Widget] = {
         RELEASES[0],
         "When a model that is kept loaded gives its memory back: when another node needs it; when everything of this "
         "prompt is done; or at once, like keep_model_loaded off.",
+    ),
+    "device": _choice(
+        device_choices(),
+        AUTO,
+        "Where the model runs. auto is where ComfyUI runs its models. all GPUs spreads the layers, for a model that "
+        "fits on none of them alone. all GPUs and CPU leaves in RAM what fits on none, and copies it for every token: "
+        "each token then takes about half a second longer for every 10 GB in RAM.",
     ),
 }
 # The picture inputs of both generations of workflows, in the order in which they are shown.

@@ -71,22 +71,26 @@ class Memory:
         self.loaded: list[LoadedModel] = []
         self.requests: list[int] = []
 
-    def free(self) -> int:
-        return self.total - sum(each.model.loaded_size() for each in self._living())
+    def free(self, device: torch.device | None = None) -> int:
+        device = device or self.device
+        return self.total - sum(each.model.loaded_size() for each in self._living() if each.device == device)
 
     def load_models_gpu(
         self, models: list[ModelPatcher], memory_required: int = 0, force_full_load: bool = False
     ) -> None:
         self.requests.append(memory_required)
+        # As ComfyUI does it: room on every device first, then one after the other.
         for patcher in models:
             known = [each for each in self._living() if each.model is patcher]
             for each in known:
                 self.loaded.remove(each)
                 patcher.detach(unpatch_all=False)
+        for patcher in models:
             there = patcher.current_loaded_device() == patcher.load_device
             missing = patcher.model_size() - patcher.loaded_size() if there else patcher.model_size()
             if patcher.load_device.type != "cpu":
                 self.free_memory(missing * 1.1 + max(self.RESERVED, memory_required), patcher.load_device)
+        for patcher in models:
             patcher.partially_load(patcher.load_device, 10**32)
             self.loaded.insert(0, LoadedModel(patcher))
 
@@ -95,10 +99,10 @@ class Memory:
             return entry.model.loaded_size() - entry.model.model_size(), entry.model.model_size()
 
         for entry in sorted((each for each in self._living() if each not in keep_loaded), key=order):
-            if entry.device != device or self.free() > size:
+            if entry.device != device or self.free(device) > size:
                 continue
-            if size - self.free() < entry.model.loaded_size():
-                entry.model.partially_unload(entry.model.offload_device, size - self.free())
+            if size - self.free(device) < entry.model.loaded_size():
+                entry.model.partially_unload(entry.model.offload_device, size - self.free(device))
             entry.model.detach(True)
             self.loaded.remove(entry)
 
@@ -198,7 +202,7 @@ class ComfyDouble:
                 InterruptProcessingException=InterruptProcessingException,
                 throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
                 get_torch_device=lambda: double.memory.device,
-                get_free_memory=lambda device=None: double.memory.free(),
+                get_free_memory=double.memory.free,
                 current_loaded_models=double.memory.loaded,
                 load_models_gpu=double.memory.load_models_gpu,
                 free_memory=double.memory.free_memory,

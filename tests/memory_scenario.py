@@ -18,6 +18,7 @@ import torch
 MB = 1 << 20
 TOTAL = 10_000 * MB
 CARD = torch.device("meta", 0)  # a device that nothing can be put on, and that compares like any other
+SECOND = torch.device("meta", 1)
 
 
 class Story:
@@ -37,7 +38,12 @@ class Story:
         self._core_class = core_class(patcher_class)
 
     def ours(
-        self, name: str, size: int, fails: BaseException | None = None, cancelled: BaseException | None = None
+        self,
+        name: str,
+        size: int,
+        fails: BaseException | None = None,
+        cancelled: BaseException | None = None,
+        on: tuple[str, ...] = (str(CARD),),
     ) -> Any:
         """Use a model of ours of that size, in MB; it may fail to load, or be cancelled while it answers."""
         story, spec = self, self._request.LoadSpec(name)
@@ -48,6 +54,8 @@ class Story:
             def __init__(self) -> None:
                 self.spec = spec
 
+                self.devices = on
+
             def size(self) -> int:
                 return size * MB
 
@@ -56,7 +64,7 @@ class Story:
                 if fails:
                     raise fails
                 plan = story._loader.LoadPlan("none", "sdpa")
-                machine = story._capabilities.Machine(str(CARD), torch.float32, "")
+                machine = story._capabilities.Machine(on[0], torch.float32, "", others=on[1:])
                 return story._loader.ModelHandle(spec, plan, machine, torch.nn.Linear(1, 1), None, None, 0.0)
 
             def park(self, handle: Any) -> None:
@@ -80,11 +88,12 @@ class Story:
         self.events.append([what, [spec.model for spec in self.models.held], core, list(self.loads)])
         self.loads.clear()
 
-    def used(self) -> int:
-        """Bytes on the card."""
-        core = sum(each.loaded_size() for each in self.core.values())
-        residents = self.models._residents.values()
-        return core + sum(each.size for each in residents if each.handle is not None)
+    def used(self, device: torch.device) -> int:
+        """Bytes on that card; models of ComfyUI's are on the first."""
+        core = sum(each.loaded_size() for each in self.core.values()) if device == CARD else 0
+        there = [each for each in self.models._residents.values() if each.handle is not None]
+        ours = [each for each in there if str(device) in each.source.devices]
+        return core + sum(each.size // len(each.source.devices) for each in ours)
 
 
 def core_class(patcher_class: type) -> type:
@@ -145,6 +154,44 @@ def tell(story: Story) -> list[Any]:
     return story.events
 
 
+def tell_of_devices(story: Story) -> list[Any]:
+    """A second one, of models elsewhere than on the card that ComfyUI uses."""
+    story.theirs("core", 6000)
+    story.ours("A", 8000, on=(str(SECOND),))
+    story.note("a model on another card takes nothing from a core model")
+    story.ours("B", 8000, on=(str(SECOND),))
+    story.note("nor does the next, which takes the place of the first")
+    story.theirs("more core", 2000)
+    story.ours("RAM", 8000, on=("cpu",))
+    story.note("one in RAM makes room on no card")
+    story.models.make_room(story._request.LoadSpec("RAM"), 500 * MB)
+    story.note("and for its answer nowhere either")
+    story.ours("both", 12_000, on=(str(CARD), str(SECOND)))
+    story.note("one on both cards needs room for a half on each")
+    story.ours("both", 12_000, on=(str(CARD), str(SECOND)))
+    story.note("and is there the next time")
+    story.theirs("core", 6000)
+    story.note("it goes as a whole when one of them is needed")
+    story.ours("A", 8000, on=(str(SECOND),))
+    story.note("and leaves no trace on the other")
+    return story.events
+
+
+EXPECTED_ON_DEVICES = [
+    ["a model on another card takes nothing from a core model", ["A"], ["core"], ["A"]],
+    ["nor does the next, which takes the place of the first", ["B"], ["core"], ["B"]],
+    [
+        "one in RAM makes room on no card",
+        ["B", "RAM"],
+        ["core", "more core"],
+        ["RAM"],
+    ],
+    ["and for its answer nowhere either", ["B", "RAM"], ["core", "more core"], []],
+    ["one on both cards needs room for a half on each", ["RAM", "both"], [], ["both"]],
+    ["and is there the next time", ["RAM", "both"], [], []],
+    ["it goes as a whole when one of them is needed", ["RAM"], ["core"], []],
+    ["and leaves no trace on the other", ["RAM", "A"], ["core"], ["A"]],
+]
 EXPECTED = [
     ["ours is loaded", ["A"], [], ["A"]],
     ["used again without a load", ["A"], [], []],
@@ -179,17 +226,20 @@ def main(comfyui: str, pack_folder: str) -> None:
     pack = importlib.util.module_from_spec(spec)
     sys.modules["the_pack"] = pack
     spec.loader.exec_module(pack)
-    story = Story(pack, management, ModelPatcher)
+    stories = [Story(pack, management, ModelPatcher) for _ in range(2)]
 
     def free(device: Any = None, torch_free_too: bool = False) -> Any:
-        left = TOTAL - story.used() if device == CARD else 10**12
+        left = TOTAL - stories[0].used(device) if device in (CARD, SECOND) else 10**12
         return (left, 0) if torch_free_too else left
 
     management.vram_state = management.VRAMState.NORMAL_VRAM
     management.get_free_memory = free
     management.get_torch_device = lambda: CARD
     management.soft_empty_cache = lambda *_, **__: None
-    print(json.dumps(tell(story)))
+    first = tell(stories[0])
+    management.unload_all_models()
+    stories.pop(0).models.clear()
+    print(json.dumps([first, tell_of_devices(stories[0])]))
 
 
 if __name__ == "__main__":

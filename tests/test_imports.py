@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "catalog": LOW | {"checkpoint", "download"},
     "host": LOW,
     "budget": LOW | {"download", "media"},
+    "devices": LOW | {"capabilities"},
     "precision": LOW | {"capabilities", "checkpoint"},
-    "loader": LOW | {"capabilities", "checkpoint", "dense", "precision"},
+    "loader": LOW | {"capabilities", "checkpoint", "dense", "devices", "precision"},
     "cache": LOW | {"loader"},
     "prompt": LOW | {"loader", "media"},
     "keyvalues": LOW,
@@ -37,10 +38,11 @@ MAY_IMPORT = {
     "plain": LOW | {"prefill", "rows", "sampling"},
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
     "source": LOW
-    | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "precision"},
-    "pipeline": LOW | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host"},
-    "widgets": LOW | {"catalog"},
-    "__main__": LOW | {"pipeline", "cache", "catalog"},
+    | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
+    | {"precision"},
+    "pipeline": LOW | {"source", "rows", "cache", "devices", "loader", "prompt", "media", "budget", "host"},
+    "widgets": LOW | {"catalog", "devices"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "devices"},
 }
 STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
 

@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from accelerate import dispatch_model
 from conftest import draw
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from qwenvl import capabilities, loader
-from qwenvl.capabilities import Machine
+from qwenvl.capabilities import Machine, machine
 from qwenvl.checkpoint import Checkpoint
-from qwenvl.decode import Decoder
+from qwenvl.decode import Decoder, best_tier
+from qwenvl.generic import why_not_generic
 from qwenvl.loader import (
     PICTURE_PIXELS,
     LoadError,
@@ -105,8 +108,6 @@ def test_weights_go_to_one_named_device():
 
 @pytest.mark.parametrize("family", tiny.families(*tiny.SEEING))
 def test_the_patch_embedding_gives_the_same_embeddings_as_the_convolution(family):
-    from transformers import AutoModelForImageTextToText
-
     model = AutoModelForImageTextToText.from_config(tiny.config(family)).eval()
     embed = next(module for name, module in model.named_modules() if name.endswith("patch_embed"))
     patches = torch.randn(12, embed.proj.weight[0].numel())
@@ -206,6 +207,38 @@ def test_pickled_weights_are_not_opened(tmp_path):
         load(LoadSpec("m"), folder, CPU)
 
 
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_model_whose_layers_are_in_several_places_answers_the_same(place, demo, tmp_path):
+    """As accelerate spreads it, with parts that are brought by its hooks when they are needed."""
+    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, machine("cpu"))
+    layers = "model.language_model.layers"
+    kept = ("model.visual", "model.language_model.embed_tokens", f"{layers}.0", f"{layers}.1", "lm_head")
+    where = {**dict.fromkeys(kept, "cpu"), f"{layers}.2": place, f"{layers}.3": place}
+    where |= dict.fromkeys(("model.language_model.norm", "model.language_model.rotary_emb"), "cpu")
+    dispatch_model(handle.model, where, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    tier, reason = best_tier(handle.model)
+    assert (tier, "it is spread over several devices" in reason) == ("generate", True)
+    assert why_not_generic(handle.model) == "it is spread over several devices"
+    assert answer(handle) == "a red circle on a blue background"
+
+
+def test_layers_that_go_to_disk_keep_their_patch_embedding(tmp_path):
+    """accelerate's hooks belong to the modules that it found."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny.DEMO_FOLDER).eval()
+    where = {"model.visual": "disk", "model.language_model": "cpu", "lm_head": "cpu"}
+    dispatch_model(model, where, main_device="cpu", offload_dir=tmp_path)
+    patch_embedding_as_matmul(model)
+    assert isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d)
+
+
+def test_weights_that_cannot_wait_in_ram_say_so(all_packages):
+    where = replace(AMPERE, offloads=True)
+    assert plan(LoadSpec("m", "4bit"), where).fallbacks == (
+        "4bit weights cannot wait in RAM, so all layers have to fit on the GPUs",
+    )
+    assert plan(LoadSpec("m"), where).fallbacks == ()
+
+
 def answer(handle):
     """What the demo model says of a red circle, by a decoder of its own."""
     handle.decoder = Decoder(handle.model, "sdpa")
@@ -229,6 +262,8 @@ def test_a_model_that_was_parked_comes_back_as_it_was():
 
 def test_what_cannot_or_should_not_wait_in_ram_is_dropped(demo):
     size = sum(weight.numel() * weight.element_size() for weight in demo.model.parameters())
+    spread = replace(demo, machine=Machine("cpu:0", torch.float32, "", others=("cpu:1",)))
+    assert park(spread, free_ram=10**12) is None, "its layers are in several places"
     elsewhere = replace(demo, machine=Machine("cpu:0", torch.float32, ""))
     assert park(demo, free_ram=10**12) is None, "it is in RAM already"
     assert park(elsewhere, free_ram=size) is None, "the RAM is short"

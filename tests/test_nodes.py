@@ -30,11 +30,12 @@ FROZEN = {
             "image4": None,
             "video_path": "",
             "release": "when ComfyUI needs memory",
+            "device": "auto",
         },
     ),
     "Qwen": (
         {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
-        {"release": "when ComfyUI needs memory"},
+        {"release": "when ComfyUI needs memory", "device": "auto"},
     ),
     # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (
@@ -69,6 +70,15 @@ def ask(comfy, pack):
         return comfy.run(node, **{name: value for name, value in values.items() if name in declared})[0]
 
     return run
+
+
+def test_a_device_that_this_machine_lacks_is_refused_before_the_prompt_runs(ask):
+    with pytest.raises(Rejected, match=r"device 'cuda:99' does not exist on this machine. Pick one of: auto, .*cpu"):
+        ask(device="cuda:99")
+
+
+def test_a_device_can_be_named(ask):
+    assert ask(device="cpu", image1=RED_CIRCLE) == "a red circle on a blue background"
 
 
 def test_node_ids_are_frozen(pack):

@@ -1,0 +1,104 @@
+"""What each precision costs the demo model in right answers: python -m benchmarks.precision [--questions N]
+
+The ceiling is the unquantized model on the same questions. The pack leaves the vision tower unquantized; "vision too"
+shows what that saves and costs. Nothing is measured in seconds: on a CPU the speed of quantized weights says nothing
+about a GPU. Writes benchmarks/results/<date>-precision.json; the same is the last line of the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwenvl import catalog, loader, precision
+from qwenvl.capabilities import machine
+from qwenvl.request import LoadSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+
+import asking  # noqa: E402
+import evaluate  # noqa: E402
+
+VARIANTS = ("none", "8bit", "8bit, vision too", "4bit", "4bit, vision too")
+# What does not ask for a single right answer of one picture, video or text.
+LEFT_OUT = ("batch equals single", "new colours in 12 draws")
+
+
+class Loaded(asking.Model):
+    """A model of the pack's loader, asked as the demo's evaluation asks."""
+
+    def __init__(self, handle: loader.ModelHandle) -> None:
+        self._model, self._processor = handle.model, handle.processor
+        self._processor.tokenizer.padding_side = "left"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=100, help="how many each kind asks, about")
+    questions = parser.parse_args().questions
+    torch.set_num_threads(1)
+    results = {variant: measure(variant, questions) for variant in VARIANTS}
+    packages = ("torch", "transformers", "bitsandbytes")
+    result = {
+        "device": "cpu",
+        "dtype": str(machine("cpu").dtype),
+        "questions": questions,
+        "versions": {name: version(name) for name in packages},
+        "variants": results,
+    }
+    path = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-precision.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def measure(variant: str, questions: int) -> dict[str, Any]:
+    """Right answers by kind of question, and what the weights take."""
+    name, _, more = variant.partition(", ")
+    with quantizing(("lm_head",) if more else precision.UNQUANTIZED):
+        folder = catalog.find(catalog.DEMO).folder
+        handle = loader.load(LoadSpec(catalog.DEMO, name), folder, machine("cpu"))
+    exam = evaluate.Exam(Loaded(handle), random.Random(2024), questions)
+    scores: dict[str, asking.Score] = {}
+    for case, ask in evaluate.cases(exam).items():
+        if case not in LEFT_OUT:
+            add(scores, case.partition(":")[0], ask())
+    boxes, overlap = exam.grounding()
+    add(scores, "grounding", boxes)
+    for score in list(scores.values()):
+        add(scores, "all", score)
+    counts = {kind: score.as_json() for kind, score in scores.items()}
+    print(f"{variant:18s}", {kind: count["percent"] for kind, count in counts.items()}, flush=True)
+    held = handle.model.get_memory_footprint(return_buffers=False)
+    return {"weight_bytes": held, "mean_iou": round(overlap, 3), **counts}
+
+
+def add(scores: dict[str, asking.Score], kind: str, score: asking.Score) -> None:
+    total = scores.setdefault(kind, asking.Score())
+    total.right += int(score.right)
+    total.of += score.of
+
+
+@contextmanager
+def quantizing(kept: tuple[str, ...]) -> Iterator[None]:
+    """All but what is kept."""
+    before, precision.UNQUANTIZED = precision.UNQUANTIZED, kept
+    try:
+        yield
+    finally:
+        precision.UNQUANTIZED = before
+
+
+if __name__ == "__main__":
+    main()
