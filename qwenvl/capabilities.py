@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,15 +126,60 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def why_no_flash_attention(machine: Machine) -> str | None:
-    """The reason why FlashAttention 2 cannot be had here, or None."""
-    if machine.compute_capability is None:
-        return f"flash_attention_2 needs an NVIDIA or AMD GPU, and this runs on {machine.device}"
+# Attention -> the package that has it, its module, the oldest compute capability for it, and how to get it.
+_FLASH = {
+    "flash_attention_2": ("flash-attn", "flash_attn", (0, 0), "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash-attn-3", "flash_attn_interface", (8, 0), "build it from flash-attention/hopper"),
+    "flash_attention_4": ("flash-attn-4", "flash_attn.cute", (9, 0), "pip install --pre flash-attn-4"),
+}
+
+
+def why_no_flash_attention(machine: Machine, name: str = "flash_attention_2", kernel: str = "") -> str | None:
+    """The reason why a FlashAttention cannot be had here, or None.
+
+    Args:
+        kernel: a kernel of the hub that may stand in for the package, where it is on disk already.
+    """
+    package, module, oldest, command = _FLASH[name]
+    if machine.compute_capability is None and not machine.device.startswith("xpu"):
+        return f"{name} needs an NVIDIA or AMD GPU, and this runs on {machine.device}"
     if machine.dtype == torch.float32:
-        return "flash_attention_2 needs half precision"
-    if not has_package("flash_attn"):
-        return "flash-attn is not installed (pip install flash-attn --no-build-isolation)"
+        return f"{name} needs half precision"
+    if machine.compute_capability and machine.compute_capability < oldest:
+        have = machine.compute_capability
+        return f"{name} needs compute capability {oldest[0]}.{oldest[1]}, and this GPU has {have[0]}.{have[1]}"
+    if _has_distribution(package):
+        return _why_not_imported(package, module, command)
+    if kernel and has_package("kernels") and kernel_on_disk(kernel):
+        return None
+    return f"{package} is not installed ({command})"
+
+
+def _has_distribution(name: str) -> bool:
+    """By its name for pip: two versions of FlashAttention have modules of one name."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _why_not_imported(package: str, module: str, command: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        problem = str(error).splitlines()[0]
+        return f"{package} does not load, as it was built for another torch: {problem} ({command} --force-reinstall)"
     return None
+
+
+def kernel_on_disk(repo_id: str) -> bool:
+    """Whether a kernel of the hub was downloaded before: nothing is fetched without being asked for."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(os.environ.get("KERNELS_CACHE") or HF_HUB_CACHE)
+    folders = (cache / f"{kind}--{repo_id.replace('/', '--')}" / "snapshots" for kind in ("kernels", "models"))
+    return any(any(folder.glob("*/build/*")) for folder in folders)
 
 
 def blackwell_warning(

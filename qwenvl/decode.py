@@ -52,9 +52,12 @@ class Decoder:
     def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
         self._model = model
         self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
+        # What a token attends with, which need not be what the prompt did.
+        self.attention = attention
         self._lanes: Lanes | None = None
         if self.tier == DenseLanes.name:
             self._lanes = DenseLanes(model, attention)
+            self.attention = "eager" if attention == "eager" else "sdpa"
         elif self.tier == CachedLanes.name:
             self._lanes = CachedLanes(model)
         self._vocabulary = model.get_output_embeddings().weight.shape[0]

@@ -19,6 +19,8 @@ def why_not_generic(model: Any) -> str | None:
 
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return "it is spread over several devices"
+    if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
+        return f"its static cache needs attention_mode sdpa, and the model has {attention}"
     if not getattr(model, "_can_compile_fullgraph", False):
         return "transformers does not offer a static cache for it"
     if not hasattr(cache_utils.StaticLayer(1), "cumulative_length"):
@@ -40,7 +42,14 @@ class CachedLanes:
         self.version = 0
         self._cache: Any = None
         self._capacity = self._batch = self._filled = 0
+        # SDPA takes what may be attended to, eager attention what is added to the scores.
+        self._adds = model.config._attn_implementation == "eager"
         self._mask = self._slot = self._positions = torch.empty(0)
+
+    @property
+    def _seen(self) -> float | bool:
+        """What the mask holds where there is a token."""
+        return 0.0 if self._adds else True
 
     @property
     def state(self) -> list[torch.Tensor]:
@@ -65,7 +74,8 @@ class CachedLanes:
             self._cache = StaticCache(config=self._model.config, max_cache_len=needed)
             self._capacity, self._batch = needed, batch
             self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
-            self._mask = torch.zeros(batch, 1, 1, needed, dtype=torch.bool, device=ids.device)
+            kind = self._model.dtype if self._adds else torch.bool
+            self._mask = torch.zeros(batch, 1, 1, needed, dtype=kind, device=ids.device)
             self._positions = torch.empty(0)
             self.version += 1
         self._cache.reset()
@@ -84,7 +94,8 @@ class CachedLanes:
         if self._positions.shape != following.shape:
             self._positions = following.clone()
         self._positions.copy_(following)
-        self._mask.zero_()[:, 0, 0, :length] = mask.bool()
+        self._mask.fill_(float("-inf") if self._adds else False)
+        self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._seen)
         self._slot.fill_(length)
         self._filled = length
         return 0, made.logits[:, -1].float()
@@ -94,7 +105,7 @@ class CachedLanes:
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
-        self._mask.index_fill_(3, self._slot, True)
+        self._mask.index_fill_(3, self._slot, self._seen)
         made = self._model(
             input_ids=tokens[:, None],
             attention_mask=self._mask,

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .capabilities import Machine, why_no_flash_attention
+from .attention import plan_attention
+from .capabilities import Machine
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
 from .devices import placement, strays
@@ -43,12 +44,14 @@ class LoadPlan:
     Attributes:
         quantization: as it was asked for, or as the checkpoint brings it.
         expands: how the checkpoint stores weights that are made plain while they are read; "" where none are.
+        hint: what may go wrong with it; "" where nothing is known.
     """
 
     quantization: str
     attention: str
     fallbacks: tuple[str, ...] = ()
     expands: str = ""
+    hint: str = ""
 
 
 @dataclass(slots=True)
@@ -78,14 +81,11 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
         precision = plan_precision(spec.quantization, checkpoint, machine)
     except PrecisionError as error:
         raise LoadError(f"{spec.model} cannot be loaded. {error}") from error
-    fallbacks = [precision.reason] if precision.reason else []
-    attention = "sdpa" if spec.attention == "auto" else spec.attention
-    if attention == "flash_attention_2" and (reason := why_no_flash_attention(machine)):
-        attention = "sdpa"
-        fallbacks.append(f"{reason}; using sdpa instead")
+    attention = plan_attention(spec.attention, checkpoint, machine)
+    fallbacks = [each.reason for each in (precision, attention) if each.reason]
     if machine.offloads and not _can_offload(precision.name):
         fallbacks.append(f"{precision.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
-    return LoadPlan(precision.name, attention, tuple(fallbacks), precision.expands)
+    return LoadPlan(precision.name, attention.name, tuple(fallbacks), precision.expands, attention.hint)
 
 
 def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
@@ -110,6 +110,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     plan = plan_load(spec, machine, checkpoint)
     for reason in plan.fallbacks:
         log.warning("%s: %s", spec.model, reason)
+    if plan.hint:
+        log.warning("%s: %s", spec.model, plan.hint)
     machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
     processor = _processor(folder) if checkpoint.sees else None
     tokenizer = processor.tokenizer if processor else _tokenizer(folder)
@@ -118,6 +120,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         # Some ways of storing weights are computed with in one precision only.
         machine = replace(machine, dtype=model.config.dtype)
         in_one_dtype(model, machine.dtype)
+    # A kernel of the hub may stand in for a package of the same name.
+    plan = replace(plan, attention=model.config._attn_implementation)
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model)
     seconds = time.perf_counter() - start

@@ -131,6 +131,7 @@ def _loaded(model: ModelHandle) -> dict[str, Any]:
         "dtype": str(model.machine.dtype).removeprefix("torch."),
         "quantization": model.plan.quantization,
         "attention": model.plan.attention,
+        "decode_attention": model.decoder.attention,
         "fallbacks": model.plan.fallbacks,
     }
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,18 +125,9 @@ def why_no_fp8(machine: Machine) -> str | None:
         return None
     if not capabilities.has_package("kernels"):
         return "its kernel needs the package kernels (pip install kernels)"
-    if not kernel_on_disk(_FP8_KERNEL):
+    if not capabilities.kernel_on_disk(_FP8_KERNEL):
         return f"its kernel is not on disk (hf download {_FP8_KERNEL} --repo-type kernel)"
     return None
-
-
-def kernel_on_disk(repo_id: str) -> bool:
-    """Whether a kernel of the hub was downloaded before: nothing is fetched without being asked for."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    cache = Path(os.environ.get("KERNELS_CACHE") or HF_HUB_CACHE)
-    folders = (cache / f"{kind}--{repo_id.replace('/', '--')}" / "snapshots" for kind in ("kernels", "models"))
-    return any(any(folder.glob("*/build/*")) for folder in folders)
 
 
 _FUSED = (

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Quantization = Literal["none", "4bit", "8bit"]
-Attention = Literal["sdpa", "flash_attention_2", "eager", "auto"]
+Attention = Literal[
+    "sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention"
+]
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
@@ -101,7 +103,9 @@ class Stats:
     device: str
     dtype: str
     quantization: str
+    # Of the prompt, and of the tokens after it.
     attention: str
+    decode_attention: str
     # One sentence for each thing that was asked for and could not be had.
     fallbacks: tuple[str, ...]
     # None where the seed had no effect.

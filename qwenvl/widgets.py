@@ -46,8 +46,9 @@ QUANTIZATION = _choice(
 ATTENTION = _choice(
     ATTENTIONS,
     "sdpa",
-    "How attention is computed. sdpa is right nearly everywhere; flash_attention_2 needs the flash-attn package and "
-    "falls back to sdpa without it; eager is slow and exact; auto lets the pack choose.",
+    "How attention is computed. sdpa is right nearly everywhere; flash_attention_2 to 4 need packages and "
+    "flex_attention needs Triton, and without them sdpa is used and the log says why; eager is slow and exact; auto "
+    "lets the pack choose.",
 )
 KEEP_LOADED = _switch(True, "Keep the model in memory for the next run. Off gives all of it back when the node ends.")
 BYPASS = _switch(False, "Pass the text through unchanged, without touching any model.")

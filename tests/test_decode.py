@@ -313,3 +313,11 @@ def test_a_cancelled_run_leaves_nothing_to_reuse(reuse):
     with pytest.raises(KeyboardInterrupt):
         reuse.decoder.generate(prompt.inputs, GREEDY, None, stop, ignore, prompt.media)
     assert reuse.ask("What is it, my dear friend?", pictures).reused_tokens == 0
+
+
+@pytest.mark.parametrize(("family", "decodes"), [("qwen2", "sdpa"), ("qwen3_moe", "flash_attention_2")])
+def test_what_tokens_attend_with_is_told_apart_from_the_prompt(family, decodes, tmp_path):
+    """Our own step has two ways; all others are the model's."""
+    handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
+    assert Decoder(handle.model, "flash_attention_2").attention == decodes
+    assert Decoder(handle.model, "eager").attention == "eager"

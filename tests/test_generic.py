@@ -57,6 +57,20 @@ def test_tokens_are_those_of_generate_question_after_question(handle):
     assert len({token for rows in answers for token in rows[0]}) > 10
 
 
+@pytest.mark.parametrize("family", tiny.families("qwen3_moe", "qwen3_5"))
+def test_eager_attention_has_a_mask_of_its_own_kind(family, tmp_path):
+    """It adds the mask to the scores, where SDPA takes it for what may be seen."""
+    handle = load(LoadSpec(family, attention="eager"), tiny.save(family, tmp_path / "m"), CPU)
+    ask = generic(handle)
+    for inputs in (question(handle), batch_of(handle)):
+        assert ask(inputs) == by_transformers(handle.model, inputs)
+
+
+def test_other_attention_has_no_static_cache(handle, monkeypatch):
+    monkeypatch.setattr(handle.model.config, "_attn_implementation_internal", "flash_attention_2")
+    assert "needs attention_mode sdpa, and the model has flash_attention_2" in why_not_generic(handle.model)
+
+
 def test_a_padded_batch_gives_the_tokens_of_generate_before_and_after_a_single_row(handle):
     ask, inputs = generic(handle), batch_of(handle)
     expected = by_transformers(handle.model, inputs)

@@ -58,31 +58,12 @@ def plan(spec, where):
     return plan_load(spec, where, Checkpoint(tiny.DEMO_FOLDER, "qwen3_vl"))
 
 
-def test_what_the_machine_has_is_used_as_asked(all_packages):
-    assert plan(LoadSpec("m", "4bit", "flash_attention_2"), AMPERE) == LoadPlan("4bit", "flash_attention_2")
-
-
 def test_quantization_that_cannot_be_had_falls_back_to_none_with_the_reason(no_packages):
     made = plan(LoadSpec("m", "4bit"), AMPERE)
     assert made.quantization == "none"
     assert made.fallbacks == (
         "4bit is not possible here: bitsandbytes is not installed (pip install bitsandbytes); using none instead",
     )
-
-
-@pytest.mark.parametrize("where", [CPU, APPLE])
-def test_flash_attention_falls_back_to_sdpa_where_there_is_no_gpu_for_it(all_packages, where):
-    made = plan(LoadSpec("m", attention="flash_attention_2"), where)
-    assert made.attention == "sdpa"
-    assert where.device in made.fallbacks[0]
-
-
-def test_flash_attention_that_is_not_installed_says_how_to_install_it(no_packages):
-    assert "pip install flash-attn" in plan(LoadSpec("m", attention="flash_attention_2"), AMPERE).fallbacks[0]
-
-
-def test_auto_attention_is_sdpa_and_no_fallback(no_packages):
-    assert plan(LoadSpec("m", attention="auto"), AMPERE) == LoadPlan("none", "sdpa")
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe_text"])

@@ -115,7 +115,9 @@ def test_ranges_hold_what_is_promised(pack):
         **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), "FLOAT"),
         **dict.fromkeys(("top_k", "max_new_tokens", "seed"), "INT"),
     }
-    assert inputs["attention_mode"][0] == ["sdpa", "flash_attention_2", "eager", "auto"]
+    offered = inputs["attention_mode"][0]
+    assert offered[:4] == ["sdpa", "flash_attention_2", "eager", "auto"]
+    assert offered[4:] == ["flash_attention_3", "flash_attention_4", "flex_attention"]
 
 
 def test_a_picture_is_described(ask):

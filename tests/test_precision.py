@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import draw
 
-from qwenvl import capabilities, precision
+from qwenvl import capabilities
 from qwenvl.capabilities import Machine, machine
 from qwenvl.checkpoint import Checkpoint
 from qwenvl.decode import Decoder
@@ -153,7 +153,7 @@ def test_what_the_checkpoint_brings_is_kept_and_the_widget_told_to_have_no_effec
 
 
 def test_fp8_is_kept_where_it_can_be_computed(packages, monkeypatch):
-    monkeypatch.setattr(precision, "kernel_on_disk", lambda repo_id: True)
+    monkeypatch.setattr(capabilities, "kernel_on_disk", lambda repo_id: True)
     assert plan_precision("none", stored("fp8"), ADA) == Precision("fp8")
 
 
@@ -171,7 +171,7 @@ def test_fp8_is_kept_where_it_can_be_computed(packages, monkeypatch):
 )
 def test_fp8_that_cannot_be_computed_is_made_plain_with_the_reason(packages, monkeypatch, where, missing, reason):
     packages.discard(missing)
-    monkeypatch.setattr(precision, "kernel_on_disk", lambda repo_id: missing != "on disk")
+    monkeypatch.setattr(capabilities, "kernel_on_disk", lambda repo_id: missing != "on disk")
     made = plan_precision("none", stored("fp8"), where)
     assert (made.name, made.expands) == ("none", "fp8")
     assert reason in made.reason
@@ -186,9 +186,9 @@ def test_fp8_that_can_be_neither_computed_nor_made_plain_is_an_error(packages):
 @pytest.mark.parametrize("kind", ["kernels", "models"])
 def test_a_kernel_is_on_disk_when_its_build_is(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("KERNELS_CACHE", str(tmp_path))
-    assert not precision.kernel_on_disk("owner/name")
+    assert not capabilities.kernel_on_disk("owner/name")
     snapshot = tmp_path / f"{kind}--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    assert not precision.kernel_on_disk("owner/name"), "what was asked for and never came"
+    assert not capabilities.kernel_on_disk("owner/name"), "what was asked for and never came"
     (snapshot / "build" / "torch-cuda").mkdir(parents=True)
-    assert precision.kernel_on_disk("owner/name")
+    assert capabilities.kernel_on_disk("owner/name")

@@ -9,7 +9,7 @@ from qwenvl import capabilities
 from qwenvl.capabilities import Machine
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
-from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.request import ATTENTIONS, LoadSpec, Request, Sampling
 from qwenvl.source import ModelSource
 
 CPU = Machine("cpu", torch.float32, "")
@@ -51,3 +51,16 @@ def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch
     for result in results:
         assert result.stats.quantization == "none"
         assert "4bit is not possible here: bitsandbytes is not installed" in result.stats.fallbacks[0]
+
+
+@pytest.mark.parametrize("attention", [each for each in ATTENTIONS if each not in ("sdpa", "auto")])
+def test_what_runs_is_recorded_where_something_else_was_asked_for(attention, models):
+    """On a CPU, which has neither FlashAttention nor Triton."""
+    spec = LoadSpec("m", attention=attention)
+    models.get(ModelSource(spec, tiny.DEMO_FOLDER, CPU))
+    request = Request(spec, "Hello", sampling=Sampling(do_sample=False, max_new_tokens=4))
+    stats = run(request, models, Watch()).stats
+    runs = "eager" if attention == "eager" else "sdpa"
+    assert (stats.attention, stats.decode_attention) == (runs, runs)
+    assert len(stats.fallbacks) == (attention != "eager")
+    assert attention == "eager" or stats.fallbacks[0].endswith("; using sdpa instead")
