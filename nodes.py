@@ -51,6 +51,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
         video_path=values.get("video_path", "").strip(),
         sampling=Sampling(**{name: values[name] for name in widgets.SAMPLING}),
+        sampling_from=values["sampling"],
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
     )
     return run(request, node.models, NodeWatch(request.sampling.max_new_tokens)).text

@@ -12,7 +12,7 @@ from . import catalog
 from .cache import ModelCache
 from .devices import device_choices
 from .pipeline import run
-from .request import ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
+from .request import AS_SET, ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, SAMPLING_FROM, LoadSpec, Request, Sampling
 
 
 class TerminalWatch:
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--list-models", action="store_true", help="print the models and exit")
     add("--quantization", choices=QUANTIZATIONS, default="none")
     add("--attention-mode", choices=ATTENTIONS, default="sdpa")
+    add("--sampling", choices=SAMPLING_FROM, default=AS_SET, help="whose sampling parameters are used")
     add("--device", choices=device_choices(), default=AUTO)
     for parameter in fields(Sampling):
         flag = f"--{parameter.name.replace('_', '-')}"
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _request(options: argparse.Namespace) -> Request:
     return Request(
+        sampling_from=options.sampling,
         load=LoadSpec(options.model, options.quantization, options.attention_mode, options.device),
         text=sys.stdin.read() if options.text == "-" else options.text,
         system=options.system,

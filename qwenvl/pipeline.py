@@ -63,6 +63,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
 
     before_load = time.perf_counter()
     source = models.source(request.load) or find_source(request.load)
+    request = source.sampled(request)
     tokens = prompt_tokens(request.system + request.text, pictures, video, PICTURE_PIXELS[1])
     need = source.request_bytes(tokens + request.sampling.max_new_tokens, tokens)
     model = models.get(source, need)
@@ -91,6 +92,8 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     stats = Stats(
         **_loaded(model),
         **_generated(made, prepared_s),
+        sampling=request.sampling,
+        sampling_from=request.sampling_from,
         seed=seed,
         prompt_tokens=question.tokens,
         load_s=load_s,

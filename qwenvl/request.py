@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Quantization = Literal["none", "4bit", "8bit"]
@@ -18,6 +18,8 @@ ATTENTIONS: tuple[str, ...] = get_args(Attention)
 AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
 _DEVICE = re.compile(rf"{AUTO}|{ALL_GPUS}|{ALL_GPUS_AND_CPU}|cpu|mps|(cuda|xpu):\d+")
 MAX_SEED = 2**64 - 1
+# Whose temperature, top_p and the like are used.
+SAMPLING_FROM = AS_SET, MODELS_OWN = ("as set", "model's own")
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
 
@@ -73,6 +75,23 @@ class Sampling:
             if isinstance(value, str) or not low <= value <= high:
                 raise InvalidSettingError(f"{name} must be between {low} and {high}, got {value!r}.")
 
+    def with_own(self, own: Mapping[str, Any]) -> Sampling:
+        """What a model's makers recommend, in place of what is set; what they do not name stays.
+
+        Args:
+            own: values by name. Those outside our ranges become the nearest that is inside, as a top_k of -1 for off.
+        """
+        given = {
+            name: min(max(value, RANGES[name][0]), RANGES[name][1]) for name, value in own.items() if name in RANGES
+        }
+        return replace(self, **given, do_sample=bool(own.get("do_sample", self.do_sample)))
+
+    def __str__(self) -> str:
+        if self.greedy:
+            return "greedy"
+        filters = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return ", ".join(f"{name} {getattr(self, name):g}" for name in filters)
+
     @property
     def greedy(self) -> bool:
         """True where the best token is always taken, so that the seed has no effect."""
@@ -90,9 +109,11 @@ class Request:
     video_path: str = ""
     sampling: Sampling = Sampling()
     release: str = RELEASES[0]
+    sampling_from: str = AS_SET
 
     def __post_init__(self) -> None:
         _one_of("release", self.release, RELEASES)
+        _one_of("sampling", self.sampling_from, SAMPLING_FROM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +129,9 @@ class Stats:
     decode_attention: str
     # One sentence for each thing that was asked for and could not be had.
     fallbacks: tuple[str, ...]
+    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
+    sampling: Sampling
+    sampling_from: str
     # None where the seed had no effect.
     seed: int | None
     prompt_tokens: int
@@ -127,10 +151,11 @@ class Stats:
     total_s: float
 
     def __str__(self) -> str:
+        own = f", {self.sampling_from} sampling ({self.sampling})" if self.sampling_from == MODELS_OWN else ""
         return (
             f"{self.model}: {self.prompt_tokens} prompt + {self.new_tokens} new tokens, first token after "
             f"{self.first_token_s:.2f} s (prefill {self.prefill_s:.2f} s), {self.decode_tokens_per_s:.1f} tokens/s, "
-            f"total {self.total_s:.1f} s, seed {'none (greedy)' if self.seed is None else self.seed}"
+            f"total {self.total_s:.1f} s, seed {'none (greedy)' if self.seed is None else self.seed}{own}"
         )
 
 

@@ -15,7 +15,7 @@ from .checkpoint import read_checkpoint
 from .devices import current, machine_for
 from .log import log
 from .precision import experts_are_fused
-from .request import QUANTIZATIONS, LoadSpec
+from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
 
 
 def find_source(spec: LoadSpec) -> ModelSource:
@@ -48,6 +48,16 @@ class ModelSource:
     def devices(self) -> tuple[str, ...]:
         """Where it will be, in equal parts."""
         return self.machine.devices
+
+    def sampled(self, request: Request) -> Request:
+        """The request with the sampling that it asks for: as set, or what the model's makers recommend."""
+        if request.sampling_from == AS_SET:
+            return request
+        own = read_checkpoint(self.folder).sampling
+        if not own:
+            log.warning("%s recommends no sampling; using what is set instead", self.spec.model)
+            return replace(request, sampling_from=AS_SET)
+        return replace(request, sampling=request.sampling.with_own(own))
 
     def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
         """Bytes beside the weights for a question of so many tokens, answer included."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import catalog
 from .devices import device_choices
-from .request import ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, RELEASES
+from .request import AS_SET, ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, RELEASES, SAMPLING_FROM
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = "The model's answer, without its thinking and without control tokens."
@@ -106,6 +106,12 @@ OPTIONS: dict[str, Widget] = {
         "Where the model runs. auto is where ComfyUI runs its models. all GPUs spreads the layers, for a model that "
         "fits on none of them alone. all GPUs and CPU leaves in RAM what fits on none, and copies it for every token: "
         "each token then takes about half a second longer for every 10 GB in RAM.",
+    ),
+    "sampling": _choice(
+        SAMPLING_FROM,
+        AS_SET,
+        "as set takes do_sample, temperature, top_p, top_k, min_p and repetition_penalty from the widgets above. "
+        "model's own takes what the model's makers recommend in their place; what they do not name stays as set.",
     ),
 }
 # The picture inputs of both generations of workflows, in the order in which they are shown.

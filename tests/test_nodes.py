@@ -31,11 +31,12 @@ FROZEN = {
             "video_path": "",
             "release": "when ComfyUI needs memory",
             "device": "auto",
+            "sampling": "as set",
         },
     ),
     "Qwen": (
         {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
-        {"release": "when ComfyUI needs memory", "device": "auto"},
+        {"release": "when ComfyUI needs memory", "device": "auto", "sampling": "as set"},
     ),
     # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (
@@ -79,6 +80,15 @@ def test_a_device_that_this_machine_lacks_is_refused_before_the_prompt_runs(ask)
 
 def test_a_device_can_be_named(ask):
     assert ask(device="cpu", image1=RED_CIRCLE) == "a red circle on a blue background"
+
+
+def test_the_model_s_own_sampling_can_be_asked_for(ask, caplog):
+    """The demo model recommends to take the likeliest token."""
+    wild = {"do_sample": True, "temperature": 2.0, "top_p": 1.0, "top_k": 0, "seed": 4, "text": "Name a random color."}
+    with caplog.at_level("INFO"):
+        own = ask(sampling="model's own", **wild)
+    assert own == ask(**{**wild, "do_sample": False})
+    assert "model's own sampling (greedy)" in caplog.text
 
 
 def test_node_ids_are_frozen(pack):

@@ -26,3 +26,24 @@ def test_temperature_zero_is_greedy_even_when_sampling():
     assert Sampling(do_sample=True, temperature=0).greedy
     assert Sampling(do_sample=False, temperature=1).greedy
     assert not Sampling(do_sample=True, temperature=0.1).greedy
+
+
+def test_what_a_model_s_makers_recommend_replaces_what_is_set_and_nothing_else():
+    as_set = Sampling(temperature=1.2, top_p=0.5, top_k=7, min_p=0.1, max_new_tokens=99, seed=5)
+    own = as_set.with_own({"do_sample": True, "temperature": 0.6, "top_k": 20})
+    assert own == Sampling(temperature=0.6, top_p=0.5, top_k=20, min_p=0.1, max_new_tokens=99, seed=5)
+    assert as_set.with_own({"do_sample": False}).greedy
+    assert not as_set.with_own({"temperature": 0.6}).greedy
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [({"top_k": -1}, 0), ({"top_k": 1000}, 200), ({"temperature": 1e-6}, 1e-6)]
+)
+def test_a_recommendation_outside_of_our_ranges_becomes_the_nearest_inside(given, taken):
+    name = next(iter(given))
+    assert getattr(Sampling().with_own(given), name) == taken
+
+
+def test_sampling_says_what_it_is():
+    assert str(Sampling(do_sample=False)) == "greedy"
+    assert str(Sampling(top_k=20)) == "temperature 0.7, top_p 0.9, top_k 20, min_p 0, repetition_penalty 1"

@@ -1,5 +1,7 @@
 """Every family from its folder to an answer, as the pipeline does it."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -9,7 +11,7 @@ from qwenvl import capabilities
 from qwenvl.capabilities import Machine
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
-from qwenvl.request import ATTENTIONS, LoadSpec, Request, Sampling
+from qwenvl.request import ATTENTIONS, SAMPLING_FROM, LoadSpec, Request, Sampling
 from qwenvl.source import ModelSource
 
 CPU = Machine("cpu", torch.float32, "")
@@ -64,3 +66,30 @@ def test_what_runs_is_recorded_where_something_else_was_asked_for(attention, mod
     assert (stats.attention, stats.decode_attention) == (runs, runs)
     assert len(stats.fallbacks) == (attention != "eager")
     assert attention == "eager" or stats.fallbacks[0].endswith("; using sdpa instead")
+
+
+def own_sampling(models, tmp_path, sampling, **recommended):
+    """The answer and statistics of a random model that comes with that recommendation, and what is set otherwise."""
+    spec = LoadSpec("m")
+    models.get(ModelSource(spec, tiny.save("qwen3", tmp_path / "m", **recommended), CPU))
+    return [run(Request(spec, "Hi", sampling=sampling, sampling_from=each), models, Watch()) for each in SAMPLING_FROM]
+
+
+def test_the_model_s_own_sampling_is_what_its_makers_recommend(models, tmp_path, caplog):
+    wild = Sampling(temperature=2.0, top_p=1.0, top_k=0, seed=3, max_new_tokens=12)
+    with caplog.at_level("INFO"):
+        as_set, own = own_sampling(models, tmp_path, wild, do_sample=True, temperature=0.6, top_k=1)
+    assert (as_set.stats.sampling, as_set.stats.sampling_from) == (wild, "as set")
+    assert own.stats.sampling == replace(wild, temperature=0.6, top_k=1)
+    assert own.stats.sampling_from == "model's own"
+    expected = run(Request(LoadSpec("m"), "Hi", sampling=Sampling(do_sample=False, max_new_tokens=12)), models, Watch())
+    assert own.text == expected.text, "one token to draw from is the likeliest one"
+    assert as_set.text != own.text
+    assert "model's own sampling (temperature 0.6, top_p 1, top_k 1, min_p 0, repetition_penalty 1)" in caplog.text
+
+
+def test_a_model_without_a_recommendation_is_sampled_as_set(models, tmp_path, caplog):
+    as_set, own = own_sampling(models, tmp_path, SAMPLING)
+    assert own.text == as_set.text
+    assert own.stats.sampling_from == "as set"
+    assert "recommends no sampling; using what is set instead" in caplog.text
