@@ -214,9 +214,9 @@ def answer(handle):
 
 
 def test_a_model_that_was_parked_comes_back_as_it_was():
+    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, Machine("cpu", torch.float32, ""))
     # Another name for the CPU, so that it counts as a device that weights can be moved away from.
-    there = Machine("cpu:0", torch.float32, "")
-    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, there)
+    handle.machine = replace(handle.machine, device="cpu:0")
     assert answer(handle) == "a red circle on a blue background"
     decoder = weakref.ref(handle.decoder)
     bring_back = park(handle, free_ram=10**12)
