@@ -17,6 +17,9 @@ MAY_IMPORT = {
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
+    "nvml": LOW,
+    "facts": LOW | {"nvml"},
+    "report": LOW | {"facts"},
     "download": LOW,
     "media": LOW,
     "catalog": LOW | {"download"},
@@ -39,7 +42,7 @@ MAY_IMPORT = {
     "widgets": LOW | {"catalog"},
     "__main__": LOW | {"pipeline", "cache", "catalog"},
 }
-STANDARD_ONLY = {"request", "log", "catalog"}
+STANDARD_ONLY = {"request", "log", "catalog", "report"}
 
 
 def imports(path):
