@@ -49,6 +49,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         video_path=values.get("video_path", "").strip(),
         sampling=Sampling(**{name: values[name] for name in widgets.SAMPLING}),
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+        diagnostics=values["diagnostics"],
     )
     return run(request, node.models, NodeWatch(request.sampling.max_new_tokens)).text
 

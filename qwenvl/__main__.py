@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
-from . import catalog
+from . import catalog, doctor
 from .cache import ModelCache
 from .pipeline import run
-from .request import ATTENTIONS, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
+from .request import ATTENTIONS, DIAGNOSTICS, QUANTIZATIONS, RANGES, LoadSpec, Request, Sampling
 
 
 class TerminalWatch:
@@ -34,8 +34,12 @@ class TerminalWatch:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    talks = options.verbose or options.diagnostics == "full"
+    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
     if options.list_models:
         print("\n".join({**catalog.vision_models(), **catalog.text_models()}))
         return 0
@@ -55,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m qwenvl", description="Ask a Qwen model about pictures, a video or text."
+        prog="python -m qwenvl",
+        description="Ask a Qwen model about pictures, a video or text.",
+        epilog=f"As the first word, {' and '.join(COMMANDS)} is a command: see python -m qwenvl doctor --help.",
     )
     add = parser.add_argument
     add("text", nargs="?", default="", help="the question; - reads it from standard input")
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         else:
             add(flag, action=argparse.BooleanOptionalAction, default=parameter.default)
+    add("--diagnostics", choices=DIAGNOSTICS, default=DIAGNOSTICS[0], help="how much a run tells of itself in the log")
     add("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
     add("--debug", action="store_true", help="print the whole traceback of an error")
     return parser
@@ -92,7 +99,19 @@ def _request(options: argparse.Namespace) -> Request:
         images={f"image{number}": path for number, path in enumerate(options.image, 1)},
         video_path=options.video,
         sampling=Sampling(**{parameter.name: getattr(options, parameter.name) for parameter in fields(Sampling)}),
+        diagnostics=options.diagnostics,
     )
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Exit status: 0 all is well, 1 something grave was found."""
+    parser = argparse.ArgumentParser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
+    parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
+    return 0 if doctor.examine(parser.parse_args(arguments).model, print) else 1
+
+
+# Commands by the first word; a question that is one of these words can be asked after --.
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"doctor": _doctor}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 from . import host, media, prompt
 from .budget import is_out_of_memory, prompt_tokens
 from .cache import ModelCache
+from .diagnostics import Diagnosis
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
+from .report import tell_of
 from .request import RELEASES, Request, Result, Stats
 from .rows import Generation
 from .source import find_source
@@ -55,9 +57,11 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
 
 def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     start = time.perf_counter()
+    diagnosis = Diagnosis(request.diagnostics)
     prompt.require_question(request)
-    pictures = media.pictures(request.images)
-    video = media.read_video(request.video_path) if request.video_path else None
+    with diagnosis.phases("media"):
+        pictures = media.pictures(request.images)
+        video = media.read_video(request.video_path) if request.video_path else None
     watch.check()
 
     before_load = time.perf_counter()
@@ -66,17 +70,19 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
     need = source.request_bytes(tokens + request.sampling.max_new_tokens, tokens)
     model = models.get(source, need)
     load_s = time.perf_counter() - before_load
+    tell_of(type(model.model.config).model_type)
     watch.check()
 
-    question = prompt.encode(model, request, pictures, video)
+    question = prompt.encode(model, request, pictures, video, diagnosis.phases)
     watch.check()
 
     seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
     prepared_s = time.perf_counter() - start - load_s
-    made, written = _generate(model, question, request, seed, watch)
-    if made is None:
-        models.make_room(request.load, need)
+    with diagnosis.watching(model.model):
         made, written = _generate(model, question, request, seed, watch)
+        if made is None:
+            models.make_room(request.load, need)
+            made, written = _generate(model, question, request, seed, watch)
     if made is None:
         raise source.out_of_memory("answer", need)
 
@@ -95,8 +101,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         load_s=load_s,
         total_s=time.perf_counter() - start,
     )
-    log.info("%s", stats)
-    return Result(text, thinking, stats)
+    return Result(text, thinking, diagnosis.finish(stats, made, request.load))
 
 
 def _generate(

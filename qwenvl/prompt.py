@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,17 @@ def require_question(request: Request) -> None:
         raise PromptError("There is nothing to answer: the text is empty, and no image or video is connected.")
 
 
-def encode(handle: ModelHandle, request: Request, pictures: list[Image.Image], video: Video | None) -> Prompt:
+def encode(
+    handle: ModelHandle,
+    request: Request,
+    pictures: list[Image.Image],
+    video: Video | None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Prompt:
     """Pictures first, then the video, then the text, in one user turn after the system prompt.
+
+    Args:
+        phase: a block that times one of the parts "template", "processor" and "transfer".
 
     Raises:
         PromptError: the model cannot see and there is something to look at.
@@ -50,12 +60,15 @@ def encode(handle: ModelHandle, request: Request, pictures: list[Image.Image], v
             f"{request.load.model} is a text model and cannot see pictures or videos. "
             "Pick one of the vision models in the QwenVL node's list."
         )
-    text = _render(handle, request, len(pictures), video is not None)
-    inputs = _tokenize(handle, text, pictures, video)
+    with phase("template"):
+        text = _render(handle, request, len(pictures), video is not None)
+    with phase("processor"):
+        inputs = _tokenize(handle, text, pictures, video)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
     model = handle.model
-    moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
+    with phase("transfer"):
+        moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
     thinks = text.rstrip().endswith(THINK_START)
     return Prompt(moved, inputs["input_ids"].shape[1], thinks, fingerprint(pictures, video))
 

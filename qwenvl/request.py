@@ -14,6 +14,8 @@ ATTENTIONS: tuple[str, ...] = get_args(Attention)
 MAX_SEED = 2**64 - 1
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
+# How much a run tells of itself.
+DIAGNOSTICS = ("summary", "full", "off")
 
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
@@ -81,9 +83,11 @@ class Request:
     video_path: str = ""
     sampling: Sampling = Sampling()
     release: str = RELEASES[0]
+    diagnostics: str = DIAGNOSTICS[0]
 
     def __post_init__(self) -> None:
         _one_of("release", self.release, RELEASES)
+        _one_of("diagnostics", self.diagnostics, DIAGNOSTICS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Stats:
     tier: str
     tier_reason: str
     total_s: float
+    # What diagnostics "full" measured, ready for JSON; None otherwise.
+    diagnostics: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         return (

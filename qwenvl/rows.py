@@ -21,6 +21,8 @@ class Generation:
     tier: str
     tier_reason: str
     reused_tokens: int = 0
+    # Two for each step: when its tokens were there, and when they had been told.
+    times: tuple[float, ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -44,6 +46,7 @@ class Rows:
         self._ended = [False] * batch
         self._end_ids = end_ids
         self._on_tokens = on_tokens
+        self._times: list[float] = []
         self._start = self._first = self._last = time.perf_counter()
 
     def push(self, tokens: list[int]) -> bool:
@@ -61,9 +64,10 @@ class Rows:
             if not self._ended[row]:
                 new[row].append(token)
         self._on_tokens(new)
+        self._times += (self._last, time.perf_counter())
         return all(self._ended)
 
     def generation(self, tier: str, reason: str, reused: int) -> Generation:
         ids = tuple(tuple(row[:-1] if ended else row) for row, ended in zip(self.all_ids, self._ended, strict=True))
         prefill, loop = self._first - self._start, self._last - self._first
-        return Generation(ids, prefill, loop, self.steps - 1, tier, reason, reused)
+        return Generation(ids, prefill, loop, self.steps - 1, tier, reason, reused, tuple(self._times))

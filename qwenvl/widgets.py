@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import catalog
-from .request import ATTENTIONS, QUANTIZATIONS, RANGES, RELEASES
+from .request import ATTENTIONS, DIAGNOSTICS, QUANTIZATIONS, RANGES, RELEASES
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = "The model's answer, without its thinking and without control tokens."
@@ -97,6 +97,12 @@ OPTIONS: dict[str, Widget] = {
         RELEASES[0],
         "When a model that is kept loaded gives its memory back: when another node needs it; when everything of this "
         "prompt is done; or at once, like keep_model_loaded off.",
+    ),
+    "diagnostics": _choice(
+        DIAGNOSTICS,
+        DIAGNOSTICS[0],
+        "What a run writes to the log: a line of figures; in full also the time of each part, stalls, and the GPU's "
+        "memory, clock, power and temperature; or nothing.",
     ),
 }
 # The picture inputs of both generations of workflows, in the order in which they are shown.

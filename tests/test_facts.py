@@ -29,10 +29,11 @@ def test_the_facts_are_those_of_this_process():
 
 def test_the_gpus_are_known_without_a_cuda_context(monkeypatch):
     NvmlDouble(RTX_5090, driver="572.16").install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: pytest.fail("this starts a context"))
     facts = probe()
     assert facts.gpus == (Gpu("NVIDIA GeForce RTX 5090", "sm_120"),)
     assert facts.driver == "572.16"
-    assert not torch.cuda.is_initialized()
 
 
 def test_where_there_is_a_context_the_gpus_are_those_that_torch_sees(monkeypatch):

@@ -20,6 +20,11 @@ MAY_IMPORT = {
     "nvml": LOW,
     "facts": LOW | {"nvml"},
     "report": LOW | {"facts"},
+    "sdpa": LOW,
+    "stalls": LOW,
+    "slow": LOW | {"rows", "stalls"},
+    "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
+    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
     "download": LOW,
     "media": LOW,
     "catalog": LOW | {"download"},
@@ -38,11 +43,12 @@ MAY_IMPORT = {
     "plain": LOW | {"prefill", "rows", "sampling"},
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
     "source": LOW | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities"},
-    "pipeline": LOW | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host"},
+    "pipeline": LOW
+    | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
     "widgets": LOW | {"catalog"},
-    "__main__": LOW | {"pipeline", "cache", "catalog"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "report"}
+STANDARD_ONLY = {"request", "log", "catalog"}
 
 
 def imports(path):

@@ -30,11 +30,12 @@ FROZEN = {
             "image4": None,
             "video_path": "",
             "release": "when ComfyUI needs memory",
+            "diagnostics": "summary",
         },
     ),
     "Qwen": (
         {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
-        {"release": "when ComfyUI needs memory"},
+        {"release": "when ComfyUI needs memory", "diagnostics": "summary"},
     ),
     # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (

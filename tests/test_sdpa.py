@@ -1,0 +1,70 @@
+import pytest
+import torch
+from conftest import draw
+from tiny import save
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qwenvl import sdpa
+from qwenvl.capabilities import machine
+from qwenvl.decode import Decoder
+from qwenvl.loader import load
+from qwenvl.prompt import encode
+from qwenvl.request import LoadSpec, Request, Sampling
+
+PICTURE = [draw("circle", "red", "blue")]
+
+
+def test_what_is_switched_off_is_not_allowed():
+    assert {"flash", "memory-efficient", "math"} <= set(sdpa.allowed())
+    with sdpa_kernel(SDPBackend.MATH):
+        assert sdpa.allowed() == ["math"]
+
+
+@pytest.fixture
+def ask(demo):
+    """Answers with the demo model; returns the tokens and the kernels that were seen."""
+    request = Request(LoadSpec("demo"), "Describe this image.")
+    decoder = Decoder(demo.model, "sdpa", "generate")
+
+    def run(watched=True, check=lambda: None):
+        question = encode(demo, request, PICTURE, None)
+        arguments = (question.inputs, Sampling(do_sample=False, max_new_tokens=4), None, lambda rows: None, check)
+        if not watched:
+            return decoder.generate(*arguments).ids, {}
+        with sdpa.seen(demo.model) as kernels:
+            return decoder.generate(*arguments).ids, kernels
+
+    return run
+
+
+@pytest.mark.parametrize(("allowed", "name"), [(SDPBackend.FLASH_ATTENTION, "flash"), (SDPBackend.MATH, "math")])
+def test_the_kernel_that_ran_is_the_one_that_was_allowed(ask, allowed, name):
+    with sdpa_kernel(allowed):
+        _, kernels = ask()
+    assert kernels == {"vision_tower": name, "prefill": name}
+
+
+def test_being_watched_changes_no_token_and_leaves_nothing_behind(ask, demo):
+    expected, _ = ask(watched=False)
+    assert ask()[0] == expected
+    assert [name for name, module in demo.model.named_modules() if "forward" in vars(module)] == []
+
+
+def test_a_cancel_leaves_nothing_behind_either(ask, demo):
+    def cancel():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(check=cancel)
+    assert [name for name, module in demo.model.named_modules() if "forward" in vars(module)] == []
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+def test_where_attention_is_no_such_kernel_nothing_is_seen(tmp_path):
+    handle = load(LoadSpec("tiny", attention="eager"), save("qwen3", tmp_path), machine("cpu"))
+    question = encode(handle, Request(LoadSpec("tiny"), "hello"), [], None)
+    with sdpa.seen(handle.model) as kernels:
+        Decoder(handle.model, "eager").generate(
+            question.inputs, Sampling(do_sample=False, max_new_tokens=2), None, lambda rows: None, lambda: None
+        )
+    assert kernels == {}
