@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -69,8 +69,8 @@ class Diagnosis:
             yield
             self._after = _look_at(model.device)
 
-    def finish(self, stats: Stats, made: Generation, spec: LoadSpec) -> Stats:
-        """Log what was asked for; returns the statistics with the figures in them."""
+    def finish(self, stats: Stats, made: Sequence[Generation], spec: LoadSpec) -> Stats:
+        """Log what was asked for; returns the statistics with the figures of all generations in them."""
         if self._level == OFF:
             return stats
         if self._level == FULL:
@@ -82,14 +82,14 @@ class Diagnosis:
             log.warning("%s", reason)
         return stats
 
-    def _figures(self, stats: Stats, made: Generation) -> dict[str, Any]:
+    def _figures(self, stats: Stats, made: Sequence[Generation]) -> dict[str, Any]:
         unknown = {self._after["not_read"], *_unseen(stats, self._kernels)} - {""}
         for reason in sorted(unknown - _said):
             log.info("diagnostics: %s", reason)
         _said.update(unknown)
         return {
             "phases_s": _phases(self.phases.seconds, stats, made),
-            "tokens": pace(made.times, self._onlooker),
+            "tokens": pace([each.times for each in made], self._onlooker),
             "attention": {"asked_for": stats.attention, "allowed": sdpa.allowed(), "ran": dict(self._kernels)},
             "memory": {"before": self._before["memory"], "after": self._after["memory"]},
             "gpu": {"before": self._before["gpu"], "after": self._after["gpu"]},
@@ -97,18 +97,19 @@ class Diagnosis:
         }
 
 
-def _phases(measured: Mapping[str, float], stats: Stats, made: Generation) -> dict[str, float]:
+def _phases(measured: Mapping[str, float], stats: Stats, made: Sequence[Generation]) -> dict[str, float]:
     """In the order in which they come. What is told of a token between two of them is no part of the decode."""
     tower = measured.get("vision_tower", 0.0)
-    telling = telling_s(made.times)
-    last = made.times[-1] - made.times[-2] if made.times else 0.0
+    telling = sum(telling_s(each.times) for each in made)
+    last = sum(each.times[-1] - each.times[-2] for each in made)
+    decode = sum(each.decode_s for each in made)
     return {
         "media": measured.get("media", 0.0),
         "load": stats.load_s,
         **{name: measured.get(name, 0.0) for name in ("template", "processor", "transfer")},
         "vision_tower": tower,
-        "prefill": made.prefill_s - tower,
-        "decode": max(0.0, made.decode_s - (telling - last)),
+        "prefill": sum(each.prefill_s for each in made) - tower,
+        "decode": max(0.0, decode - (telling - last)),
         "detokenise": telling,
     }
 
@@ -148,28 +149,33 @@ def _vision_time(model: Any, phases: Phases) -> Iterator[None]:
     if tower is None:
         yield
         return
-    stack = ExitStack()
-
-    def start(*_: Any) -> None:
-        _wait_for(model.device)
-        stack.enter_context(phases("vision_tower"))
-
-    def end(*_: Any) -> None:
-        _wait_for(model.device)
-        stack.close()
-
-    hooks = [tower.register_forward_pre_hook(start), tower.register_forward_hook(end)]
+    clock = _Clock(model.device, phases)
+    hooks = [tower.register_forward_pre_hook(clock.start), tower.register_forward_hook(clock.stop)]
     try:
         yield
     finally:
-        stack.close()
         for hook in hooks:
             hook.remove()
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class _Clock:
+    """Times the vision tower, which is over only when the device is done with it."""
+
+    def __init__(self, device: torch.device, phases: Phases) -> None:
+        self._device, self._phases = device, phases
+        self._running = ExitStack()
+
+    def start(self, *_: Any) -> None:
+        self._wait()
+        self._running.enter_context(self._phases("vision_tower"))
+
+    def stop(self, *_: Any) -> None:
+        self._wait()
+        self._running.close()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 def in_words(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -204,10 +210,11 @@ def _token_lines(tokens: Mapping[str, Any]) -> Iterator[str]:
     )
     for stall in stalls[:STALLS_TOLD]:
         meanwhile = ", ".join(stall["meanwhile"]) or "too short to be looked at"
-        yield (
-            f"stall of {stall['ms']:.1f} ms after token {stall['after_token']}, of which {stall['telling_ms']:.1f} ms "
-            f"to show it: {meanwhile}"
-        )
+        where = f"token {stall['after_token']}"
+        if stall["generation"] > 1:
+            where += f" of generation {stall['generation']}"
+        took = f"{stall['ms']:.1f} ms after {where}, of which {stall['telling_ms']:.1f} ms to show it"
+        yield f"stall of {took}: {meanwhile}"
 
 
 def _memory(memory: Mapping[str, int]) -> str:

@@ -101,7 +101,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         load_s=load_s,
         total_s=time.perf_counter() - start,
     )
-    return Result(text, thinking, diagnosis.finish(stats, made, request.load))
+    return Result(text, thinking, diagnosis.finish(stats, [made], request.load))
 
 
 def _generate(

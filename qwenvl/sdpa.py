@@ -34,16 +34,18 @@ def allowed() -> list[str]:
 
 
 @contextmanager
-def seen(model: torch.nn.Module) -> Iterator[dict[str, str]]:
+def seen(model: Any) -> Iterator[dict[str, str]]:
     """Within the block, the first layer of the vision tower and of the text part are looked at, once each.
 
     Yields:
         "vision_tower" and "prefill" -> the kernel, as soon as it ran; nothing where no such kernel did.
     """
     kernels: dict[str, str] = {}
-    layers = {part: layer for part in ("vision_tower", "prefill") if (layer := _first_layer(model, part))}
+    # Others have no such kernel, and some of their operators cannot be watched.
+    parts = ("vision_tower", "prefill") if model.config._attn_implementation == "sdpa" else ()
+    layers = {part: layer for part in parts if (layer := _first_layer(model, part))}
     for part, layer in layers.items():
-        _look_once(layer, part, kernels)
+        vars(layer)["forward"] = _LookOnce(layer, part, kernels)
     try:
         yield kernels
     finally:
@@ -52,21 +54,27 @@ def seen(model: torch.nn.Module) -> Iterator[dict[str, str]]:
 
 
 def _first_layer(model: torch.nn.Module, part: str) -> torch.nn.Module | None:
+    """The first with attention of this kind: newer families begin with linear attention."""
     for name, module in model.named_modules():
         of_part = ("visual" in name.split(".")) == (part == "vision_tower")
+        attends = hasattr(module, "self_attn") or hasattr(module, "attn")
         # An instance that has its own forward belongs to accelerate, which spreads it over devices.
-        if of_part and name.endswith((".layers.0", ".blocks.0")) and "forward" not in vars(module):
+        if of_part and attends and "forward" not in vars(module):
             return module
     return None
 
 
-def _look_once(layer: torch.nn.Module, part: str, kernels: dict[str, str]) -> None:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        vars(layer).pop("forward", None)
-        with _Seeing(part, kernels):
-            return layer.forward(*args, **kwargs)
+class _LookOnce:
+    """A layer's forward, watched the first time. No function within a function: in the traceback of an error its frame
+    would hold the layer by what it closes over."""
 
-    vars(layer)["forward"] = forward
+    def __init__(self, layer: torch.nn.Module, part: str, kernels: dict[str, str]) -> None:
+        self._layer, self._part, self._kernels = layer, part, kernels
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        vars(self._layer).pop("forward", None)
+        with _Seeing(self._part, self._kernels):
+            return self._layer.forward(*args, **kwargs)
 
 
 class _Seeing(TorchDispatchMode):
@@ -78,6 +86,6 @@ class _Seeing(TorchDispatchMode):
         if func is torch.ops.aten.scaled_dot_product_attention.default:
             with self:  # one level down is where torch has chosen
                 return func.decompose(*args, **(kwargs or {}))
-        if kernel := KERNELS.get(func.overloadpacket.__name__):
+        if kernel := KERNELS.get(func.__name__.split(".")[0]):
             self._kernels[self._part] = kernel
         return func(*args, **(kwargs or {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,18 @@ _fastest: dict[tuple[LoadSpec, str, int], _Run] = {}
 def why_slow(
     spec: LoadSpec,
     stats: Stats,
-    made: Generation,
+    generations: Sequence[Generation],
     looked: Callable[[], Mapping[str, Any]],
     busy: Callable[[], float] | None = None,
 ) -> str | None:
     """A sentence if this run was slow; remembers the fastest.
 
     Args:
+        generations: of the run; the longest counts.
         looked: memory and GPU, as diagnostics reads them; asked for a slow run only.
         busy: how much of the CPU others use now, 0 to 100; asked for a slow run only.
     """
+    made = max(generations, key=lambda each: len(each.times))
     arrived = made.times[2::2]
     if len(arrived) < LEAST_TOKENS:
         return None
@@ -57,7 +59,7 @@ def _of_tokens(made: Generation) -> str | None:
     whole_s = made.times[-1] - made.times[0]
     if telling_s(made.times) > whole_s / 2:
         return f"showing the text took {telling_s(made.times):.1f} of {whole_s:.1f} s, so the program around it is busy"
-    tokens = pace(made.times)
+    tokens = pace([made.times])
     longest = max(tokens["stalls"], key=lambda each: each["ms"], default=None)
     lost_s = sum(each["ms"] - tokens["median_ms"] for each in tokens["stalls"]) / 1000
     if longest and lost_s > whole_s / 2:

@@ -74,32 +74,26 @@ class Onlooker:
             self._collections[-1] = (self._collections[-1][0], now)
 
 
-def pace(times: Sequence[float], onlooker: Onlooker | None = None) -> dict[str, Any]:
+def pace(generations: Sequence[Sequence[float]], onlooker: Onlooker | None = None) -> dict[str, Any]:
     """How evenly tokens came.
 
     Args:
-        times: two for each token, in s: when it was there, and when everybody had been told of it.
+        generations: of each, two times a token, in s: when it was there, and when everybody had been told of it.
         onlooker: who looked on, if anybody did.
 
     Returns:
-        shortest_ms, median_ms, longest_ms; and stalls, each with the number of the token after which it came, its
-        length, the part of it in which others were told of that token, and what was seen meanwhile. Empty for a
-        single token.
+        shortest_ms, median_ms, longest_ms; and stalls, each with the numbers of the generation and of the token after
+        which it came, its length, the part of it in which others were told of that token, and what was seen
+        meanwhile. Empty where no token followed another.
     """
-    arrived, told = times[0::2], times[1::2]
-    intervals = [1000 * (later - earlier) for earlier, later in pairwise(arrived)]
+    intervals = [each for times in generations for each in _intervals_ms(times)]
     if not intervals:
         return {}
     median = statistics.median(intervals)
     stalls = [
-        {
-            "after_token": number,
-            "ms": length,
-            "telling_ms": 1000 * (told[number - 1] - arrived[number - 1]),
-            "meanwhile": onlooker.between(arrived[number - 1], arrived[number]) if onlooker else [],
-        }
-        for number, length in enumerate(intervals, 1)
-        if length > STALL * median
+        {"generation": number, **stall}
+        for number, times in enumerate(generations, 1)
+        for stall in _stalls(times, STALL * median, onlooker)
     ]
     return {"shortest_ms": min(intervals), "median_ms": median, "longest_ms": max(intervals), "stalls": stalls}
 
@@ -107,6 +101,24 @@ def pace(times: Sequence[float], onlooker: Onlooker | None = None) -> dict[str, 
 def telling_s(times: Sequence[float]) -> float:
     """How long others were told of tokens: text made of them, progress and live text shown."""
     return sum(told - arrived for arrived, told in zip(times[0::2], times[1::2], strict=True))
+
+
+def _intervals_ms(times: Sequence[float]) -> list[float]:
+    return [1000 * (later - earlier) for earlier, later in pairwise(times[0::2])]
+
+
+def _stalls(times: Sequence[float], over_ms: float, onlooker: Onlooker | None) -> list[dict[str, Any]]:
+    arrived, told = times[0::2], times[1::2]
+    return [
+        {
+            "after_token": number,
+            "ms": length,
+            "telling_ms": 1000 * (told[number - 1] - arrived[number - 1]),
+            "meanwhile": onlooker.between(arrived[number - 1], arrived[number]) if onlooker else [],
+        }
+        for number, length in enumerate(_intervals_ms(times), 1)
+        if length > over_ms
+    ]
 
 
 def _place(frame: FrameType) -> str:

@@ -113,6 +113,13 @@ def test_a_picture_is_described(ask):
     assert ask(text="Describe this image.", image1=RED_CIRCLE) == "a red circle on a blue background"
 
 
+def test_full_diagnostics_are_in_the_log_of_a_node_and_its_answer_is_the_same(ask, caplog):
+    with caplog.at_level("INFO"):
+        answer = ask(text="Describe this image.", image1=RED_CIRCLE, diagnostics="full")
+    assert answer == "a red circle on a blue background"
+    assert any(record.getMessage().startswith("[QwenVL] phases: media") for record in caplog.records)
+
+
 def test_the_oldest_node_takes_its_one_picture(ask):
     question = {"text": "Describe this image.", "model": DEMO, "temperature": 0.0, "seed": 1, "image": RED_CIRCLE}
     assert ask("Qwen2VL", **question) == "a red circle on a blue background"

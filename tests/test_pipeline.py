@@ -142,9 +142,10 @@ def test_three_runs_load_once_even_where_something_fell_back(models, loads):
     assert "flash_attention_2" in result.stats.fallbacks[0]
 
 
+@pytest.mark.parametrize("diagnostics", ["summary", "full"])
 @pytest.mark.parametrize("cancel_at", [None, 1, 3])
-def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel_at):
-    asked = request(images=RED_CIRCLE, release=RELEASES[-1])
+def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel_at, diagnostics):
+    asked = request(images=RED_CIRCLE, release=RELEASES[-1], diagnostics=diagnostics)
     gc.collect()
     if cancel_at:
         with pytest.raises(KeyboardInterrupt) as cancelled:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from conftest import draw
 from tiny import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -68,3 +69,14 @@ def test_where_attention_is_no_such_kernel_nothing_is_seen(tmp_path):
             question.inputs, Sampling(do_sample=False, max_new_tokens=2), None, lambda rows: None, lambda: None
         )
     assert kernels == {}
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Qwen3_5TextConfig"), reason="this transformers has no Qwen3.5")
+def test_in_a_model_that_begins_with_linear_attention_a_later_layer_is_looked_at():
+    sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    model = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**sizes, **heads, **linear)).eval()
+    with sdpa.seen(model) as kernels, torch.inference_mode():
+        model(torch.arange(1, 20)[None])
+    assert kernels == {"prefill": "flash"}

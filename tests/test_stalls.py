@@ -13,7 +13,7 @@ def times(*tokens):
 
 
 def test_every_interval_over_twice_the_median_is_a_stall_after_its_token():
-    figures = pace(times((0.0, 0), (0.01, 0), (0.02, 0.3), (0.33, 0), (0.34, 0), (0.365, 0), (0.375, 0)))
+    figures = pace([times((0.0, 0), (0.01, 0), (0.02, 0.3), (0.33, 0), (0.34, 0), (0.365, 0), (0.375, 0))])
     assert figures["shortest_ms"] == pytest.approx(10)
     assert figures["median_ms"] == pytest.approx(10)
     assert figures["longest_ms"] == pytest.approx(310)
@@ -24,12 +24,18 @@ def test_every_interval_over_twice_the_median_is_a_stall_after_its_token():
 
 
 def test_twice_the_median_is_no_stall_yet():
-    assert pace(times((0, 0), (1, 0), (2, 0), (4, 0)))["stalls"] == []
+    assert pace([times((0, 0), (1, 0), (2, 0), (4, 0))])["stalls"] == []
 
 
-@pytest.mark.parametrize("given", [[], times((1.0, 0.1))])
-def test_a_single_token_has_no_pace(given):
+@pytest.mark.parametrize("given", [[], [[]], [times((1.0, 0.1))], [times((1, 0)), times((9, 0))]])
+def test_tokens_that_none_follows_have_no_pace(given):
     assert pace(given) == {}
+
+
+def test_between_two_generations_there_is_no_stall():
+    first, second = times((0, 0), (1, 0), (2, 0)), times((100, 0), (101, 0), (104, 0))
+    (stall,) = pace([first, second])["stalls"]
+    assert (stall["generation"], stall["after_token"], stall["ms"]) == (2, 2, 3000)
 
 
 def test_telling_is_summed_over_all_tokens():
