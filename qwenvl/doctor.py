@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -153,7 +154,7 @@ class _Nobody:
     def check(self) -> None:
         """Nobody cancels."""
 
-    def update(self, new_tokens: int, text: str) -> None:
+    def update(self, *_: Any) -> None:
         """Nobody reads along."""
 
     def end(self, text: str) -> None:
