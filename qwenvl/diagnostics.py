@@ -78,6 +78,7 @@ class Diagnosis:
         log.info("%s", stats)
         for line in in_words(stats.diagnostics or {}):
             log.info("%s", line)
+        _warn_of_unused(self._after)
         if reason := why_slow(spec, stats, made, lambda: self._after or _look_at(torch.device(stats.device))):
             log.warning("%s", reason)
         return stats
@@ -192,12 +193,6 @@ def in_words(figures: Mapping[str, Any]) -> Iterator[str]:
         before, after = figures[name]["before"], figures[name]["after"]
         if after:
             yield f"{name} before: {line(before)}; after: {line(after)}"
-    memory = figures["memory"]["after"]
-    if memory and memory["reserved_bytes"] - memory["allocated_bytes"] > UNUSED_BYTES:
-        unused = (memory["reserved_bytes"] - memory["allocated_bytes"]) / 1e9
-        log.warning(
-            "torch keeps %.1f GB of the GPU's memory that nothing uses, so other programs cannot have it", unused
-        )
 
 
 def _token_lines(tokens: Mapping[str, Any]) -> Iterator[str]:
@@ -215,6 +210,14 @@ def _token_lines(tokens: Mapping[str, Any]) -> Iterator[str]:
             where += f" of generation {stall['generation']}"
         took = f"{stall['ms']:.1f} ms after {where}, of which {stall['telling_ms']:.1f} ms to show it"
         yield f"stall of {took}: {meanwhile}"
+
+
+def _warn_of_unused(looked: Mapping[str, Any]) -> None:
+    memory = looked.get("memory")
+    unused = memory["reserved_bytes"] - memory["allocated_bytes"] if memory else 0
+    if unused > UNUSED_BYTES:
+        gb = unused / 1e9
+        log.warning("torch keeps %.1f GB of the GPU's memory that nothing uses, so other programs cannot have it", gb)
 
 
 def _memory(memory: Mapping[str, int]) -> str:

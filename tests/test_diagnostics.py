@@ -34,7 +34,7 @@ class Watch:
     def check(self):
         pass
 
-    def update(self, new_tokens, text):
+    def update(self, new_tokens, text, *more):
         if new_tokens == self.cancel_at:
             raise KeyboardInterrupt
         if self.sleep_at in (new_tokens, "every token"):
