@@ -23,10 +23,13 @@ class TerminalWatch:
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
 
-    def update(self, new_tokens: int, text: str) -> None:
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         sys.stdout.write(text[self._written :])
         sys.stdout.flush()
         self._written = len(text)
+
+    def advance(self, done: int, total: int | None, text: str) -> None:
+        """Nothing to write: answers come whole, from the result."""
 
     def end(self, text: str) -> None:
         """The text is there already."""

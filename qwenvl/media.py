@@ -41,14 +41,17 @@ def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
 
     Args:
         images: input name -> IMAGE tensor (B, H, W, C) or (H, W, C), float in [0, 1], C of 1, 3 or 4,
-            or the path of a picture file.
+            or the path of a picture file, or a PIL image.
 
     Raises:
         MediaError: an input is empty, holds NaN, has another shape, or is no picture; it names the input.
     """
     found: list[Image.Image] = []
     for name, image in images.items():
-        found += [_from_file(name, Path(image))] if isinstance(image, (str, Path)) else _from_tensor(name, image)
+        if isinstance(image, Image.Image):
+            found.append(_as_rgb(image))
+        else:
+            found += [_from_file(name, Path(image))] if isinstance(image, (str, Path)) else _from_tensor(name, image)
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from . import host, media, prompt
@@ -13,7 +14,7 @@ from .budget import is_out_of_memory, prompt_tokens
 from .cache import ModelCache
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
-from .request import RELEASES, Request, Result, Stats
+from .request import IMAGE_MODES, RELEASES, Answer, Request, Result, Stats
 from .rows import Generation
 from .source import find_source
 
@@ -30,23 +31,78 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise to cancel."""
 
-    def update(self, new_tokens: int, text: str) -> None:
-        """After every token: how many there are, and the whole text so far. Raise to cancel."""
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
+        """After every token: how many there are, the answer so far, and the thought before it. Raise to cancel."""
+
+    def advance(self, done: int, total: int | None, text: str) -> None:
+        """The same with many answers: how many are finished of how many (None: nobody knows), and the latest."""
 
     def end(self, text: str) -> None:
         """Once, with the final answer."""
 
 
 def run(request: Request, models: ModelCache, watch: Watch) -> Result:
-    """Answer one request.
+    """Answer one request: one question about everything, or the same question about each picture.
 
     Raises:
         ValueError, RuntimeError: the subclasses of media, catalog, download, loader, prompt and budget, which say
             what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
     """
-    # The frame that holds the model is _answer's, and it has ended when the turn gives the memory back.
+    if request.image_mode == IMAGE_MODES[0] or not request.images:
+        return _in_turn(request, models, lambda: _answer(request, models, watch))
+    answers: dict[int, Answer] = {}
+
+    def stop(index: int, error: Exception) -> None:
+        raise error
+
+    pictures = media.pictures(request.images)
+    items = [(f"picture {number}", picture) for number, picture in enumerate(pictures, 1)]
+    stats = caption(request, items, models, watch, done=answers.__setitem__, failed=stop)
+    if stats is None:
+        raise NoAnswerError("There is no picture to answer about.")
+    return Result(tuple(answers[index] for index in sorted(answers)), stats)
+
+
+def caption(
+    request: Request,
+    items: Iterable[tuple[str, Any]],
+    models: ModelCache,
+    watch: Watch,
+    batch_size: int | None = None,
+    done: Callable[[int, Answer], None] = lambda *_: None,
+    failed: Callable[[int, Exception], None] = lambda *_: None,
+) -> Stats | None:
+    """Ask the request's question about each picture, several at a time, while the next ones are being read.
+
+    Args:
+        request: its images are not looked at; its videos are shown beside every picture.
+        items: a name for messages, and a picture: a file's path, an IMAGE tensor, a PIL image, or a function that
+            returns one of these and is called in another thread. May be any length, and is read as it is needed.
+        batch_size: how many at a time; None takes what fits into the memory that is free.
+        done: called in this thread with the index of an item and its answer, as soon as its batch is finished.
+        failed: the same with the error of a picture that cannot be read or was not answered, which is left out.
+
+    Returns:
+        The figures of all of it; None where there was nothing to answer.
+    """
+    stats = None
+    for index, (name, item) in enumerate(items):
+        single = replace(request, images={name: item() if callable(item) else item}, image_mode=IMAGE_MODES[0])
+        try:
+            result = run(single, models, watch)
+        except (media.MediaError, NoAnswerError, OSError) as error:
+            failed(index, error)
+        else:
+            stats = result.stats
+            done(index, result.answers[0])
+    return stats
+
+
+def _in_turn(request: Request, models: ModelCache, work: Callable[[], Any]) -> Any:
+    """Do the work with the models to ourselves, and let the request's go when it says."""
+    # The frame that holds the model is the work's, and it has ended when the turn gives the memory back.
     with models.turn(request.load, keep=request.release != AFTER_THE_NODE):
-        result = _answer(request, models, watch)
+        result = work()
     if request.release == AFTER_THE_PROMPT:
         used_at = time.monotonic()
         host.when_prompt_ends(lambda: models.forget(request.load, unless_used_after=used_at))
@@ -96,7 +152,7 @@ def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
         total_s=time.perf_counter() - start,
     )
     log.info("%s", stats)
-    return Result(text, thinking, stats)
+    return Result((Answer(text, thinking),), stats)
 
 
 def _generate(

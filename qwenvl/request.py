@@ -14,6 +14,8 @@ ATTENTIONS: tuple[str, ...] = get_args(Attention)
 MAX_SEED = 2**64 - 1
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
+# One question about all pictures, or the same question about each of them.
+IMAGE_MODES = ("together", "one answer per image")
 
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
@@ -81,9 +83,11 @@ class Request:
     video_path: str = ""
     sampling: Sampling = Sampling()
     release: str = RELEASES[0]
+    image_mode: str = IMAGE_MODES[0]
 
     def __post_init__(self) -> None:
         _one_of("release", self.release, RELEASES)
+        _one_of("image_mode", self.image_mode, IMAGE_MODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +128,31 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The answer without the think block, the think block, and the figures of the run."""
+class Answer:
+    """An answer without the think block, and the think block."""
 
     text: str
-    thinking: str
+    thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answers in the order of the pictures, a single one with image_mode together, and the figures of the run."""
+
+    answers: tuple[Answer, ...]
     stats: Stats
+
+    @property
+    def text(self) -> str:
+        """The text of a single answer."""
+        (answer,) = self.answers
+        return answer.text
+
+    @property
+    def thinking(self) -> str:
+        """The thought of a single answer."""
+        (answer,) = self.answers
+        return answer.thinking
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

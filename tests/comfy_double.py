@@ -173,6 +173,7 @@ class ComfyDouble:
                 self.total, self.node_id = total, node_id
 
             def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
+                self.total = total or self.total
                 double.progress.append((min(value, self.total), self.total, self.node_id))
 
         def throw_exception_if_processing_interrupted() -> None:
