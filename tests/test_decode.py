@@ -93,7 +93,7 @@ def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_pa
     frames = torch.randint(0, 255, (6, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     video = Video(frames.numpy(), (0.0, 0.5, 1.0, 2.0, 2.5, 3.0), 3.5)
     request = Request(handle.spec, "What happens?")
-    inputs = encode(handle, request, [draw("circle", "red", "blue")], video).inputs
+    inputs = encode(handle, request, [draw("circle", "red", "blue")], [video]).inputs
     made = Decoder(handle.model, "sdpa").generate(inputs, GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, inputs)
 
@@ -134,9 +134,12 @@ def test_each_row_of_a_batch_ends_by_itself(random_model, generate):
     before, config.eos_token_id = config.eos_token_id, ends
     try:
         told = [[], [], []]
-        made = generate(
-            GREEDY, given=inputs, on_tokens=lambda new: [all_.extend(row) for all_, row in zip(told, new, strict=True)]
-        )
+
+        def tell(new):
+            for all_, row in zip(told, new, strict=True):
+                all_.extend(row)
+
+        made = generate(GREEDY, given=inputs, on_tokens=tell)
         assert made.rows == by_transformers(handle.model, inputs)
         assert {len(row) for row in made.rows} != {48}
         assert tuple(map(tuple, told)) == made.rows

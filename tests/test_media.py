@@ -7,10 +7,17 @@ import torch
 from conftest import draw, image, write_video
 from PIL import Image
 
-from qwenvl import media
 from qwenvl.media import MediaError, pick_frames, pictures, read_video
+from qwenvl.request import Frames
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+ONE_A_SECOND = Frames()
+
+
+def read(path, frames=ONE_A_SECOND, **window):
+    return read_video("video_path", path, frames, **window)
 
 
 def corner(picture):
@@ -85,7 +92,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
 
 def test_a_frame_a_second_with_its_true_time(tmp_path):
     scenes = [draw("circle", color, "white", (64, 64)) for color in ("red", "blue")]
-    video = read_video(str(write_video(tmp_path / "v.mp4", scenes, seconds_each=4, fps=8)))
+    video = read(str(write_video(tmp_path / "v.mp4", scenes, seconds_each=4, fps=8)))
     assert len(video.frames) == 8
     assert video.duration_s == pytest.approx(8, abs=0.01)
     expected = [round(i) / 8 for i in np.linspace(0, 63, 8)]
@@ -106,7 +113,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path):
             frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert read_video(str(path)).times_s == pytest.approx((0, 0.1, 0.2, 3.0), abs=0.002)
+    assert read(str(path)).times_s == pytest.approx((0, 0.1, 0.2, 3.0), abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path):
     [(1, 0.1, 1), (2, 0.1, 2), (3, 0.1, 2), (30, 1, 4), (100, 10, 10), (110, 11, 12), (100000, 4000, 64)],
 )
 def test_frames_are_spread_over_the_whole_video_and_capped(total, duration_s, count):
-    picked = pick_frames(total, duration_s)
+    picked = pick_frames("video", total, duration_s, (64, 64), Frames())
     assert len(picked) == len(set(picked)) == count
     assert picked == sorted(picked)
     assert picked[0] == 0
@@ -123,8 +130,8 @@ def test_frames_are_spread_over_the_whole_video_and_capped(total, duration_s, co
 
 def test_large_frames_are_scaled_to_the_pixel_budget(tmp_path):
     path = write_video(tmp_path / "large.mp4", [Image.new("RGB", (1920, 1080))], seconds_each=1, fps=4)
-    height, width = read_video(str(path)).frames.shape[1:3]
-    assert height * width <= media.MAX_FRAME_PIXELS * 1.01
+    height, width = read(str(path)).frames.shape[1:3]
+    assert height * width <= Frames().most_frame_pixels * 1.01
     assert width / height == pytest.approx(16 / 9, rel=0.01)
 
 
@@ -138,14 +145,14 @@ def test_a_bad_video_is_an_error_that_names_the_path(tmp_path):
         container.mux(stream.encode(frame))
     for name in ("text.mp4", "empty.mp4", "sound.mkv", "missing.mp4"):
         with pytest.raises(MediaError, match=name):
-            read_video(str(tmp_path / name))
+            read(str(tmp_path / name))
     with pytest.raises(MediaError, match="there is no file"):
-        read_video(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_a_video_that_was_cut_gives_what_is_there(tmp_path):
     scenes = [draw(shape, color, "white") for color in ("red", "blue", "green") for shape in ("circle", "square")]
     path = write_video(tmp_path / "v.ts", scenes)
-    whole = read_video(str(path))
+    whole = read(str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert 4 <= len(read_video(str(path)).frames) < len(whole.frames)
+    assert 4 <= len(read(str(path)).frames) < len(whole.frames)
