@@ -101,10 +101,10 @@ def videos(request: Request) -> list[Video]:
     given = (request.video_frames is not None, request.video is not None, bool(request.video_path))
     if not any(given):
         return []
-    frames = replace(request.frames, most_tokens=request.frames.most_tokens // sum(given))
+    frames = replace(request.frames, max_video_tokens=request.frames.max_video_tokens // sum(given))
     found = []
     if given[0]:
-        found.append(_from_batch("video_frames", request.video_frames, request.fps, frames))
+        found.append(_from_batch("video_frames", request.video_frames, frames))
     if given[1]:
         found.append(_from_stream("video", request.video, frames))
     if given[2]:
@@ -151,16 +151,16 @@ def _from_stream(name: str, video: Any, frames: Frames) -> Video:
     return read_video(name, source, frames, *window)
 
 
-def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> Video:
+def _from_batch(name: str, batch: torch.Tensor, frames: Frames) -> Video:
     """Frames that are there already; only those that are shown are converted."""
     if batch.ndim != 4 or 0 in batch.shape:
         raise MediaError(f"{name} must have the shape (frames, height, width, channels), got {tuple(batch.shape)}.")
     total, height, width = batch.shape[:3]
-    duration = total / fps
+    duration = total / frames.fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = _frame_size(width, height, len(picked), frames)
     shown = [np.asarray(picture.resize(size)) for picture in _from_tensor(name, batch[picked])]
-    return Video(np.stack(shown), tuple(index / fps for index in picked), duration)
+    return Video(np.stack(shown), tuple(index / frames.fps for index in picked), duration)
 
 
 def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_s: float) -> Video:
@@ -193,12 +193,12 @@ def pick_frames(name: str, total: int, duration_s: float, size: tuple[int, int],
     Qwen joins frames in pairs, so an odd number would only repeat the last one. Where frames of the smallest size
     would still have too many tokens, fewer are kept, and the log says so.
     """
-    wanted = max(round(duration_s * frames.frames_per_second / 2) * 2, MIN_FRAMES)
-    wanted = min(wanted, _even(frames.most_frames), _even(total))
-    smallest = min(SMALLEST_FRAME_PIXELS, frames.most_frame_pixels, size[0] * size[1])
-    count = min(wanted, max(2, _even(frames.most_tokens * 2 * TOKEN_PIXELS // smallest)))
+    wanted = max(round(duration_s * frames.sample_fps / 2) * 2, MIN_FRAMES)
+    wanted = min(wanted, _even(frames.max_frames), _even(total))
+    smallest = min(SMALLEST_FRAME_PIXELS, frames.max_frame_pixels, size[0] * size[1])
+    count = min(wanted, max(2, _even(frames.max_video_tokens * 2 * TOKEN_PIXELS // smallest)))
     if count < wanted:
-        log.warning("%s: %d frames instead of %d, for at most %d tokens", name, count, wanted, frames.most_tokens)
+        log.warning("%s: %d frames instead of %d, for at most %d tokens", name, count, wanted, frames.max_video_tokens)
     return [round(i) for i in np.linspace(0, total - 1, count)]
 
 
@@ -219,7 +219,7 @@ def fingerprint(pictures: Sequence[Image.Image], shown: Sequence[Video]) -> str:
 
 def _frame_size(width: int, height: int, count: int, frames: Frames) -> tuple[int, int]:
     """(width, height) that keeps one frame and all frames together within the pixel budget."""
-    budget = min(frames.most_frame_pixels, frames.most_tokens * 2 * TOKEN_PIXELS / count)
+    budget = min(frames.max_frame_pixels, frames.max_video_tokens * 2 * TOKEN_PIXELS / count)
     scale = min(1.0, (budget / (width * height)) ** 0.5)
     return max(2, round(width * scale)), max(2, round(height * scale))
 

@@ -47,10 +47,11 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 # The same of what is shown of a video.
 FRAME_RANGES: dict[str, tuple[float, float]] = {
-    "frames_per_second": (0.01, 60.0),
-    "most_frames": (1, 2048),
-    "most_frame_pixels": (28 * 28, 4096 * 28 * 28),
-    "most_tokens": (256, 262144),
+    "sample_fps": (0.01, 60.0),
+    "max_frames": (1, 2048),
+    "max_frame_pixels": (28 * 28, 4096 * 28 * 28),
+    "max_video_tokens": (256, 262144),
+    "fps": (0.01, 240.0),
 }
 
 
@@ -128,11 +129,14 @@ class Sampling:
 class Frames:
     """What is shown of videos."""
 
-    frames_per_second: float = 1.0
-    most_frames: int = 64
-    most_frame_pixels: int = 768 * 28 * 28
+    # Frames a second that are shown.
+    sample_fps: float = 1.0
+    max_frames: int = 64
+    max_frame_pixels: int = 768 * 28 * 28
     # Of all videos of a question together.
-    most_tokens: int = 8192
+    max_video_tokens: int = 8192
+    # Of video_frames, which has no times of its own.
+    fps: float = 24.0
 
     def __post_init__(self) -> None:
         _in_ranges(self, FRAME_RANGES)
@@ -154,9 +158,8 @@ class Request:
     release: str = RELEASES[0]
     image_mode: str = IMAGE_MODES[0]
     image_resolution: str = "auto"
-    # An IMAGE batch that is a video of so many frames a second.
+    # An IMAGE batch that is a video.
     video_frames: Any = None
-    fps: float = 24.0
     # ComfyUI's VIDEO, or whatever else has its get_stream_source().
     video: Any = None
     frames: Frames = Frames()
@@ -167,8 +170,6 @@ class Request:
         _one_of("image_mode", self.image_mode, IMAGE_MODES)
         _one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
         _one_of("thinking", self.thinking, THINKING)
-        if not 0 < self.fps <= 1000:
-            raise InvalidSettingError(f"fps must be above 0 and at most 1000, got {self.fps!r}.")
 
     @property
     def shows_something(self) -> bool:

@@ -131,7 +131,7 @@ def test_frames_are_spread_over_the_whole_video_and_capped(total, duration_s, co
 def test_large_frames_are_scaled_to_the_pixel_budget(tmp_path):
     path = write_video(tmp_path / "large.mp4", [Image.new("RGB", (1920, 1080))], seconds_each=1, fps=4)
     height, width = read(str(path)).frames.shape[1:3]
-    assert height * width <= Frames().most_frame_pixels * 1.01
+    assert height * width <= Frames().max_frame_pixels * 1.01
     assert width / height == pytest.approx(16 / 9, rel=0.01)
 
 
