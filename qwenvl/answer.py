@@ -147,9 +147,10 @@ class Writer:
         if not (stops or budget):
             return False
         answer = self._split()[1]
-        if answer is None:
+        if not answer:
+            # The mark that ends the thought and the empty line after it are no part of the answer.
             self._thought_tokens = self._stream.tokens
-            return 0 < budget <= self._thought_tokens
+            return answer is None and 0 < budget <= self._thought_tokens
         if budget and self._stream.tokens - self._thought_tokens >= self._sampling.max_new_tokens:
             return True
         return has_stop(answer, stops)

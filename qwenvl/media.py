@@ -19,6 +19,7 @@ from .request import Frames, Request
 if TYPE_CHECKING:
     import torch
 
+MOST_NARROW = 200
 # Qwen's own video processors use the same lower limit.
 MIN_FRAMES = 4
 # A token is so many pixels of each of two frames, in the families that need the most.
@@ -52,11 +53,23 @@ def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
     """
     found: list[Image.Image] = []
     for name, image in images.items():
-        if isinstance(image, Image.Image):
-            found.append(_as_rgb(image))
+        if isinstance(image, (str, Path)):
+            made = [_from_file(name, Path(image))]
         else:
-            found += [_from_file(name, Path(image))] if isinstance(image, (str, Path)) else _from_tensor(name, image)
+            made = [_as_rgb(image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
+        for picture in made:
+            _require_shape(name, picture)
+        found += made
     return found
+
+
+def _require_shape(name: str, picture: Image.Image) -> None:
+    """Qwen's processors take no narrower ones, and say so in words that name no input."""
+    width, height = picture.size
+    if max(width, height) > MOST_NARROW * min(width, height):
+        raise MediaError(
+            f"{name} is {width} x {height} pixels: a picture may be at most {MOST_NARROW} times as long as it is wide."
+        )
 
 
 def _from_file(name: str, path: Path) -> Image.Image:
@@ -77,11 +90,16 @@ def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
         )
     if 0 in batch.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
-    values = batch.float().cpu().numpy()
+    # One after the other: a batch may be a whole video, of which copies would not fit.
+    return [_from_array(name, each.float().cpu().numpy()) for each in batch]
+
+
+def _from_array(name: str, values: np.ndarray) -> Image.Image:
+    """(height, width, channels) in [0, 1] -> RGB."""
     if np.isnan(values).any():
         raise MediaError(f"{name} holds NaN: the node that made it went wrong (often a VAE decode in fp16).")
     pixels = (values.clip(0, 1) * 255).round().astype(np.uint8)
-    return [_as_rgb(Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each)) for each in pixels]
+    return _as_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -159,7 +177,7 @@ def _from_batch(name: str, batch: torch.Tensor, frames: Frames) -> Video:
     duration = total / frames.fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = _frame_size(width, height, len(picked), frames)
-    shown = [np.asarray(picture.resize(size)) for picture in _from_tensor(name, batch[picked])]
+    shown = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
     return Video(np.stack(shown), tuple(index / frames.fps for index in picked), duration)
 
 

@@ -138,6 +138,10 @@ def _tokenize(
             "videos_kwargs": _timing(videos),
         }
     inputs = handle.processor(return_tensors="pt", **given)
+    if "second_per_grid_ts" in inputs:
+        # Qwen2.5-VL's. Version 5 of transformers has them from the metadata, version 4 all of them from one rate.
+        joined = handle.processor.video_processor.temporal_patch_size
+        inputs["second_per_grid_ts"] = torch.tensor([joined / _rate(video) for video in videos])
     return {key: value for key, value in inputs.items() if key != "video_metadata"}
 
 
@@ -166,9 +170,12 @@ def _timing(videos: Sequence[Video]) -> dict[str, Any]:
         }
         for video in videos
     ]
-    # transformers 4 takes the rate of the sampled frames from fps, version 5 from the metadata.
-    rates = [len(video.frames) / max(video.duration_s, 0.001) for video in videos]
-    return {"video_metadata": metadata, "do_sample_frames": False, "fps": rates[0] if len(rates) == 1 else rates}
+    return {"video_metadata": metadata, "do_sample_frames": False}
+
+
+def _rate(video: Video) -> float:
+    """Sampled frames a second."""
+    return len(video.frames) / max(video.duration_s, 0.001)
 
 
 def _without(inputs: dict[str, Any], ids: list[int]) -> dict[str, Any]:
