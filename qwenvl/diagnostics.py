@@ -45,10 +45,14 @@ class Diagnosis:
 
     Args:
         level: summary, full or off.
+
+    Attributes:
+        began: when the run began, on time.perf_counter()'s clock.
     """
 
     def __init__(self, level: str) -> None:
         self._level = level
+        self.began = time.perf_counter()
         self.phases = Phases()
         self._kernels: dict[str, str] = {}
         self._onlooker: Onlooker | None = None

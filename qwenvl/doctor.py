@@ -157,5 +157,7 @@ class _Nobody:
     def update(self, *_: Any) -> None:
         """Nobody reads along."""
 
+    def advance(self, done: int, total: int | None, text: str) -> None: ...
+
     def end(self, text: str) -> None:
         """The result is returned."""

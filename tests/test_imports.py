@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "budget": LOW | {"download", "media"},
     "loader": LOW | {"capabilities", "dense"},
     "cache": LOW | {"loader"},
-    "prompt": LOW | {"loader", "media"},
+    "answer": LOW,
+    "prompt": LOW | {"answer", "loader", "media"},
     "keyvalues": LOW,
     "dense": LOW | {"keyvalues"},
     "prefill": LOW | {"dense", "keyvalues"},
@@ -43,8 +44,9 @@ MAY_IMPORT = {
     "plain": LOW | {"prefill", "rows", "sampling"},
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
     "source": LOW | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities"},
+    "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "pipeline": LOW
-    | {"source", "rows", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
+    | {"answer", "batch", "source", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
     "widgets": LOW | {"catalog"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
 }

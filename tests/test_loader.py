@@ -124,7 +124,7 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     assert type(handle.model.config).model_type == family
     frames = Video(torch.zeros(4, 64, 64, 3, dtype=torch.uint8).numpy(), (0.0, 1.0, 2.0, 3.0), 4.0)
     request = Request(LoadSpec(family), "What is it?", sampling=Sampling(do_sample=False, max_new_tokens=3))
-    prompt = encode(handle, request, [draw("circle", "red", "blue")], frames)
+    prompt = encode(handle, request, [draw("circle", "red", "blue")], [frames])
     assert {"pixel_values", "pixel_values_videos"} <= set(prompt.inputs)
     assert len(Decoder(handle.model, "sdpa").generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 

@@ -64,11 +64,16 @@ def ask(comfy, pack):
     """Runs a node with its defaults, the demo model and greedy decoding, but for what is given."""
 
     def run(node_id="QwenVL", **changes):
+        (text,) = all_outputs(node_id, **changes)[0]
+        return text
+
+    def all_outputs(node_id="QwenVL", **changes):
         node = pack.NODE_CLASS_MAPPINGS[node_id]
         values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False, **changes}
         declared = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
-        return comfy.run(node, **{name: value for name, value in values.items() if name in declared})[0]
+        return comfy.run(node, **{name: value for name, value in values.items() if name in declared})
 
+    run.all_outputs = all_outputs
     return run
 
 
@@ -167,7 +172,7 @@ def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
     node = pack.NODE_CLASS_MAPPINGS[node_id]()
     text = " anything <|im_end|>\n"
     named = {"prompt" if node_id == "Qwen" else "text": text}
-    assert node.inference(**named, bypass=True, model="none of ours") == (text,)
+    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], "")
     assert node.models.held == []
 
 
