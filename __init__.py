@@ -2,8 +2,9 @@
 
 if __package__:  # pytest imports this file too, as a module without a package
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-    from .qwenvl.capabilities import startup_report
+    from .qwenvl.report import startup_report
 
     startup_report()
 
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+    WEB_DIRECTORY = "./web"
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from .qwenvl.cache import ModelCache
 from .qwenvl.devices import require_device
 from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
-from .qwenvl.request import RELEASES, LoadSpec, Request, Sampling
+from .qwenvl.request import RELEASES, Frames, LoadSpec, Request, Sampling
 
 MODELS = ModelCache(memory_manager())
 
@@ -38,7 +39,7 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
     return None
 
 
-def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> str:
+def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> dict[str, Any]:
     """Run the pipeline on the values of a node's widgets; those that an API prompt left out have their defaults."""
     inputs = node.INPUT_TYPES()
     declared = {**inputs["required"], **inputs.get("optional", {})}
@@ -50,11 +51,28 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         system=values["system"],
         images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
         video_path=values.get("video_path", "").strip(),
-        sampling=Sampling(**{name: values[name] for name in widgets.SAMPLING}),
+        sampling=Sampling(
+            **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
+        ),
         sampling_from=values["sampling"],
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+        diagnostics=values["diagnostics"],
+        frames=Frames(**_those(values, widgets.FRAMES)),
+        **_those(values, ("thinking", "image_mode", "image_resolution", "video", "video_frames")),
     )
-    return run(request, node.models, NodeWatch(request.sampling.max_new_tokens)).text
+    result = run(request, node.models, NodeWatch(request.sampling.longest))
+    answers = result.answers
+    return _outputs([each.text for each in answers], [each.thinking for each in answers], result.stats.to_json())
+
+
+def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
+    """The values of so many inputs, as far as the node has them."""
+    return {name: values[name] for each in names for name in each if name in values}
+
+
+def _outputs(texts: list[str], thinking: list[str], stats: str) -> dict[str, Any]:
+    """What a node returns: its outputs, and the text that the page keeps on it."""
+    return {"ui": {"text": texts}, "result": (texts, thinking, stats)}
 
 
 class QwenVL:
@@ -65,9 +83,12 @@ class QwenVL:
     )
     CATEGORY = "QwenVL"
     FUNCTION = "inference"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP,)
+    RETURN_TYPES = ("STRING", "STRING", "STRING")
+    RETURN_NAMES = ("text", "thinking", "stats")
+    OUTPUT_IS_LIST = (True, True, False)
+    OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
+    # The page is told the text again where it comes from ComfyUI's cache.
+    HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = ("caption", "describe", "vlm", "interrogate", "image to prompt")
 
     models: ClassVar[ModelCache] = MODELS
@@ -95,6 +116,7 @@ class QwenVL:
                 "image4": widgets.PICTURE,
                 "video_path": widgets.VIDEO,
                 **widgets.OPTIONS,
+                **widgets.VISION_OPTIONS,
             },
         }
 
@@ -108,8 +130,8 @@ class QwenVL:
             return float("nan")  # equal to nothing, itself included: the node runs again
         return _stamp(video_path) if video_path else ""
 
-    def inference(self, text: str, bypass: bool = False, **given: Any) -> tuple[str]:
-        return (text,) if bypass else (_answer(type(self), text, given),)
+    def inference(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
+        return _outputs([text], [""], "") if bypass else _answer(type(self), text, given)
 
 
 class Qwen2VL(QwenVL):
@@ -142,9 +164,12 @@ class Qwen:
     DESCRIPTION = "Ask a Qwen language model: write, rewrite or enhance prompts, answer questions."
     CATEGORY = "QwenVL"
     FUNCTION = "inference"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP,)
+    RETURN_TYPES = ("STRING", "STRING", "STRING")
+    RETURN_NAMES = ("text", "thinking", "stats")
+    OUTPUT_IS_LIST = (True, True, False)
+    OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
+    # The page is told the text again where it comes from ComfyUI's cache.
+    HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = ("llm", "prompt enhancer", "chat")
 
     models: ClassVar[ModelCache] = MODELS
@@ -176,8 +201,8 @@ class Qwen:
     def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, **_: Any) -> Any:
         return float("nan") if seed == -1 and not bypass else ""
 
-    def inference(self, prompt: str, bypass: bool = False, **given: Any) -> tuple[str]:
-        return (prompt,) if bypass else (_answer(type(self), prompt, given),)
+    def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
+        return _outputs([prompt], [""], "") if bypass else _answer(type(self), prompt, given)
 
 
 def _stamp(path: str) -> tuple[int, int] | str:

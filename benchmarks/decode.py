@@ -24,6 +24,7 @@ import torch
 from benchmarks.launches import Launches
 from benchmarks.models import SHAPES, build, bytes_per_token, prompt
 from qwenvl.decode import Decoder, best_tier
+from qwenvl.doctor import copy_bandwidth
 from qwenvl.request import Sampling
 
 SAMPLED = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
@@ -78,18 +79,6 @@ def main() -> None:
     if device == "cuda":
         result["peak_bytes"] = torch.cuda.max_memory_allocated()
     print(json.dumps(result))
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second that a large copy reads and writes; the best of five, since others use the memory too."""
-    source = torch.empty(2**28, dtype=torch.uint8, device=device).fill_(1)
-    target = torch.empty_like(source)
-    clock, times = _synced_clock(device), []
-    for _ in range(5):
-        start = clock()
-        target.copy_(source)
-        times.append(clock() - start)
-    return 2 * source.numel() / min(times)
 
 
 def launches_per_layer(model: Any, decoder: Decoder, inputs: dict[str, Any]) -> float | None:

@@ -47,9 +47,11 @@ class Watch:
 
     def check(self) -> None: ...
 
-    def update(self, new_tokens: int, text: str) -> None:
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         if new_tokens == self._cancel_at:
             raise Cancel
+
+    def advance(self, done: int, total: int | None, text: str) -> None: ...
 
     def end(self, text: str) -> None: ...
 

@@ -79,14 +79,14 @@ def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: 
     return dtype.itemsize * (cache * tokens + _ALIVE * widest * prompt_tokens)
 
 
-def prompt_tokens(text: str, pictures: Sequence[Image.Image], video: Video | None, largest_picture: int) -> int:
+def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], largest_picture: int) -> int:
     """About how many tokens a question has: a token is three characters, or 28 x 28 pixels.
 
     Args:
         largest_picture: pixels to which a picture is scaled down.
     """
     pixels = sum(min(picture.width * picture.height, largest_picture) for picture in pictures)
-    if video:
+    for video in videos:
         frames, height, width, _ = video.frames.shape
         pixels += frames * height * width // 2
     return len(text) // 3 + pixels // (28 * 28) + 64

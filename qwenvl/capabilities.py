@@ -6,14 +6,10 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-
-from .log import log
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,42 +176,6 @@ def kernel_on_disk(repo_id: str) -> bool:
     cache = Path(os.environ.get("KERNELS_CACHE") or HF_HUB_CACHE)
     folders = (cache / f"{kind}--{repo_id.replace('/', '--')}" / "snapshots" for kind in ("kernels", "models"))
     return any(any(folder.glob("*/build/*")) for folder in folders)
-
-
-def blackwell_warning(
-    capability: tuple[int, int], arch_list: list[str], torch_version: str, cuda_version: str | None
-) -> str | None:
-    """What is wrong, and the command that mends it, where a Blackwell GPU meets a torch built without it. Pure.
-
-    A kernel built for X.0 runs on X.y too, so compute capability 12.1 is served by sm_120.
-    """
-    major = capability[0]
-    built_for = {arch.split("_")[-1].rstrip("af")[:-1] for arch in arch_list}
-    if major < 10 or str(major) in built_for:
-        return None
-    return (
-        f"This GPU is a Blackwell (sm_{major}{capability[1]}), and torch {torch_version} with CUDA {cuda_version} was "
-        f"built for {', '.join(arch_list) or 'no GPU'} only: kernels fail or are compiled anew at every start. Install "
-        "torch 2.7 or later built with CUDA 12.8 or later (pip install -U torch torchvision torchaudio "
-        "--index-url https://download.pytorch.org/whl/cu128; driver 570 or later)."
-    )
-
-
-def startup_report() -> None:
-    """One line when all is well; a warning for a Blackwell GPU that torch was not built for."""
-    python = ".".join(map(str, sys.version_info[:2]))
-    # Asking the GPU would start a CUDA context, so it is asked only where ComfyUI has started one.
-    if not torch.cuda.is_initialized():
-        log.info("ready (Python %s, torch %s)", python, torch.__version__)
-        return
-    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-    capability = (properties.major, properties.minor)
-    log.info("ready (Python %s, torch %s, %s, sm_%d%d)", python, torch.__version__, properties.name, *capability)
-    problem = torch.version.cuda and blackwell_warning(
-        capability, torch.cuda.get_arch_list(), torch.__version__, torch.version.cuda
-    )
-    if problem:
-        log.critical("%s", problem)
 
 
 def _best_device() -> str:

@@ -77,12 +77,13 @@ class Decoder:
         check: Check,
         media: str = "",
     ) -> Generation:
-        """Continue each row until the model ends it or max_new_tokens is reached.
+        """Continue each row until the model or on_tokens ends it or max_new_tokens is reached.
 
         Args:
             inputs: keywords of the model's generate(); input_ids (B, L), padded on the left.
             seed: seeds the run's own generator; None where sampling is greedy.
-            on_tokens: called in this thread after every token with one list per row, empty where the row has ended.
+            on_tokens: called in this thread after every token with one list per row, empty where the row has ended;
+                it may return rows that are to end.
             check: called in this thread before every layer of the prefill, the vision tower's too.
             media: names the content of the pictures and videos, so that a prompt about the same ones is recognised.
 
@@ -90,18 +91,20 @@ class Decoder:
             Whatever on_tokens and check raise, at the token or layer at which they do.
         """
         ids = inputs["input_ids"]
-        rows = Rows(len(ids), _end_ids(self._model), on_tokens)
+        end_ids = _end_ids(self._model)
+        rows = Rows(len(ids), end_ids, on_tokens)
         reused = 0
         with torch.inference_mode():
             choose = self._chooser(sampling, len(ids))
-            choose.start(sampling, seed, ids, inputs["attention_mask"])
+            choose.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
             if self._lanes is None:
                 plain.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
             else:
                 reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
                 self._loop(self._lanes, choose(logits), sampling, choose, rows)
                 self._lanes.finish(inputs, rows.all_ids, media)
-        return rows.generation(self.tier, self.tier_reason, reused)
+        reasons = (self.tier_reason, self._captures and Chooser.why_not_captured(sampling))
+        return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
 
     def drop_buffers(self) -> None:
         """Give back everything but the weights."""
@@ -121,7 +124,7 @@ class Decoder:
     def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
         """Token by token, until every row has ended."""
         ended = rows.push(tokens.tolist())
-        if self._captures and not ended:
+        if self._captures and not ended and not Chooser.why_not_captured(sampling):
             ended, tokens = self._captured_loop(lanes, tokens, sampling, choose, rows)
         while not ended and rows.steps < sampling.max_new_tokens:
             lanes.make_room()
@@ -168,7 +171,7 @@ class Decoder:
         span = lanes.span()
         key = (len(tokens), span, *Chooser.kind(sampling))
         if key not in self._steps:
-            state = [*lanes.state, *([] if choose.seen is None else [choose.seen])]
+            state = [*lanes.state, *choose.state]
             try:
                 self._steps[key] = CapturedStep(
                     lambda given: lanes.step(given, span), choose, lanes.count_on_device, tokens, state, choose.random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ MODEL_FOLDER = "LLM"
 _PACK = Path(__file__).resolve().parent.parent
 # A text event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
+# Before what a model thinks, in the live text: it is not part of the answer.
+THINKING_MARK = "[thinking]"
 # ComfyUI tells nobody that a prompt has ended, so its queue is looked at this often while somebody wants to know.
 PROMPT_POLL_S = 0.25
 
@@ -63,6 +66,27 @@ def free_ram() -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the most memory that is held, where a device counts it."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that was held since reset_peak on a GPU; elsewhere the most RAM that the process has ever had."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    used = psutil.Process().memory_info()
+    if hasattr(used, "peak_wset"):  # Windows
+        return used.peak_wset
+    import resource
+
+    # Kilobytes, but bytes on a Mac.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_manager() -> ComfyMemory | None:
@@ -194,11 +218,18 @@ class NodeWatch:
         if memory is not None:
             memory.throw_exception_if_processing_interrupted()
 
-    def update(self, new_tokens: int, text: str) -> None:
-        """Called after every token with the number of them and the whole text so far."""
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
+        """Called after every token with the number of them, the whole answer so far, and the thought before it."""
+        self._tell(new_tokens, None, f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
+
+    def advance(self, done: int, total: int | None, text: str) -> None:
+        """Called with many answers: how many are finished of how many, and the latest."""
+        self._tell(done, total, f"{done} of {total}\n\n{text}" if total else f"{done}\n\n{text}")
+
+    def _tell(self, value: int, total: int | None, text: str) -> None:
         self.check()
         if self._bar:
-            self._bar.update_absolute(new_tokens)
+            self._bar.update_absolute(value, total)
         if time.monotonic() - self._sent_at >= LIVE_TEXT_INTERVAL_S:
             self._show(text)
 

@@ -1,21 +1,29 @@
-"""START HERE: one question from request to result, in five steps."""
+"""START HERE: questions from request to result, in five steps."""
 
 from __future__ import annotations
 
 import secrets
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from operator import length_hint
 from typing import Any, Protocol
 
+from PIL import Image
+
 from . import host, media, prompt
-from .budget import is_out_of_memory, prompt_tokens
+from .answer import Writer
+from .batch import MOST_ROWS, Batches, Room, read_ahead
+from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current
+from .diagnostics import Diagnosis
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
-from .request import RELEASES, Request, Result, Stats
-from .rows import Generation
+from .report import tell_of
+from .request import IMAGE_MODES, RELEASES, RESOLUTIONS, Answer, Request, Result, Stats
 from .source import find_source
 
 _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
@@ -31,103 +39,213 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise to cancel."""
 
-    def update(self, new_tokens: int, text: str) -> None:
-        """After every token: how many there are, and the whole text so far. Raise to cancel."""
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
+        """After every token: how many there are, the answer so far, and the thought before it. Raise to cancel."""
+
+    def advance(self, done: int, total: int | None, text: str) -> None:
+        """The same with many answers: how many are finished of how many (None: nobody knows), and the latest."""
 
     def end(self, text: str) -> None:
         """Once, with the final answer."""
 
 
 def run(request: Request, models: ModelCache, watch: Watch) -> Result:
-    """Answer one request.
+    """Answer one request: one question about everything, or the same question about each picture.
 
     Raises:
         ValueError, RuntimeError: the subclasses of media, catalog, download, loader, prompt and budget, which say
             what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
     """
-    # The frame that holds the model is _answer's, and it has ended when the turn gives the memory back.
+    answers: dict[int, Answer] = {}
+    diagnosis = Diagnosis(request.diagnostics)
+
+    def answer() -> Stats | None:
+        prompt.require_question(request)
+        with diagnosis.phases("media"):
+            pictures = media.pictures(request.images)
+        each = request.image_mode != IMAGE_MODES[0] and bool(pictures)
+        questions = [[picture] for picture in pictures] if each else [pictures]
+        live = _Live(watch, len(questions) if each else None, single=not each)
+        job = _Job(request, enumerate(questions), len(questions), live, diagnosis, answers.__setitem__, _raise)
+        return _answer(job, models)
+
+    stats = _in_turn(request, models, answer)
+    result = Result(tuple(answers[index] for index in sorted(answers)), stats)
+    watch.end("\n\n".join(each.text for each in result.answers))
+    return result
+
+
+def caption(
+    request: Request,
+    items: Iterable[tuple[str, Any]],
+    models: ModelCache,
+    watch: Watch,
+    batch_size: int | None = None,
+    done: Callable[[int, Answer], None] = lambda *_: None,
+    failed: Callable[[int, Exception], None] = lambda *_: None,
+) -> Stats | None:
+    """Ask the request's question about each picture, several at a time, while the next ones are being read.
+
+    Args:
+        request: its images are not looked at; its videos are shown beside every picture.
+        items: a name for messages, and a picture: a file's path, an IMAGE tensor, a PIL image, or a function that
+            returns one of these and is called in another thread. May be any length, and is read as it is needed.
+        batch_size: how many at a time; None takes what fits into the memory that is free.
+        done: called in this thread with the index of an item and its answer, as soon as its batch is finished.
+        failed: the same with the error of a picture that cannot be read or was not answered, which is left out.
+
+    Returns:
+        The figures of all of it; None where there was nothing to answer.
+    """
+    total = length_hint(items) or None
+    most = batch_size or MOST_ROWS
+
+    def answer() -> Stats | None:
+        with closing(read_ahead(items, depth=2 * most)) as questions:
+            live, diagnosis = _Live(watch, total), Diagnosis(request.diagnostics)
+            return _answer(_Job(request, questions, most, live, diagnosis, done, failed, most), models)
+
+    return _in_turn(request, models, answer)
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is asked about which pictures, and who is told."""
+
+    request: Request
+    # Each with its index, and with the error in place of pictures that cannot be read.
+    questions: Iterable[tuple[int, list[Image.Image] | Exception]]
+    # How many there are, as far as memory is concerned.
+    expected: int
+    live: _Live
+    diagnosis: Diagnosis
+    done: Callable[[int, Answer], None]
+    failed: Callable[[int, Exception], None]
+    most: int = MOST_ROWS
+
+    def readable(self) -> Iterator[tuple[int, list[Image.Image]]]:
+        """The questions that can be asked; the others are told of."""
+        for index, pictures in self.questions:
+            if isinstance(pictures, Exception):
+                self.failed(index, pictures)
+            else:
+                yield index, pictures
+
+    def tell(self, answers: Sequence[tuple[int, Answer | None]]) -> None:
+        """Of a batch that is finished."""
+        for index, answer in answers:
+            if answer is None:
+                self.failed(index, NoAnswerError(_no_answer(self.request)))
+            else:
+                self.done(index, answer)
+        self.live.finished([answer for _, answer in answers])
+
+
+class _Live:
+    """Tells a watch how far the answers are."""
+
+    def __init__(self, watch: Watch, total: int | None, single: bool = False) -> None:
+        self.watch = watch
+        self._total = total
+        self._single = single
+        self._done = 0
+        self._latest = ""
+
+    def look(self, writers: Sequence[Writer]) -> None:
+        """After every token."""
+        if self._single:
+            (writer,) = writers
+            so_far = writer.so_far
+            self.watch.update(writer.tokens, so_far.text, so_far.thinking)
+            return
+        ended = [writer for writer in writers if writer.ended and not writer.over_budget]
+        latest = ended[-1].so_far.text if ended else self._latest or writers[0].so_far.text
+        self.watch.advance(self._done + len(ended), self._total, latest)
+
+    def finished(self, answers: Sequence[Answer | None]) -> None:
+        """After a batch."""
+        self._done += len(answers)
+        self._latest = next((each.text for each in reversed(answers) if each), self._latest)
+
+
+def _in_turn(request: Request, models: ModelCache, work: Callable[[], Any]) -> Any:
+    """Do the work with the models to ourselves, and let the request's go when it says."""
+    # The frame that holds the model is the work's, and it has ended when the turn gives the memory back.
     with models.turn(request.load, keep=request.release != AFTER_THE_NODE):
-        result = _answer(request, models, watch)
+        result = work()
     if request.release == AFTER_THE_PROMPT:
         used_at = time.monotonic()
         host.when_prompt_ends(lambda: models.forget(request.load, unless_used_after=used_at))
     return result
 
 
-def _answer(request: Request, models: ModelCache, watch: Watch) -> Result:
-    start = time.perf_counter()
-    prompt.require_question(request)
-    pictures = media.pictures(request.images)
-    video = media.read_video(request.video_path) if request.video_path else None
-    watch.check()
+def _answer(job: _Job, models: ModelCache) -> Stats | None:
+    """The five steps: look, load, encode, generate, tell."""
+    start, request, check = job.diagnosis.began, job.request, job.live.watch.check
+    with job.diagnosis.phases("media"):
+        videos = media.videos(request)
+    questions = job.readable()
+    first = next(questions, None)
+    if first is None:
+        return None
+    check()
 
     before_load = time.perf_counter()
     source = models.source(request.load) or find_source(request.load)
     request = source.sampled(request)
-    tokens = prompt_tokens(request.system + request.text, pictures, video, PICTURE_PIXELS[1])
-    need = source.request_bytes(tokens + request.sampling.max_new_tokens, tokens)
-    model = models.get(source, need)
+    pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
+    tokens = prompt_tokens(request.system + request.text, first[1], videos, pixels[1])
+    longest = request.sampling.longest
+    need = source.request_bytes(tokens + longest, tokens)
+    model = models.get(source, need * min(job.expected, job.most))
     load_s = time.perf_counter() - before_load
-    watch.check()
+    tell_of(type(model.model.config).model_type)
+    check()
 
-    question = prompt.encode(model, request, pictures, video)
-    watch.check()
+    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, job.most)
+
+    def out_of_memory(again: bool) -> None:
+        if again:
+            raise source.out_of_memory("answer", need)
+        models.make_room(request.load, need)
 
     seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
+    host.reset_peak(model.machine.device)
+    batches = Batches(model, request.sampling, seed, room, out_of_memory)
+    prompts = _encoded(model, job, chain([first], questions), videos)
     prepared_s = time.perf_counter() - start - load_s
-    made, written = _generate(model, question, request, seed, watch)
-    if made is None:
-        models.make_room(request.load, need)
-        made, written = _generate(model, question, request, seed, watch)
-    if made is None:
-        raise source.out_of_memory("answer", need)
-
-    thinking, text = prompt.split_thinking(written, question.thinks)
-    if text is None:
-        raise NoAnswerError(
-            f"{request.load.model} was still thinking after {len(made.ids)} tokens, so there is no answer. "
-            "Raise max_new_tokens, or pick a model that does not think (Instruct)."
-        )
-    watch.end(text)
+    with job.diagnosis.watching(model.model), current(model.machine.device):
+        for finished in batches.answers(prompts, job.live.look, check):
+            job.tell(finished)
     stats = Stats(
-        **_loaded(model),
-        **_generated(made, prepared_s),
+        **_loaded(model, request),
+        **batches.figures(),
         sampling=request.sampling,
         sampling_from=request.sampling_from,
         seed=seed,
-        prompt_tokens=question.tokens,
         load_s=load_s,
+        first_token_s=prepared_s + batches.first_token_s,
+        peak_bytes=host.peak_bytes(model.machine.device),
         total_s=time.perf_counter() - start,
     )
-    log.info("%s", stats)
-    return Result(text, thinking, stats)
+    return job.diagnosis.finish(stats, batches.made, request.load)
 
 
-def _generate(
-    model: ModelHandle, question: prompt.Prompt, request: Request, seed: int | None, watch: Watch
-) -> tuple[Generation | None, str]:
-    """Tokens and text; None where memory ran out, with everything that was made for it given back."""
-    stream = prompt.TextStream(model.tokenizer)
-
-    def on_tokens(rows: Sequence[Sequence[int]]) -> None:
-        stream.push(rows[0])
-        watch.update(stream.tokens, stream.text)
-
-    try:
-        arguments = (question.inputs, request.sampling, seed, on_tokens, watch.check, question.media)
-        with current(model.machine.device):
-            return model.decoder.generate(*arguments), stream.end()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        log.warning("out of memory while answering: %s", str(error).splitlines()[0])
-        traceback.clear_frames(error.__traceback__)
-    model.decoder.drop_buffers()
-    return None, ""
+def _encoded(
+    model: ModelHandle,
+    job: _Job,
+    questions: Iterable[tuple[int, list[Image.Image]]],
+    videos: Sequence[media.Video],
+) -> Iterator[tuple[int, prompt.Prompt]]:
+    for index, pictures in questions:
+        yield index, prompt.encode(model, job.request, pictures, videos, job.diagnosis.phases)
 
 
-def _loaded(model: ModelHandle) -> dict[str, Any]:
+def _loaded(model: ModelHandle, request: Request) -> dict[str, Any]:
     """The statistics of the load."""
+    no_switch = prompt.why_no_switch(model, request)
+    if no_switch:
+        log.warning("%s", no_switch)
     return {
         "model": model.spec.model,
         "device": ", ".join(model.machine.devices),
@@ -135,22 +253,20 @@ def _loaded(model: ModelHandle) -> dict[str, Any]:
         "quantization": model.plan.quantization,
         "attention": model.plan.attention,
         "decode_attention": model.decoder.attention,
-        "fallbacks": model.plan.fallbacks,
-    }
-
-
-def _generated(made: Generation, prepared_s: float) -> dict[str, Any]:
-    """The statistics of the generation."""
-    return {
-        "new_tokens": len(made.ids),
-        "first_token_s": prepared_s + made.prefill_s,
-        "prefill_s": made.prefill_s,
-        "decode_tokens_per_s": made.tokens_per_s,
-        "reused_tokens": made.reused_tokens,
-        "tier": made.tier,
-        "tier_reason": made.tier_reason,
+        "fallbacks": (*model.plan.fallbacks, *([no_switch] if no_switch else [])),
     }
 
 
 def _drawn(seed: int) -> int:
     return secrets.randbits(53) if seed == -1 else seed
+
+
+def _no_answer(request: Request) -> str:
+    return (
+        f"{request.load.model} was still thinking after {request.sampling.longest} tokens, so there is no answer. "
+        "Raise max_new_tokens, set a thinking_budget, or pick a model that does not think (Instruct)."
+    )
+
+
+def _raise(index: int, error: Exception) -> None:
+    raise error

@@ -42,7 +42,7 @@ class _OnlyChosen:
 
 
 class _Report:
-    """A stopping criterion that never stops: generate() calls it once a token."""
+    """A stopping criterion, which generate() calls once a token: it ends the rows that somebody else ended."""
 
     def __init__(self, rows: Rows, at_first: Callable[[], None]) -> None:
         self._rows = rows
@@ -52,4 +52,4 @@ class _Report:
         if not self._rows.steps:
             self._at_first()
         self._rows.push(input_ids[:, -1].tolist())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(self._rows.ended, device=input_ids.device)

@@ -1,19 +1,22 @@
-"""Request -> chat template -> model inputs on the device; and the model's tokens -> text."""
+"""Request -> chat template -> model inputs on the device, of one question and of several side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from .answer import THINK_START
 from .loader import ModelHandle
 from .media import Video, fingerprint
-from .request import Request
+from .request import RESOLUTIONS, Request
 
-THINK_START, THINK_END = "<think>", "</think>"
+# What a chat template calls its own switch for thinking.
+_SWITCH = "enable_thinking"
 # A code point that Unicode reserves for a program's own use and that no text may hold.
 _BREAK = "\ufdd0"
 
@@ -27,37 +30,81 @@ class Prompt:
     """What the model is given: generate()'s keywords, on the device. It `thinks` where <think> is open already."""
 
     inputs: dict[str, Any]
-    tokens: int
-    thinks: bool
-    # Names the content of the pictures and the video.
+    thinks: bool = False
+    # Names the content of the pictures and videos.
     media: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    def continued(self, ids: Sequence[int]) -> Prompt:
+        """The same with more text after it."""
+        more = self.inputs["input_ids"].new_tensor([ids])
+        shape = self.inputs["input_ids"].shape
+        longer = {key: _widened(key, value, more) for key, value in self.inputs.items() if _like(value, shape)}
+        return replace(self, inputs={**self.inputs, **longer}, thinks=False)
 
 
 def require_question(request: Request) -> None:
     """Raise PromptError where there is nothing at all to answer."""
-    if not (request.images or request.video_path or request.text.strip() or request.system.strip()):
+    if not (request.shows_something or request.text.strip() or request.system.strip()):
         raise PromptError("There is nothing to answer: the text is empty, and no image or video is connected.")
 
 
-def encode(handle: ModelHandle, request: Request, pictures: list[Image.Image], video: Video | None) -> Prompt:
-    """Pictures first, then the video, then the text, in one user turn after the system prompt.
+def why_no_switch(handle: ModelHandle, request: Request) -> str | None:
+    """The reason why `thinking` has no effect, or None."""
+    if request.thinking == "auto" or _SWITCH in str(_template(handle).chat_template):
+        return None
+    return (
+        f"thinking {request.thinking!r} has no effect: the chat template of {request.load.model} has no switch for it"
+    )
+
+
+def encode(
+    handle: ModelHandle,
+    request: Request,
+    pictures: Sequence[Image.Image],
+    videos: Sequence[Video] | None = None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Prompt:
+    """Pictures first, then videos, then the text, in one user turn after the system prompt.
+
+    Args:
+        phase: a block that times one of the parts "template", "processor" and "transfer".
 
     Raises:
         PromptError: the model cannot see and there is something to look at.
     """
-    if (pictures or video) and handle.processor is None:
+    videos = videos or ()
+    if (pictures or videos) and handle.processor is None:
         raise PromptError(
             f"{request.load.model} is a text model and cannot see pictures or videos. "
             "Pick one of the vision models in the QwenVL node's list."
         )
-    text = _render(handle, request, len(pictures), video is not None)
-    inputs = _tokenize(handle, text, pictures, video)
+    with phase("template"):
+        text = _render(handle, request, len(pictures), len(videos))
+    with phase("processor"):
+        inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
     model = handle.model
-    moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
-    thinks = text.rstrip().endswith(THINK_START)
-    return Prompt(moved, inputs["input_ids"].shape[1], thinks, fingerprint(pictures, video))
+    with phase("transfer"):
+        moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
+    return Prompt(moved, text.rstrip().endswith(THINK_START), fingerprint(pictures, videos))
+
+
+def side_by_side(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """generate()'s keywords for several questions: one row each, padded on the left. Pure."""
+    longest = max(prompt.tokens for prompt in prompts)
+    parts: dict[str, list[Any]] = {}
+    for prompt in prompts:
+        shape = prompt.inputs["input_ids"].shape
+        for key, value in prompt.inputs.items():
+            # 0 is a token like any other; the mask, which is 0 there too, hides it.
+            padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
+            parts.setdefault(key, []).append(padded)
+    return {key: _joined(values) for key, values in parts.items()}
 
 
 def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
@@ -67,55 +114,19 @@ def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
     return text
 
 
-def split_thinking(text: str, thinks: bool) -> tuple[str, str | None]:
-    """(thinking, answer) of a model's text; the answer is None where the think block was never closed. Pure."""
-    opened = text.lstrip().startswith(THINK_START)
-    # A stray </think> of a model that was not thinking ends nothing: all before it would be lost.
-    if not (opened or thinks):
-        return "", text.strip()
-    if opened:
-        text = text.lstrip().removeprefix(THINK_START)
-    thinking, closed, answer = text.partition(THINK_END)
-    return thinking.strip(), answer.strip() if closed else None
+def _template(handle: ModelHandle) -> Any:
+    return handle.processor or handle.tokenizer
 
 
-class TextStream:
-    """Tokens in, text out as far as it is certain: a character may be spread over several tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pending: list[int] = []
-        self.tokens = 0
-        self.text = ""
-
-    def push(self, ids: Sequence[int]) -> None:
-        """Append tokens; `text` grows by what they complete."""
-        self.tokens += len(ids)
-        self._pending += ids
-        piece = self._decode()
-        # An unfinished character decodes to U+FFFD; four tokens hold the longest one.
-        if not piece.endswith("\ufffd") or len(self._pending) > 4:
-            self.text += piece
-            self._pending.clear()
-
-    def end(self) -> str:
-        """The whole text, an unfinished last character included."""
-        self.text += self._decode()
-        self._pending.clear()
-        return self.text
-
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._pending, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _render(handle: ModelHandle, request: Request, pictures: int, video: bool) -> str:
+def _render(handle: ModelHandle, request: Request, pictures: int, videos: int) -> str:
     control = list(handle.tokenizer.get_added_vocab())
     system, text = (break_control_tokens(part, control) for part in (request.system, request.text))
-    seen = [{"type": "image"}] * pictures + [{"type": "video"}] * video
+    seen = [{"type": "image"}] * pictures + [{"type": "video"}] * videos
     messages = [_message(handle, "system", system)] if system else []
     messages.append(_message(handle, "user", text, seen))
-    template = handle.processor or handle.tokenizer
-    return template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # A template that does not know the switch ignores it; left out, it does as the model's makers chose.
+    switch = {} if request.thinking == "auto" else {_SWITCH: request.thinking == "on"}
+    return _template(handle).apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
 
 
 def _message(handle: ModelHandle, role: str, text: str, seen: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
@@ -124,33 +135,58 @@ def _message(handle: ModelHandle, role: str, text: str, seen: Sequence[dict[str,
     return {"role": role, "content": content}
 
 
-def _tokenize(handle: ModelHandle, text: str, pictures: list[Image.Image], video: Video | None) -> dict[str, Any]:
+def _tokenize(
+    handle: ModelHandle, text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], resolution: str
+) -> dict[str, Any]:
     if handle.processor is None:
         return dict(handle.tokenizer(text, return_tensors="pt"))
     given: dict[str, Any] = {"text": [text]}
     if pictures:
-        given["images"] = pictures
-    if video:
+        given |= {"images": list(pictures), "images_kwargs": _size(handle.processor.image_processor, resolution)}
+    if videos:
         given |= {
-            "videos": [torch.from_numpy(video.frames).permute(0, 3, 1, 2)],
-            "videos_kwargs": _timing(video),
+            "videos": [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos],
+            "videos_kwargs": _timing(videos),
         }
     inputs = handle.processor(return_tensors="pt", **given)
+    if "second_per_grid_ts" in inputs:
+        # Qwen2.5-VL's. Version 5 of transformers has them from the metadata, version 4 all of them from one rate.
+        joined = handle.processor.video_processor.temporal_patch_size
+        inputs["second_per_grid_ts"] = torch.tensor([joined / _rate(video) for video in videos])
     return {key: value for key, value in inputs.items() if key != "video_metadata"}
 
 
-def _timing(video: Video) -> dict[str, Any]:
-    """Tell the processor when each frame was, to the millisecond: as if the video had 1,000 frames a second."""
-    total = max(1, round(video.duration_s * 1000))
-    metadata = {
-        "fps": 1000.0,
-        "total_num_frames": total,
-        "duration": video.duration_s,
-        "frames_indices": [round(time * 1000) for time in video.times_s],
-    }
-    # transformers 4 takes the rate of the sampled frames from fps, version 5 from the metadata.
-    rate = len(video.frames) / max(video.duration_s, 0.001)
-    return {"video_metadata": [metadata], "do_sample_frames": False, "fps": rate}
+def _size(images: Any, resolution: str) -> dict[str, Any]:
+    """The picture size as keywords of one call, so that nothing of it is left behind. Always a new dict: version 4 of
+    transformers empties it."""
+    pixels = RESOLUTIONS[resolution]
+    if pixels is None:
+        return {}
+    low, high = pixels
+    size: dict[str, Any] = {"size": {"shortest_edge": low, "longest_edge": high}}
+    # Version 4 prefers these where the model's folder sets them; version 5 knows them as older names.
+    if getattr(images, "max_pixels", None):
+        size |= {"min_pixels": low, "max_pixels": high}
+    return size
+
+
+def _timing(videos: Sequence[Video]) -> dict[str, Any]:
+    """Tell the processor when each frame was, to the millisecond: as if the videos had 1,000 frames a second."""
+    metadata = [
+        {
+            "fps": 1000.0,
+            "total_num_frames": max(1, round(video.duration_s * 1000)),
+            "duration": video.duration_s,
+            "frames_indices": [round(time * 1000) for time in video.times_s],
+        }
+        for video in videos
+    ]
+    return {"video_metadata": metadata, "do_sample_frames": False}
+
+
+def _rate(video: Video) -> float:
+    """Sampled frames a second."""
+    return len(video.frames) / max(video.duration_s, 0.001)
 
 
 def _without(inputs: dict[str, Any], ids: list[int]) -> dict[str, Any]:
@@ -162,6 +198,24 @@ def _without(inputs: dict[str, Any], ids: list[int]) -> dict[str, Any]:
             keep[start : start + len(ids)] = False
     shape = inputs["input_ids"].shape
     return {key: value[:, keep] if getattr(value, "shape", None) == shape else value for key, value in inputs.items()}
+
+
+def _like(value: Any, shape: torch.Size) -> bool:
+    return getattr(value, "shape", None) == shape
+
+
+def _widened(key: str, value: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """What is as long as the prompt, for that much more text."""
+    added = {"input_ids": more, "attention_mask": torch.ones_like(more)}.get(key, torch.zeros_like(more))
+    return torch.cat([value, added.to(value.dtype)], 1)
+
+
+def _joined(values: list[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return [part for value in values for part in value]
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

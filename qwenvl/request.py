@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Quantization = Literal["none", "4bit", "8bit"]
@@ -22,6 +23,22 @@ MAX_SEED = 2**64 - 1
 SAMPLING_FROM = AS_SET, MODELS_OWN = ("as set", "model's own")
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
+# How much a run tells of itself.
+DIAGNOSTICS = ("summary", "full", "off")
+# One question about all pictures, or the same question about each of them.
+IMAGE_MODES = ("together", "one answer per image")
+# Whether a model thinks before it answers; auto leaves it as it is.
+THINKING = ("auto", "on", "off")
+# What pictures are scaled to: at least and at most so many pixels. None leaves them to what the model was loaded with.
+RESOLUTIONS: dict[str, tuple[int, int] | None] = {
+    "auto": None,
+    "low (256x28x28)": (128 * 28 * 28, 256 * 28 * 28),
+    "medium (512x28x28)": (256 * 28 * 28, 512 * 28 * 28),
+    "high (768x28x28)": (512 * 28 * 28, 768 * 28 * 28),
+    "ultra (1024x28x28)": (768 * 28 * 28, 1024 * 28 * 28),
+    # As they are, but for the smallest that can be cut into patches.
+    "original": (56 * 56, 1 << 40),
+}
 
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
@@ -32,11 +49,37 @@ RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1.0, 2.0),
     "max_new_tokens": (1, 32768),
     "seed": (-1, MAX_SEED),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "no_repeat_ngram_size": (0, 100),
+    "min_new_tokens": (0, 32768),
+    "thinking_budget": (0, 32768),
+}
+# The same of what is shown of a video.
+FRAME_RANGES: dict[str, tuple[float, float]] = {
+    "sample_fps": (0.01, 60.0),
+    "max_frames": (1, 2048),
+    "max_frame_pixels": (28 * 28, 4096 * 28 * 28),
+    "max_video_tokens": (256, 262144),
+    "fps": (0.01, 240.0),
 }
 
 
 class InvalidSettingError(ValueError):
     """A setting has a value that it cannot have."""
+
+
+def _in_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        # Written so that NaN, which compares as false, is refused too.
+        if isinstance(value, str) or not low <= value <= high:
+            raise InvalidSettingError(f"{name} must be between {low} and {high}, got {value!r}.")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidSettingError(f"{name} {value!r} does not exist. Pick one of: {', '.join(allowed)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +100,10 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch that filter off."""
+    """How the next token is chosen, and when there are enough.
+
+    top_k 0, top_p 1, min_p 0, repetition_penalty 1, and 0 for all after the seed switch that off.
+    """
 
     do_sample: bool = True
     temperature: float = 0.7
@@ -67,13 +113,19 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
     seed: int = -1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    # Tokens for thinking. Where there is such a limit, max_new_tokens counts the answer alone.
+    thinking_budget: int = 0
+    # The answer ends before the first of these.
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            # Written so that NaN, which compares as false, is refused too.
-            if isinstance(value, str) or not low <= value <= high:
-                raise InvalidSettingError(f"{name} must be between {low} and {high}, got {value!r}.")
+        _in_ranges(self, RANGES)
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {self.stop!r}.")
 
     def with_own(self, own: Mapping[str, Any]) -> Sampling:
         """What a model's makers recommend, in place of what is set; what they do not name stays.
@@ -97,10 +149,35 @@ class Sampling:
         """True where the best token is always taken, so that the seed has no effect."""
         return not self.do_sample or self.temperature == 0
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of one answer, its thinking included."""
+        return self.max_new_tokens + self.thinking_budget
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """What is shown of videos."""
+
+    # Frames a second that are shown.
+    sample_fps: float = 1.0
+    max_frames: int = 64
+    max_frame_pixels: int = 768 * 28 * 28
+    # Of all videos of a question together.
+    max_video_tokens: int = 8192
+    # Of video_frames, which has no times of its own.
+    fps: float = 24.0
+
+    def __post_init__(self) -> None:
+        _in_ranges(self, FRAME_RANGES)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question. `images` maps the input's name, which errors repeat, to an IMAGE tensor or a picture file."""
+    """One question. `images` maps the input's name, which errors repeat, to an IMAGE tensor or a picture file.
+
+    A model is shown the images, then video_frames, then video, then the file at video_path.
+    """
 
     load: LoadSpec
     text: str
@@ -109,11 +186,29 @@ class Request:
     video_path: str = ""
     sampling: Sampling = Sampling()
     release: str = RELEASES[0]
+    diagnostics: str = DIAGNOSTICS[0]
+    image_mode: str = IMAGE_MODES[0]
+    image_resolution: str = "auto"
+    # An IMAGE batch that is a video.
+    video_frames: Any = None
+    # ComfyUI's VIDEO, or whatever else has its get_stream_source().
+    video: Any = None
+    frames: Frames = Frames()
+    thinking: str = "auto"
     sampling_from: str = AS_SET
 
     def __post_init__(self) -> None:
         _one_of("release", self.release, RELEASES)
+        _one_of("diagnostics", self.diagnostics, DIAGNOSTICS)
+        _one_of("image_mode", self.image_mode, IMAGE_MODES)
+        _one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
+        _one_of("thinking", self.thinking, THINKING)
         _one_of("sampling", self.sampling_from, SAMPLING_FROM)
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self.images or self.video_path) or self.video is not None or self.video_frames is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +227,9 @@ class Stats:
     # What the tokens were chosen by, and whether the widgets or the model's makers set it.
     sampling: Sampling
     sampling_from: str
+    # How many answers there are, and the most that were made at a time.
+    answers: int
+    batch_size: int
     # None where the seed had no effect.
     seed: int | None
     prompt_tokens: int
@@ -141,33 +239,58 @@ class Stats:
     # From the start of the run to the first token, loading left out.
     first_token_s: float
     prefill_s: float
-    # Of the token loop alone: the first token belongs to the prefill.
+    # Of the token loop alone, all rows of a batch together: the first token belongs to the prefill.
     decode_tokens_per_s: float
     # Prompt tokens that were still in memory from the last question about the same pictures.
     reused_tokens: int
     # Which way tokens were made, and why not a faster one.
     tier: str
     tier_reason: str
+    # Thoughts that the thinking budget ended.
+    thoughts_cut: int
+    # On a GPU the most that this run held; elsewhere the most that the process ever did.
+    peak_bytes: int
     total_s: float
+    # What diagnostics "full" measured, ready for JSON; None otherwise.
+    diagnostics: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """One object, indented for people."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
     def __str__(self) -> str:
         own = f", {self.sampling_from} sampling ({self.sampling})" if self.sampling_from == MODELS_OWN else ""
+        many = f", {self.answers} answers, {self.batch_size} at a time" if self.answers != 1 else ""
         return (
             f"{self.model}: {self.prompt_tokens} prompt + {self.new_tokens} new tokens, first token after "
             f"{self.first_token_s:.2f} s (prefill {self.prefill_s:.2f} s), {self.decode_tokens_per_s:.1f} tokens/s, "
-            f"total {self.total_s:.1f} s, seed {'none (greedy)' if self.seed is None else self.seed}{own}"
+            f"total {self.total_s:.1f} s{many}, seed {'none (greedy)' if self.seed is None else self.seed}{own}"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The answer without the think block, the think block, and the figures of the run."""
+class Answer:
+    """An answer without the think block, and the think block."""
 
     text: str
-    thinking: str
+    thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answers in the order of the pictures, a single one with image_mode together, and the figures of the run."""
+
+    answers: tuple[Answer, ...]
     stats: Stats
 
+    @property
+    def text(self) -> str:
+        """The text of a single answer."""
+        (answer,) = self.answers
+        return answer.text
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidSettingError(f"{name} {value!r} does not exist. Pick one of: {', '.join(allowed)}.")
+    @property
+    def thinking(self) -> str:
+        """The thought of a single answer."""
+        (answer,) = self.answers
+        return answer.thinking

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-# Called with the new tokens of each row as soon as they are known; raising in it stops the loop.
-OnTokens = Callable[[Sequence[Sequence[int]]], None]
+# Called with the new tokens of each row as soon as they are known, none for one that the model has ended. It may
+# return rows that are to end too; raising in it stops the loop.
+OnTokens = Callable[[Sequence[Sequence[int]]], Iterable[int] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,13 @@ class Generation:
     rows: tuple[tuple[int, ...], ...]
     prefill_s: float
     decode_s: float
+    # Tokens of all rows after the first of each, those that ended a row among them.
     steps: int
     tier: str
     tier_reason: str
     reused_tokens: int = 0
+    # Two for each step: when its tokens were there, and when they had been told.
+    times: tuple[float, ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -30,7 +34,7 @@ class Generation:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of one row per second of the loop alone: the first token belongs to the prefill."""
+        """Tokens of all rows per second of the loop alone: the first token belongs to the prefill."""
         return self.steps / self.decode_s if self.steps and self.decode_s > 0 else 0.0
 
 
@@ -41,9 +45,10 @@ class Rows:
         # With the token that ended a row, as the model was given it.
         self.all_ids: list[list[int]] = [[] for _ in range(batch)]
         self.steps = 0
-        self._ended = [False] * batch
+        self.ended = [False] * batch
         self._end_ids = end_ids
         self._on_tokens = on_tokens
+        self._times: list[float] = []
         self._start = self._first = self._last = time.perf_counter()
 
     def push(self, tokens: list[int]) -> bool:
@@ -54,16 +59,19 @@ class Rows:
         self.steps += 1
         new: list[list[int]] = [[] for _ in tokens]
         for row, token in enumerate(tokens):
-            if self._ended[row]:
+            if self.ended[row]:
                 continue
             self.all_ids[row].append(token)
-            self._ended[row] = token in self._end_ids
-            if not self._ended[row]:
+            self.ended[row] = token in self._end_ids
+            if not self.ended[row]:
                 new[row].append(token)
-        self._on_tokens(new)
-        return all(self._ended)
+        for row in self._on_tokens(new) or ():
+            self.ended[row] = True
+        self._times += (self._last, time.perf_counter())
+        return all(self.ended)
 
     def generation(self, tier: str, reason: str, reused: int) -> Generation:
-        ids = tuple(tuple(row[:-1] if ended else row) for row, ended in zip(self.all_ids, self._ended, strict=True))
+        ids = tuple(tuple(row[:-1] if row[-1] in self._end_ids else row) for row in self.all_ids)
         prefill, loop = self._first - self._start, self._last - self._first
-        return Generation(ids, prefill, loop, self.steps - 1, tier, reason, reused)
+        steps = sum(len(row) - 1 for row in self.all_ids)
+        return Generation(ids, prefill, loop, steps, tier, reason, reused, tuple(self._times))

@@ -5,6 +5,7 @@ Parameters may be numbers or 0-dimensional tensors on the logits' device: a capt
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,6 +31,21 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: Numbe
         (B, V), same dtype and device.
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number, frequency: Number) -> torch.Tensor:
+    """Lower the logits of tokens of the answer, as OpenAI's interface defines the two penalties.
+
+    Args:
+        logits: (B, V) float. Not changed.
+        counts: (B, V) float, how often each token has occurred in the answer so far.
+        presence: subtracted from every token that has occurred.
+        frequency: subtracted as often as it has.
+
+    Returns:
+        (B, V), same dtype and device.
+    """
+    return logits - frequency * counts - presence * counts.clamp(max=1)
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,6 +103,45 @@ def candidates(
     return logits, ids
 
 
+class NoRepeats:
+    """Which tokens would make a row of so many tokens that has occurred before; kept on the host.
+
+    Args:
+        size: tokens of such a row.
+        texts: the prompt of each row, without padding.
+    """
+
+    def __init__(self, size: int, texts: list[list[int]]) -> None:
+        self._size = size
+        self._texts: list[list[int]] = [[] for _ in texts]
+        # Of each row: what has followed the tokens.
+        self._followed: list[dict[tuple[int, ...], list[int]]] = [{} for _ in texts]
+        for row, text in enumerate(texts):
+            for token in text:
+                self._append(row, token)
+
+    def mask(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, V) -> the same with -inf at what would repeat."""
+        logits = logits.clone()
+        for row in range(len(logits)):
+            logits[row, self._followed[row].get(self._end(row), [])] = MASKED
+        return logits
+
+    def push(self, tokens: list[int]) -> None:
+        """The next token of each row."""
+        for row, token in enumerate(tokens):
+            self._append(row, token)
+
+    def _append(self, row: int, token: int) -> None:
+        if len(self._texts[row]) >= self._size - 1:
+            self._followed[row].setdefault(self._end(row), []).append(token)
+        self._texts[row].append(token)
+
+    def _end(self, row: int) -> tuple[int, ...]:
+        text = self._texts[row]
+        return tuple(text[len(text) - self._size + 1 :])
+
+
 class Chooser:
     """Chooses the next token of each row, and remembers which have occurred where that matters.
 
@@ -103,36 +158,86 @@ class Chooser:
         self._sampling = sampling
         self.random = None if sampling.greedy else torch.Generator(device)
         self._parameters = {name: torch.zeros((), device=device) for name in _PARAMETERS}
-        penalized = sampling.repetition_penalty != 1
-        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if penalized else None
+        filters = _filters(sampling)
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if filters["seen"] else None
+        self.counts = torch.zeros(rows, vocabulary, device=device) if filters["counts"] else None
+        self.made = torch.zeros((), device=device) if filters["made"] else None
+        self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._repeats: NoRepeats | None = None
 
     @staticmethod
     def kind(sampling: Sampling) -> tuple[Any, ...]:
         """Equal for samplings that can share a chooser."""
+        filters = tuple(_filters(sampling).values())
         if sampling.greedy:
-            return ("greedy", sampling.repetition_penalty != 1)
-        filters = (sampling.top_k, sampling.top_p < 1, sampling.min_p > 0, sampling.repetition_penalty != 1)
-        return ("drawn", *filters)
+            return ("greedy", *filters)
+        return ("drawn", sampling.top_k, sampling.top_p < 1, sampling.min_p > 0, *filters)
 
-    def start(self, sampling: Sampling, seed: int | None, prompt: torch.Tensor, mask: torch.Tensor) -> None:
-        """Begin with a prompt: (B, L) ids and (B, L) mask, 0 where a row is padded on its left."""
+    @staticmethod
+    def why_not_captured(sampling: Sampling) -> str | None:
+        """The reason why a step with this sampling cannot be captured, or None."""
+        return "no_repeat_ngram_size looks at every token on the host" if sampling.no_repeat_ngram_size else None
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What a choice changes, beside the generator."""
+        return [each for each in (self.seen, self.counts, self.made) if each is not None]
+
+    def start(
+        self,
+        sampling: Sampling,
+        seed: int | None,
+        prompt: torch.Tensor,
+        mask: torch.Tensor,
+        end_ids: Collection[int] = (),
+    ) -> None:
+        """Begin with a prompt.
+
+        Args:
+            prompt, mask: (B, L) ids, and 0 where a row is padded on its left.
+            end_ids: tokens that end a text.
+        """
         for name, value in self._parameters.items():
             value.fill_(float(getattr(sampling, name)))
         if self.random is not None and seed is not None:
             self.random.manual_seed(seed)
+        for each in self.state:
+            each.zero_()
+        if self.made is not None:
+            self._ends.zero_()[list(end_ids)] = True
         if self.seen is not None:
             # Padding must not count as seen: the row's last token, which has been, stands in for it.
-            self.seen.zero_().scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
+            self.seen.scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
+        if sampling.no_repeat_ngram_size:
+            texts = [row[there].tolist() for row, there in zip(prompt, mask.bool(), strict=True)]
+            self._repeats = NoRepeats(sampling.no_repeat_ngram_size, texts)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, V) logits -> (B,) int64."""
-        logits = logits.float()
-        if self.seen is not None:
-            logits = penalize_repetition(logits, self.seen, self._parameters["repetition_penalty"])
+        logits = self._filtered(logits.float())
         chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
         if self.seen is not None:
             self.seen.scatter_(1, chosen[:, None], True)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, chosen[:, None], torch.ones_like(self.counts[:, :1]))
+        if self.made is not None:
+            self.made.add_(1)
+        if self._repeats is not None:
+            self._repeats.push(chosen.tolist())
         return chosen
+
+    def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
+        """What greedy choices too must heed."""
+        p = self._parameters
+        if self.seen is not None:
+            logits = penalize_repetition(logits, self.seen, p["repetition_penalty"])
+        if self.counts is not None:
+            logits = penalize_count(logits, self.counts, p["presence_penalty"], p["frequency_penalty"])
+        if self._repeats is not None:
+            logits = self._repeats.mask(logits)
+        if self.made is not None:
+            logits = logits.masked_fill(self._ends & (self.made < p["min_new_tokens"]), MASKED)
+        return logits
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
         p = self._parameters
@@ -145,5 +250,23 @@ class Chooser:
         return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)
 
 
+def _filters(sampling: Sampling) -> dict[str, Any]:
+    """Which of the filters that greedy choices heed too are on."""
+    return {
+        "seen": sampling.repetition_penalty != 1,
+        "counts": bool(sampling.presence_penalty or sampling.frequency_penalty),
+        "made": sampling.min_new_tokens > 0,
+        "repeats": sampling.no_repeat_ngram_size,
+    }
+
+
 # What a captured step reads from the device, so that it follows when they change.
-_PARAMETERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_PARAMETERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_new_tokens",
+)

@@ -6,10 +6,28 @@ from typing import Any
 
 from . import catalog
 from .devices import device_choices
-from .request import AS_SET, ATTENTIONS, AUTO, QUANTIZATIONS, RANGES, RELEASES, SAMPLING_FROM
+from .request import (
+    AS_SET,
+    ATTENTIONS,
+    AUTO,
+    DIAGNOSTICS,
+    FRAME_RANGES,
+    IMAGE_MODES,
+    QUANTIZATIONS,
+    RANGES,
+    RELEASES,
+    RESOLUTIONS,
+    SAMPLING_FROM,
+    THINKING,
+    Frames,
+)
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-ANSWER_TOOLTIP = "The model's answer, without its thinking and without control tokens."
+ANSWER_TOOLTIP = (
+    "The model's answer, without its thinking and without control tokens: a list, of one where one was asked."
+)
+THINKING_TOOLTIP = "What the model thought before each answer; empty where it did not."
+STATS_TOOLTIP = "JSON: what was loaded and how, tokens, seconds, tokens a second, memory, the seed that was used."
 
 # The frontend then offers fixed, increment, decrement and randomize, and saves the choice with the workflow.
 AFTER_RUN = {"control_after_generate": True}
@@ -26,7 +44,7 @@ def _switch(default: bool, tooltip: str) -> Widget:
 
 
 def _number(name: str, default: float, step: float, tooltip: str, **more: Any) -> Widget:
-    low, high = RANGES[name]
+    low, high = {**RANGES, **FRAME_RANGES}[name]
     kind = "INT" if isinstance(low, int) else "FLOAT"
     return kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
 
@@ -89,9 +107,49 @@ VIDEO: Widget = (
     "STRING",
     {
         "default": "",
-        "tooltip": "Path of a video file. The model sees a frame a second, from 4 to 64 of them.",
+        "tooltip": "Path of a video file. The model sees frames of it: see sample_fps and what follows it.",
     },
 )
+# What more there is to sampling, in the order in which saved workflows hold it: append only.
+MORE_SAMPLING: dict[str, Widget] = {
+    "presence_penalty": _number(
+        "presence_penalty", 0.0, 0.1, "Above 0 makes tokens that are in the answer already less likely. 0 is off."
+    ),
+    "frequency_penalty": _number(
+        "frequency_penalty", 0.0, 0.1, "The same, as many times over as they are in the answer. 0 is off."
+    ),
+    "no_repeat_ngram_size": _number(
+        "no_repeat_ngram_size", 0, 1, "No row of so many tokens occurs twice, the question's included. 0 is off."
+    ),
+    "min_new_tokens": _number("min_new_tokens", 0, 1, "The answer does not end before so many tokens."),
+    "thinking_budget": _number(
+        "thinking_budget",
+        0,
+        1,
+        "A model that thinks longer than so many tokens is told to answer now; max_new_tokens then counts the answer "
+        "alone. 0 is no limit.",
+    ),
+}
+_FRAMES = Frames()
+FRAMES: dict[str, Widget] = {
+    "fps": _number("fps", _FRAMES.fps, 0.5, "Frames a second of video_frames.", round=0.001),
+    "sample_fps": _number(
+        "sample_fps", _FRAMES.sample_fps, 0.05, "Frames a second that the model sees of a video, at least 4 in all."
+    ),
+    "max_frames": _number("max_frames", _FRAMES.max_frames, 1, "The most frames that it sees of a video."),
+    "max_frame_pixels": _number(
+        "max_frame_pixels",
+        _FRAMES.max_frame_pixels,
+        1,
+        "Larger frames are scaled down to so many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a token.",
+    ),
+    "max_video_tokens": _number(
+        "max_video_tokens",
+        _FRAMES.max_video_tokens,
+        1,
+        "The most tokens of all videos together. Frames are made smaller to keep it, then fewer; the log says so.",
+    ),
+}
 # What both nodes offer besides, in the order in which saved workflows hold it: append only.
 OPTIONS: dict[str, Widget] = {
     "release": _choice(
@@ -99,6 +157,20 @@ OPTIONS: dict[str, Widget] = {
         RELEASES[0],
         "When a model that is kept loaded gives its memory back: when another node needs it; when everything of this "
         "prompt is done; or at once, like keep_model_loaded off.",
+    ),
+    "diagnostics": _choice(
+        DIAGNOSTICS,
+        DIAGNOSTICS[0],
+        "What a run writes to the log: a line of figures; in full also the time of each part, stalls, and the GPU's "
+        "memory, clock, power and temperature; or nothing.",
+    ),
+    **MORE_SAMPLING,
+    "stop": _text("The answer ends before the first of these texts: one a line, \\n in it is a line break."),
+    "thinking": _choice(
+        THINKING,
+        "auto",
+        "Whether a model that can do both thinks first; auto leaves it to the model. Where its chat template has no "
+        "switch for it, this does nothing, and stats says so.",
     ),
     "device": _choice(
         device_choices(),
@@ -114,8 +186,32 @@ OPTIONS: dict[str, Widget] = {
         "model's own takes what the model's makers recommend in their place; what they do not name stays as set.",
     ),
 }
+# What the QwenVL node offers after that: append only.
+VISION_OPTIONS: dict[str, Widget] = {
+    "image_mode": _choice(
+        IMAGE_MODES,
+        IMAGE_MODES[0],
+        "together: one question about all pictures. one answer per image: the same question about each picture, "
+        "several at a time, and a list of answers in order; videos are shown with each.",
+    ),
+    "image_resolution": _choice(
+        tuple(RESOLUTIONS),
+        "auto",
+        "What pictures are scaled to, and so what they cost: up to 256, 512, 768 or 1024 tokens each (a quarter less "
+        "with Qwen3-VL); auto 256 to 1024, but no more than the model was made for; original as they are, a token for "
+        "28 x 28 pixels (32 x 32).",
+    ),
+    "video": ("VIDEO", {"tooltip": "A video of ComfyUI's own kind, trimmed or not."}),
+    "video_frames": ("IMAGE", {"tooltip": "A batch that is a video; fps says how fast."}),
+    **FRAMES,
+}
 # The picture inputs of both generations of workflows, in the order in which they are shown.
 PICTURES = ("image", "image1", "image2", "image3", "image4")
+
+
+def stops(text: str) -> tuple[str, ...]:
+    """The lines of the stop widget."""
+    return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
 
 
 def model_list(names: dict[str, catalog.Model]) -> Widget:

@@ -131,6 +131,8 @@ class ComfyDouble:
     def reset(self) -> None:
         self.progress: list[tuple[int, int, str | None]] = []
         self.texts: list[tuple[str, str, str | None]] = []
+        # What the page was told of the last node.
+        self.ui: dict[str, list[Any]] = {}
         self.interrupted = False
         self.interrupt_at = None
         self.cache.clear()
@@ -145,15 +147,23 @@ class ComfyDouble:
             if parent:
                 setattr(sys.modules[parent], child, module)
 
-    def run(self, node: type, **inputs: Any) -> tuple:
-        """Execute one node of a prompt; a result is served again while nothing that decides it has changed."""
+    def run(self, node: type, **inputs: Any) -> list[list[Any]]:
+        """Execute one node of a prompt; a result is served again while nothing that decides it has changed.
+
+        Returns:
+            Each output as the next node is given it: as a list, which is of one where the output is not declared one.
+        """
         self._validate(node, inputs)
         changed = node.IS_CHANGED(**inputs) if hasattr(node, "IS_CHANGED") else None
         key = (node, tuple(sorted((name, id(v) if torch.is_tensor(v) else v) for name, v in inputs.items())), changed)
         if key not in self.cache:
             with torch.inference_mode():
                 self.cache[key] = getattr(node(), node.FUNCTION)(**inputs)
-        return self.cache[key]
+        made = self.cache[key]
+        self.ui = made.get("ui", {}) if isinstance(made, dict) else {}
+        outputs = made["result"] if isinstance(made, dict) else made
+        lists = getattr(node, "OUTPUT_IS_LIST", (False,) * len(outputs))
+        return [list(each) if is_list else [each] for each, is_list in zip(outputs, lists, strict=True)]
 
     def _validate(self, node: type, inputs: dict[str, Any]) -> None:
         declared = node.INPUT_TYPES()
@@ -177,6 +187,7 @@ class ComfyDouble:
                 self.total, self.node_id = total, node_id
 
             def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
+                self.total = total or self.total
                 double.progress.append((min(value, self.total), self.total, self.node_id))
 
         def throw_exception_if_processing_interrupted() -> None:

@@ -70,10 +70,10 @@ def test_the_length_of_a_prompt_is_guessed_within_a_factor_of_two(demo):
     text = "Describe this image in a few words, please. " * 4
     pictures = [draw("circle", "red", "blue", (256, 256))] * 3
     counted = encode(demo, Request(demo.spec, text), pictures, None).tokens
-    assert counted / 2 < prompt_tokens(text, pictures, None, 256 * 256) < 2 * counted
+    assert counted / 2 < prompt_tokens(text, pictures, [], 256 * 256) < 2 * counted
     large = [Image.new("RGB", (4000, 4000))]
-    assert prompt_tokens("", large, None, 1024 * 784) == prompt_tokens("", large, None, 1024 * 784)
-    assert prompt_tokens("", large, None, 1024 * 784) == 1024 + 64
+    assert prompt_tokens("", large, [], 1024 * 784) == prompt_tokens("", large, [], 1024 * 784)
+    assert prompt_tokens("", large, [], 1024 * 784) == 1024 + 64
 
 
 def test_running_out_while_loading_names_what_was_needed_what_is_free_and_what_fits():

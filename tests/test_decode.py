@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -82,7 +84,7 @@ def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_pa
     frames = torch.randint(0, 255, (6, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     video = Video(frames.numpy(), (0.0, 0.5, 1.0, 2.0, 2.5, 3.0), 3.5)
     request = Request(handle.spec, "What happens?")
-    inputs = encode(handle, request, [draw("circle", "red", "blue")], video).inputs
+    inputs = encode(handle, request, [draw("circle", "red", "blue")], [video]).inputs
     made = Decoder(handle.model, "sdpa").generate(inputs, GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, inputs)
 
@@ -103,14 +105,84 @@ def test_each_row_of_a_batch_ends_by_itself(random_model, generate):
     before, config.eos_token_id = config.eos_token_id, ends
     try:
         told = [[], [], []]
-        made = generate(
-            GREEDY, given=inputs, on_tokens=lambda new: [all_.extend(row) for all_, row in zip(told, new, strict=True)]
-        )
+
+        def tell(new):
+            for all_, row in zip(told, new, strict=True):
+                all_.extend(row)
+
+        made = generate(GREEDY, given=inputs, on_tokens=tell)
         assert made.rows == by_transformers(handle.model, inputs)
         assert {len(row) for row in made.rows} != {48}
         assert tuple(map(tuple, told)) == made.rows
     finally:
         config.eos_token_id = before
+
+
+def test_a_row_that_the_caller_ends_is_over_while_the_others_go_on(random_model, generate):
+    handle, _ = random_model
+    inputs = batch_of(handle)
+    whole = generate(GREEDY, given=inputs).rows
+    told = [[], [], []]
+
+    def end_early(new):
+        for all_, row in zip(told, new, strict=True):
+            all_.extend(row)
+        return [row for row, limit in enumerate((5, 48, 9)) if len(told[row]) == limit]
+
+    made = generate(GREEDY, given=inputs, on_tokens=end_early)
+    assert made.rows == (whole[0][:5], whole[1], whole[2][:9]) == tuple(map(tuple, told))
+    assert made.steps == sum(len(row) - 1 for row in made.rows)
+    everyone = generate(GREEDY, given=inputs, on_tokens=lambda new: range(3))
+    assert everyone.rows == tuple(row[:1] for row in whole), "and the loop ends with the last"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_row_of_tokens_occurs_twice(random_model, generate, size):
+    handle, inputs = random_model
+    made = generate(replace(GREEDY, no_repeat_ngram_size=size)).rows
+    assert made == by_transformers(handle.model, inputs, no_repeat_ngram_size=size)
+    rows = list(zip(*(made[0][start:] for start in range(size)), strict=False))
+    assert len(rows) == len(set(rows))
+
+
+def test_a_text_is_at_least_so_long(random_model, generate):
+    handle, inputs = random_model
+    config = handle.model.generation_config
+    # A token that comes early ends the text now.
+    before, config.eos_token_id = config.eos_token_id, [generate(GREEDY).ids[9]]
+    try:
+        made = generate(replace(GREEDY, min_new_tokens=30)).rows
+        assert made == by_transformers(handle.model, inputs, min_new_tokens=30)
+        assert len(made[0]) >= 30 > 9 >= len(generate(GREEDY).ids)
+    finally:
+        config.eos_token_id = before
+
+
+def test_penalties_change_the_tokens_alike_in_every_tier(random_model):
+    handle, inputs = random_model
+    made = {}
+    for how in ({}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5}, {"frequency_penalty": -2.0}):
+        sampling = replace(GREEDY, **how)
+        decoders = [Decoder(handle.model, "sdpa", tier) for tier in tiers()]
+        (ids,) = {decoder.generate(inputs, sampling, None, ignore, ignore).ids for decoder in decoders}
+        made[str(how)] = ids
+    assert len(set(made.values())) >= 3
+    repeated = [len(ids) - len(set(ids)) for ids in made.values()]
+    assert repeated[2] <= repeated[0] <= repeated[3]
+
+
+def test_a_step_that_cannot_be_captured_says_why_and_runs_eagerly(random_model):
+    handle, inputs = random_model
+    decoder = Decoder(handle.model, "sdpa")
+    sampling = replace(GREEDY, no_repeat_ngram_size=2)
+    expected = decoder.generate(inputs, sampling, None, ignore, ignore)
+    assert "ngram" not in expected.tier_reason, "on a CPU nothing is captured anyway"
+    # As on a GPU: here a capture would fail at once.
+    decoder._captures = True
+    made = decoder.generate(inputs, sampling, None, ignore, ignore)
+    assert made.rows == expected.rows
+    assert "no_repeat_ngram_size" in made.tier_reason
+    assert decoder._captures, "no capture was tried"
 
 
 def test_every_token_is_reported_once_in_order(generate):

@@ -18,6 +18,14 @@ MAY_IMPORT = {
     "sampling": LOW,
     "capabilities": LOW,
     "checkpoint": set(),
+    "nvml": LOW,
+    "facts": LOW | {"nvml"},
+    "report": LOW | {"facts"},
+    "sdpa": LOW,
+    "stalls": LOW,
+    "slow": LOW | {"rows", "stalls"},
+    "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
+    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
     "download": LOW,
     "media": LOW,
     "catalog": LOW | {"checkpoint", "download"},
@@ -28,7 +36,8 @@ MAY_IMPORT = {
     "precision": LOW | {"capabilities", "checkpoint"},
     "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "precision"},
     "cache": LOW | {"loader"},
-    "prompt": LOW | {"loader", "media"},
+    "answer": LOW,
+    "prompt": LOW | {"answer", "loader", "media"},
     "keyvalues": LOW,
     "dense": LOW | {"keyvalues"},
     "prefill": LOW | {"dense", "keyvalues"},
@@ -41,9 +50,12 @@ MAY_IMPORT = {
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
     | {"precision"},
-    "pipeline": LOW | {"source", "rows", "cache", "devices", "loader", "prompt", "media", "budget", "host"},
+    "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
+    "pipeline": LOW
+    | {"answer", "batch", "source", "cache", "devices", "loader", "prompt", "media", "budget", "host"}
+    | {"diagnostics", "report"},
     "widgets": LOW | {"catalog", "devices"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "devices"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "devices", "doctor"},
 }
 STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
 

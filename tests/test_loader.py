@@ -111,7 +111,7 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     assert type(handle.model.config).model_type == family
     frames = Video(torch.zeros(4, 64, 64, 3, dtype=torch.uint8).numpy(), (0.0, 1.0, 2.0, 3.0), 4.0)
     request = Request(LoadSpec(family), "What is it?", sampling=Sampling(do_sample=False, max_new_tokens=3))
-    prompt = encode(handle, request, [draw("circle", "red", "blue")], frames)
+    prompt = encode(handle, request, [draw("circle", "red", "blue")], [frames])
     assert {"pixel_values", "pixel_values_videos"} <= set(prompt.inputs)
     assert len(Decoder(handle.model, "sdpa").generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 
@@ -229,9 +229,9 @@ def answer(handle):
 
 
 def test_a_model_that_was_parked_comes_back_as_it_was():
+    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, Machine("cpu", torch.float32, ""))
     # Another name for the CPU, so that it counts as a device that weights can be moved away from.
-    there = Machine("cpu:0", torch.float32, "")
-    handle = load(LoadSpec("demo"), tiny.DEMO_FOLDER, there)
+    handle.machine = replace(handle.machine, device="cpu:0")
     assert answer(handle) == "a red circle on a blue background"
     decoder = weakref.ref(handle.decoder)
     bring_back = park(handle, free_ram=10**12)

@@ -103,6 +103,34 @@ def test_an_error_is_one_line_and_status_2(arguments, message, capsys):
     assert message in error[0]
 
 
+def test_full_diagnostics_are_shown_without_asking_for_the_log(red_circle):
+    command = [sys.executable, "-m", "qwenvl", "--image", red_circle, "Describe this image.", GREEDY]
+    done = subprocess.run(
+        [*command, "--diagnostics", "full"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "a red circle on a blue background\n")
+    assert "[QwenVL] phases: media" in done.stderr
+
+
+def test_the_first_word_may_be_a_command(capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: told.append(model) or say("well") or True)
+    assert main(["doctor"]) == 0
+    assert main(["doctor", "--model", "Qwen3-VL-4B-Instruct"]) == 0
+    assert told == [DEMO, "Qwen3-VL-4B-Instruct"]
+    assert capsys.readouterr().out == "well\nwell\n"
+    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: False)
+    assert main(["doctor"]) == 1
+
+
+def test_a_command_as_a_question_is_asked_after_two_dashes(monkeypatch):
+    asked = []
+    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request.text))
+    for arguments in (["--", "doctor"], [GREEDY, "doctor"], ["ask the doctor"]):
+        assert main(arguments) == 0
+    assert asked == ["doctor", "doctor", "ask the doctor"]
+
+
 def test_debug_shows_where_an_error_came_from():
     with pytest.raises(ValueError, match="no file"):
         main(["--image", "missing.png", "x", "--debug"])

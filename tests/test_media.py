@@ -1,3 +1,5 @@
+import io
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -8,9 +10,17 @@ from conftest import draw, image, write_video
 from PIL import Image
 
 from qwenvl import media
-from qwenvl.media import MediaError, pick_frames, pictures, read_video
+from qwenvl.media import MediaError, pick_frames, pictures, read_video, videos
+from qwenvl.request import Frames, LoadSpec, Request
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+ONE_A_SECOND = Frames()
+
+
+def read(path, frames=ONE_A_SECOND, **window):
+    return read_video("video_path", path, frames, **window)
 
 
 def corner(picture):
@@ -85,7 +95,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
 
 def test_a_frame_a_second_with_its_true_time(tmp_path):
     scenes = [draw("circle", color, "white", (64, 64)) for color in ("red", "blue")]
-    video = read_video(str(write_video(tmp_path / "v.mp4", scenes, seconds_each=4, fps=8)))
+    video = read(str(write_video(tmp_path / "v.mp4", scenes, seconds_each=4, fps=8)))
     assert len(video.frames) == 8
     assert video.duration_s == pytest.approx(8, abs=0.01)
     expected = [round(i) / 8 for i in np.linspace(0, 63, 8)]
@@ -106,7 +116,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path):
             frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert read_video(str(path)).times_s == pytest.approx((0, 0.1, 0.2, 3.0), abs=0.002)
+    assert read(str(path)).times_s == pytest.approx((0, 0.1, 0.2, 3.0), abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path):
     [(1, 0.1, 1), (2, 0.1, 2), (3, 0.1, 2), (30, 1, 4), (100, 10, 10), (110, 11, 12), (100000, 4000, 64)],
 )
 def test_frames_are_spread_over_the_whole_video_and_capped(total, duration_s, count):
-    picked = pick_frames(total, duration_s)
+    picked = pick_frames("video", total, duration_s, (64, 64), Frames())
     assert len(picked) == len(set(picked)) == count
     assert picked == sorted(picked)
     assert picked[0] == 0
@@ -123,8 +133,8 @@ def test_frames_are_spread_over_the_whole_video_and_capped(total, duration_s, co
 
 def test_large_frames_are_scaled_to_the_pixel_budget(tmp_path):
     path = write_video(tmp_path / "large.mp4", [Image.new("RGB", (1920, 1080))], seconds_each=1, fps=4)
-    height, width = read_video(str(path)).frames.shape[1:3]
-    assert height * width <= media.MAX_FRAME_PIXELS * 1.01
+    height, width = read(str(path)).frames.shape[1:3]
+    assert height * width <= Frames().max_frame_pixels * 1.01
     assert width / height == pytest.approx(16 / 9, rel=0.01)
 
 
@@ -138,14 +148,171 @@ def test_a_bad_video_is_an_error_that_names_the_path(tmp_path):
         container.mux(stream.encode(frame))
     for name in ("text.mp4", "empty.mp4", "sound.mkv", "missing.mp4"):
         with pytest.raises(MediaError, match=name):
-            read_video(str(tmp_path / name))
+            read(str(tmp_path / name))
     with pytest.raises(MediaError, match="there is no file"):
-        read_video(str(tmp_path))
+        read(str(tmp_path))
 
 
 def test_a_video_that_was_cut_gives_what_is_there(tmp_path):
     scenes = [draw(shape, color, "white") for color in ("red", "blue", "green") for shape in ("circle", "square")]
     path = write_video(tmp_path / "v.ts", scenes)
-    whole = read_video(str(path))
+    whole = read(str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert 4 <= len(read_video(str(path)).frames) < len(whole.frames)
+    assert 4 <= len(read(str(path)).frames) < len(whole.frames)
+
+
+RED_THEN_BLUE = [draw("circle", color, "white", (64, 64)) for color in ("red", "blue")]
+
+
+class Stream:
+    """ComfyUI's VIDEO, as far as it is used; of an older version without a window."""
+
+    def __init__(self, source, window=None):
+        self._source = source
+        if window:
+            self.get_active_trim_window = lambda: window
+
+    def get_stream_source(self):
+        return self._source
+
+
+def looked_at(**given):
+    given = {"load": LoadSpec("any"), "text": "?"} | given
+    return videos(Request(**given))
+
+
+def is_red(frame):
+    return bool(frame[32, 32, 0] > 200 > 100 > frame[32, 32, 2])
+
+
+@pytest.mark.parametrize(("window", "reds"), [((4.0, 0.0), 0), ((0.0, 3.5), 4), ((2.0, 4.0), 2), (None, 4)])
+def test_of_a_trimmed_video_only_its_window_is_seen(tmp_path, window, reds):
+    path = str(write_video(tmp_path / "v.mp4", RED_THEN_BLUE, seconds_each=4, fps=8))
+    (video,) = looked_at(video=Stream(path, window))
+    seen = [is_red(frame) for frame in video.frames]
+    assert seen == [True] * reds + [False] * (len(seen) - reds)
+    assert video.times_s[0] == 0, "times count from the start of the window"
+    assert video.duration_s == pytest.approx((window or (0, 8))[1] or 4, abs=0.01)
+
+
+def test_a_window_that_holds_no_frame_is_an_error(tmp_path):
+    path = str(write_video(tmp_path / "v.mp4", RED_THEN_BLUE, 1))
+    with pytest.raises(MediaError, match=r"video: .*v\.mp4.* holds no frame between 9 and inf s"):
+        looked_at(video=Stream(path, (9.0, 0.0)))
+
+
+def test_a_video_in_memory_is_read_without_moving_its_place(tmp_path):
+    content = io.BytesIO(write_video(tmp_path / "v.mp4", RED_THEN_BLUE, 1).read_bytes())
+    content.seek(5)
+    for _ in "ab":
+        (video,) = looked_at(video=Stream(content))
+        assert [is_red(frame) for frame in video.frames] == [True, True, False, False]
+    assert content.tell() == 5
+
+
+def test_what_is_no_video_is_refused_with_what_to_do():
+    with pytest.raises(MediaError, match=r"video must be a VIDEO, got Tensor\. An IMAGE batch goes into video_frames"):
+        looked_at(video=torch.zeros(2, 4, 4, 3))
+    with pytest.raises(MediaError, match="video: the video cannot be read"):
+        looked_at(video=Stream(io.BytesIO(b"no video")))
+    with pytest.raises(MediaError, match="video_frames must have the shape"):
+        looked_at(video_frames=torch.zeros(4, 4, 3))
+
+
+def test_a_batch_of_images_is_a_video_of_that_speed():
+    batch = image(*[RED_THEN_BLUE[0]] * 20, *[RED_THEN_BLUE[1]] * 20)
+    (video,) = looked_at(video_frames=batch, frames=Frames(fps=5))
+    assert [is_red(frame) for frame in video.frames] == [True] * 4 + [False] * 4
+    assert video.times_s == pytest.approx([round(i) / 5 for i in np.linspace(0, 39, 8)])
+    assert video.duration_s == 8
+
+
+def test_only_the_frames_that_are_shown_are_converted():
+    batch = torch.full((40, 64, 64, 3), float("nan"))
+    batch[[0, 13, 26, 39]] = 0.5
+    (video,) = looked_at(video_frames=batch, frames=Frames(fps=24))
+    assert len(video.frames) == 4
+
+
+def test_videos_come_in_the_order_frames_stream_path(tmp_path):
+    paths = [str(write_video(tmp_path / f"{n}.mp4", [RED_THEN_BLUE[n]], 1)) for n in (0, 1)]
+    green = image(*[draw("circle", "lime", "white", (64, 64))] * 4)
+    found = looked_at(video_path=paths[1], video=Stream(paths[0]), video_frames=green)
+    assert [int(video.frames[0, 32, 32].argmax()) for video in found] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 20),
+        ({"sample_fps": 2.0}, 40),
+        ({"sample_fps": 0.1}, 4),
+        ({"max_frames": 6}, 6),
+        ({"max_frames": 7}, 6),
+        ({"max_frames": 1}, 1),
+        ({"max_frames": 2, "sample_fps": 5.0}, 2),
+    ],
+)
+def test_how_many_frames_are_seen_can_be_set(settings, count):
+    picked = pick_frames("video", 500, 20.0, (64, 64), Frames(**settings))
+    assert len(picked) == count
+    assert picked[0] == 0
+
+
+def test_frames_are_thinned_to_the_token_budget_and_the_log_says_so(caplog):
+    size = (1280, 720)
+    frames = Frames(sample_fps=4, max_frames=500)
+    picked = pick_frames("video", 5000, 100.0, size, frames)
+    # 8,192 tokens are 64 frames of 256 tokens' size, two frames a token.
+    assert len(picked) == 64
+    assert caplog.messages == ["[QwenVL] video: 64 frames instead of 400, for at most 8192 tokens"]
+    caplog.clear()
+    assert len(pick_frames("video", 5000, 100.0, size, replace(frames, max_video_tokens=100_000))) == 400
+    assert len(pick_frames("video", 5000, 100.0, (28, 28), frames)) == 400, "small frames cost little"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("count", "pixels"), [(4, 768 * 784), (16, 768 * 784), (32, 512 * 784), (64, 256 * 784)])
+def test_many_frames_are_made_smaller_before_they_are_thinned(tmp_path, count, pixels):
+    batch = torch.zeros(1, 640, 1000, 3).expand(count, -1, -1, -1)
+    (video,) = looked_at(video_frames=batch, frames=Frames(fps=1))
+    shown, height, width, _ = video.frames.shape
+    assert shown == count
+    assert height * width == pytest.approx(pixels, rel=0.01)
+
+
+def test_several_videos_share_the_token_budget(tmp_path):
+    path = str(write_video(tmp_path / "v.mp4", [Image.new("RGB", (640, 480))], 40, fps=2))
+    batch = torch.zeros(1, 480, 640, 3).expand(40, -1, -1, -1)
+    found = looked_at(video_frames=batch, video_path=path, frames=Frames(fps=1))
+    tokens = sum(video.frames.size / 3 / 784 / 2 for video in found)
+    assert tokens == pytest.approx(8192, rel=0.02)
+
+
+def test_little_of_a_long_video_is_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mkv", RED_THEN_BLUE * 10, seconds_each=30, fps=8)
+    decoded = []
+    real = media._frames_at
+
+    class Counted:
+        def __init__(self, container):
+            self._container = container
+
+        def seek(self, *given, **named):
+            self._container.seek(*given, **named)
+
+        def decode(self, stream):
+            for frame in self._container.decode(stream):
+                decoded.append(frame.time)
+                yield frame
+
+    monkeypatch.setattr(media, "_frames_at", lambda container, *rest: real(Counted(container), *rest))
+    video = read(str(path), Frames(max_frames=20))
+    assert [is_red(frame) for frame in video.frames] == [time % 60 < 30 for time in video.times_s]
+    assert video.times_s == pytest.approx([round(i) / 8 for i in np.linspace(0, 4799, 20)])
+    assert len(decoded) < 20 * 13, "from one key frame to the next, not from the start"
+
+
+def test_a_picture_that_is_too_narrow_for_the_model_is_refused_by_name():
+    with pytest.raises(MediaError, match=r"image1 is 2 x 900 pixels.*at most 200 times"):
+        pictures({"image1": Image.new("RGB", (2, 900))})

@@ -19,6 +19,19 @@ SAMPLING = {
 }
 COMMON = {"quantization": "none", "attention_mode": "sdpa", "keep_model_loaded": True, "bypass": False, **SAMPLING}
 SYSTEM = "You are a helpful assistant."
+OPTIONS = {
+    "release": "when ComfyUI needs memory",
+    "diagnostics": "summary",
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "thinking_budget": 0,
+    "stop": "",
+    "thinking": "auto",
+    "device": "auto",
+    "sampling": "as set",
+}
 # Names in order with their defaults: saved workflows hold values by position, so this may only grow at the end.
 FROZEN = {
     "QwenVL": (
@@ -29,14 +42,12 @@ FROZEN = {
             "image3": None,
             "image4": None,
             "video_path": "",
-            "release": "when ComfyUI needs memory",
-            "device": "auto",
-            "sampling": "as set",
+            **OPTIONS,
         },
     ),
     "Qwen": (
         {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
-        {"release": "when ComfyUI needs memory", "device": "auto", "sampling": "as set"},
+        OPTIONS,
     ),
     # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (
@@ -65,11 +76,16 @@ def ask(comfy, pack):
     """Runs a node with its defaults, the demo model and greedy decoding, but for what is given."""
 
     def run(node_id="QwenVL", **changes):
+        (text,) = all_outputs(node_id, **changes)[0]
+        return text
+
+    def all_outputs(node_id="QwenVL", **changes):
         node = pack.NODE_CLASS_MAPPINGS[node_id]
         values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False, **changes}
         declared = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
-        return comfy.run(node, **{name: value for name, value in values.items() if name in declared})[0]
+        return comfy.run(node, **{name: value for name, value in values.items() if name in declared})
 
+    run.all_outputs = all_outputs
     return run
 
 
@@ -134,6 +150,13 @@ def test_a_picture_is_described(ask):
     assert ask(text="Describe this image.", image1=RED_CIRCLE) == "a red circle on a blue background"
 
 
+def test_full_diagnostics_are_in_the_log_of_a_node_and_its_answer_is_the_same(ask, caplog):
+    with caplog.at_level("INFO"):
+        answer = ask(text="Describe this image.", image1=RED_CIRCLE, diagnostics="full")
+    assert answer == "a red circle on a blue background"
+    assert any(record.getMessage().startswith("[QwenVL] phases: media") for record in caplog.records)
+
+
 def test_the_oldest_node_takes_its_one_picture(ask):
     question = {"text": "Describe this image.", "model": DEMO, "temperature": 0.0, "seed": 1, "image": RED_CIRCLE}
     assert ask("Qwen2VL", **question) == "a red circle on a blue background"
@@ -181,7 +204,7 @@ def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
     node = pack.NODE_CLASS_MAPPINGS[node_id]()
     text = " anything <|im_end|>\n"
     named = {"prompt" if node_id == "Qwen" else "text": text}
-    assert node.inference(**named, bypass=True, model="none of ours") == (text,)
+    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], "")
     assert node.models.held == []
 
 

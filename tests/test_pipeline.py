@@ -14,8 +14,8 @@ from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
 from qwenvl.media import MediaError
-from qwenvl.pipeline import NoAnswerError, run
-from qwenvl.request import RELEASES, LoadSpec, Request, Sampling
+from qwenvl.pipeline import NoAnswerError, caption, run
+from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
 
@@ -29,10 +29,13 @@ class Watch:
     def check(self):
         pass
 
-    def update(self, new_tokens, text):
+    def update(self, new_tokens, text, thinking=""):
         self.updates.append((new_tokens, text))
         if new_tokens == self.cancel_at:
             raise KeyboardInterrupt
+
+    def advance(self, done, total, text):
+        self.updates.append((done, text))
 
     def end(self, text):
         self.final = text
@@ -82,6 +85,30 @@ def test_pictures_of_several_inputs_and_batches_are_described_in_order(models):
     for images in ({"image1": image(*pictures)}, {"image1": image(*pictures[:2]), "image4": image(pictures[2])}):
         answer = run(request("Describe each image.", images=images), models, Watch()).text
         assert answer == expected.capitalize()
+
+
+SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", "yellow", "black")]
+CAPTIONS = [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
+
+
+def test_each_picture_has_an_answer_of_its_own_in_order(models):
+    pictures = [draw(*scene) for scene in SCENES]
+    asked = request(images={"image1": image(*pictures[:2]), "image4": image(pictures[2])}, image_mode=IMAGE_MODES[1])
+    assert [answer.text for answer in run(asked, models, Watch()).answers] == CAPTIONS
+
+
+def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_left_out(models, tmp_path):
+    items = []
+    for number, scene in enumerate(SCENES):
+        draw(*scene).save(tmp_path / f"{number}.png")
+        items.append((f"{number}.png", tmp_path / f"{number}.png"))
+    (tmp_path / "bad.png").write_text("no picture")
+    items.insert(1, ("bad.png", lambda: tmp_path / "bad.png"))
+    answers, errors = {}, {}
+    caption(request(), iter(items), models, Watch(), done=answers.__setitem__, failed=errors.__setitem__)
+    assert {index: answer.text for index, answer in answers.items()} == dict(zip((0, 2, 3), CAPTIONS, strict=True))
+    assert list(errors) == [1]
+    assert "bad.png" in str(errors[1])
 
 
 def test_a_video_is_described_in_the_order_of_time(models, tmp_path):
@@ -142,9 +169,10 @@ def test_three_runs_load_once_even_where_something_fell_back(models, loads):
     assert "flash_attention_2" in result.stats.fallbacks[0]
 
 
+@pytest.mark.parametrize("diagnostics", ["summary", "full"])
 @pytest.mark.parametrize("cancel_at", [None, 1, 3])
-def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel_at):
-    asked = request(images=RED_CIRCLE, release=RELEASES[-1])
+def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel_at, diagnostics):
+    asked = request(images=RED_CIRCLE, release=RELEASES[-1], diagnostics=diagnostics)
     gc.collect()
     if cancel_at:
         with pytest.raises(KeyboardInterrupt) as cancelled:

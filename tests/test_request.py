@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from qwenvl.request import RANGES, InvalidSettingError, LoadSpec, Sampling
+from qwenvl.request import RANGES, InvalidSettingError, LoadSpec, Request, Sampling
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -20,6 +20,11 @@ def test_an_unknown_choice_is_named_with_those_that_exist():
         LoadSpec("any", quantization="3bit")
     with pytest.raises(InvalidSettingError, match=r"attention_mode 'sage'.*sdpa"):
         LoadSpec("any", attention="sage")
+
+
+def test_an_unknown_amount_of_diagnostics_is_named_with_those_that_exist():
+    with pytest.raises(InvalidSettingError, match=r"diagnostics 'verbose'.*summary, full, off"):
+        Request(LoadSpec("any"), "text", diagnostics="verbose")
 
 
 def test_temperature_zero_is_greedy_even_when_sampling():

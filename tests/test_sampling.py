@@ -1,11 +1,21 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers.generation import logits_process as hf
 
 from qwenvl.request import Sampling
-from qwenvl.sampling import TIES, Chooser, candidates, keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from qwenvl.sampling import (
+    TIES,
+    Chooser,
+    candidates,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_count,
+    penalize_repetition,
+)
 
 NEVER = float("-inf")
 FOUR = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
@@ -90,10 +100,10 @@ def test_more_ties_than_there_is_room_for_cost_only_ties():
     assert len(set(ids[0].tolist())) == 5 + TIES
 
 
-def chooser(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4):
+def chooser(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4, ends=()):
     prompt, mask = torch.tensor(prompt), torch.tensor(mask)
     made = Chooser(sampling, len(prompt), vocabulary, "cpu")
-    made.start(sampling, seed, prompt, mask)
+    made.start(sampling, seed, prompt, mask, ends)
     return made
 
 
@@ -135,3 +145,105 @@ def test_a_chooser_that_starts_again_is_as_good_as_new():
 def test_a_masked_token_is_never_drawn_even_if_the_noise_underflows(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
     assert chooser(Sampling(temperature=1, top_k=1, top_p=1), 0)(FOUR.flip(-1)).tolist() == [3]
+
+
+def test_presence_and_frequency_lower_what_is_in_the_answer():
+    logits, counts = torch.tensor([[3.0, 3.0, 3.0, 3.0]]), torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    assert penalize_count(logits, counts, 0.5, 0.0).tolist() == [[3.0, 2.5, 2.5, 2.5]]
+    assert penalize_count(logits, counts, 0.0, 0.5).tolist() == [[3.0, 2.5, 2.0, 1.5]]
+    assert penalize_count(logits, counts, -0.5, -0.5).tolist() == [[3.0, 4.0, 4.5, 5.0]]
+
+
+GREEDY = Sampling(do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        # The prompt holds token 0; it counts for the repetition penalty only.
+        ({}, [0, 0, 0, 0]),
+        ({"presence_penalty": 0.75}, [0, 1, 0, 0]),
+        ({"frequency_penalty": 0.75}, [0, 1, 0, 2]),
+        ({"repetition_penalty": 2.0}, [1, 2, 0, 0]),
+    ],
+)
+def test_penalties_count_the_answer_and_start_anew(settings, chosen):
+    logits = torch.tensor([[3.0, 2.5, 1.8, 0.0]])
+    choose = chooser(replace(GREEDY, **settings), None, [[0]])
+    for _ in "ab":
+        assert [choose(logits).tolist()[0] for _ in chosen] == chosen
+        choose.start(replace(GREEDY, **settings), None, torch.tensor([[0]]), torch.tensor([[1]]))
+
+
+def test_penalties_are_those_of_each_row():
+    choose = chooser(replace(GREEDY, presence_penalty=2.0), None, [[0], [0]], [[1], [1]])
+    first = torch.tensor([[3.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.0, 3.0]])
+    same = torch.tensor([[3.0, 2.0, 1.9, 2.5]] * 2)
+    assert choose(first).tolist() == [0, 3]
+    assert choose(same).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_what_would_repeat_is_what_transformers_forbids(size):
+    generator = torch.Generator().manual_seed(size)
+    ids = torch.randint(0, 4, (3, 30), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = mask[2, :29] = 0
+    choose = chooser(replace(GREEDY, no_repeat_ngram_size=size), None, ids.tolist(), mask.tolist())
+    rows = [row[there.bool()].tolist() for row, there in zip(ids, mask, strict=True)]
+    for _ in range(12):
+        logits = torch.randn(3, 6, generator=generator)
+        alone = [hf.NoRepeatNGramLogitsProcessor(size)(torch.tensor([row]), logits[[i]]) for i, row in enumerate(rows)]
+        expected = torch.cat(alone)
+        assert torch.equal(choose._filtered(logits), expected)
+        assert choose(logits).tolist() == expected.argmax(-1).tolist()
+        for row, token in zip(rows, expected.argmax(-1).tolist(), strict=True):
+            row.append(token)
+
+
+def test_a_text_does_not_end_too_early():
+    ends = [2, 3]
+    sampling = replace(GREEDY, min_new_tokens=3)
+    theirs = hf.MinNewTokensLengthLogitsProcessor(1, 3, ends, device="cpu")
+    choose = chooser(sampling, ends=ends)
+    logits, row = torch.tensor([[1.0, 2.0, 9.0, 8.0]]), [0]
+    for _ in range(5):
+        expected = theirs(torch.tensor([row]), logits).argmax(-1).tolist()
+        assert choose(logits).tolist() == expected
+        row += expected
+    assert row == [0, 1, 1, 1, 2, 2]
+
+
+def test_what_a_captured_step_changes_is_all_in_its_state():
+    """A warm-up is undone by giving these back."""
+    every = replace(GREEDY, repetition_penalty=1.5, presence_penalty=1.0, min_new_tokens=9)
+    choose = chooser(every, ends=[3])
+    before = [each.clone() for each in choose.state]
+    logits = torch.tensor([[3.0, 2.9, 2.8, 9.0]])
+    first = [choose(logits).tolist() for _ in range(3)]
+    assert len(before) == 3
+    for each, value in zip(choose.state, before, strict=True):
+        assert not torch.equal(each, value)
+        each.copy_(value)
+    assert [choose(logits).tolist() for _ in range(3)] == first
+
+
+def test_only_what_looks_at_the_host_prevents_a_capture():
+    free = {
+        "presence_penalty": 1.0,
+        "frequency_penalty": 1.0,
+        "min_new_tokens": 4,
+        "stop": ("x",),
+        "thinking_budget": 3,
+    }
+    assert Chooser.why_not_captured(Sampling(**free)) is None
+    assert "no_repeat_ngram_size" in Chooser.why_not_captured(Sampling(no_repeat_ngram_size=2))
+
+
+@pytest.mark.parametrize("changes", [{"presence_penalty": 1.0}, {"min_new_tokens": 2}, {"no_repeat_ngram_size": 3}])
+def test_samplings_with_other_filters_do_not_share_a_chooser(changes):
+    for plain in (GREEDY, Sampling()):
+        assert Chooser.kind(plain) != Chooser.kind(replace(plain, **changes))
+    more = {name: value + 1 for name, value in changes.items()}
+    same = Chooser.kind(replace(GREEDY, **changes)) == Chooser.kind(replace(GREEDY, **more))
+    assert same == ("no_repeat_ngram_size" not in changes)

@@ -24,7 +24,7 @@ class Watch:
     def check(self):
         pass
 
-    def update(self, new_tokens, text):
+    def update(self, new_tokens, text, thinking):
         pass
 
     def end(self, text):
