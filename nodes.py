@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .qwenvl import catalog, widgets
+from .qwenvl import catalog, host, paths, presets, widgets
 from .qwenvl.cache import ModelCache
 from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
@@ -21,7 +21,7 @@ def _watch_over(node: QwenVL | Qwen) -> None:
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
-def _problem(model: str | None, quantization: str | None, attention_mode: str | None) -> str | None:
+def _problem(model: str | None, quantization: str | None, attention_mode: str | None, preset: str | None) -> str | None:
     """What is wrong with a list's value, if anything: saved workflows may hold one that is no longer offered.
 
     None stands for a value that another node will deliver.
@@ -30,6 +30,8 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
     try:
         if model is not None:
             catalog.find(model)
+        if preset is not None:
+            presets.find(preset)
         LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
     except ValueError as error:
         return str(error)
@@ -42,12 +44,13 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
     values = {**defaults, **given}
+    system, question = presets.find(values["preset"]).fill(values["system"], question)
     request = Request(
         load=LoadSpec(values["model"], values["quantization"], values["attention_mode"]),
         text=question,
-        system=values["system"],
+        system=system,
         images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
-        video_path=values.get("video_path", "").strip(),
+        video_path=_video_file(values.get("video_path", "")),
         sampling=Sampling(
             **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
         ),
@@ -113,18 +116,26 @@ class QwenVL:
                 "video_path": widgets.VIDEO,
                 **widgets.OPTIONS,
                 **widgets.VISION_OPTIONS,
+                "preset": widgets.preset_list(),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None) -> bool | str:
-        return _problem(model, quantization, attention_mode) or True
+    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, preset=None) -> bool | str:
+        return _problem(model, quantization, attention_mode, preset) or True
 
     @classmethod
-    def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, video_path: str | None = "", **_: Any):
+    def IS_CHANGED(
+        cls,
+        seed: int | None = None,
+        bypass: bool | None = False,
+        video_path: str | None = "",
+        preset: str | None = None,
+        **_: Any,
+    ) -> Any:
         if seed == -1 and not bypass:
             return float("nan")  # equal to nothing, itself included: the node runs again
-        return _stamp(video_path) if video_path else ""
+        return tuple(filter(None, (_stamp(video_path or ""), presets.stamp(preset)))) or ""
 
     def inference(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
         return _outputs([text], [""], "") if bypass else _answer(type(self), text, given)
@@ -186,28 +197,38 @@ class Qwen:
                 "bypass": widgets.BYPASS,
                 **widgets.SAMPLING,
             },
-            "optional": {**widgets.OPTIONS},
+            "optional": {**widgets.OPTIONS, "preset": widgets.preset_list()},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None) -> bool | str:
-        return _problem(model, quantization, attention_mode) or True
+    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, preset=None) -> bool | str:
+        return _problem(model, quantization, attention_mode, preset) or True
 
     @classmethod
-    def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, **_: Any) -> Any:
-        return float("nan") if seed == -1 and not bypass else ""
+    def IS_CHANGED(
+        cls, seed: int | None = None, bypass: bool | None = False, preset: str | None = None, **_: Any
+    ) -> Any:
+        return float("nan") if seed == -1 and not bypass else presets.stamp(preset)
 
     def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
         return _outputs([prompt], [""], "") if bypass else _answer(type(self), prompt, given)
 
 
-def _stamp(path: str) -> tuple[int, int] | str:
+def _video_file(value: str) -> str:
+    """The file that the widget names; nothing where it is empty."""
+    if not value.strip():
+        return ""
+    return str(paths.resolve("video_path", value, host.reachable(), host.reading_bases()))
+
+
+def _stamp(video_path: str) -> tuple[int, int] | str:
     """Changes when the file does, so that an edited video is not answered from ComfyUI's cache."""
-    file = Path(path.strip())
-    if not file.is_file():
-        return "missing"
-    state = file.stat()
-    return state.st_mtime_ns, state.st_size
+    try:
+        file = _video_file(video_path)
+        state = Path(file).stat() if file else None
+    except (OSError, paths.ForbiddenPathError):
+        return "missing"  # what is wrong is said when the node runs
+    return (state.st_mtime_ns, state.st_size) if state else ""
 
 
 # The ids with a dot are those of the older packs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ except ModuleNotFoundError:  # the command line, the tests, the benchmarks
 else:
     import comfy.utils
     import folder_paths
+    from comfy.cli_args import args
     from comfy.model_patcher import ModelPatcher
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
@@ -45,6 +47,47 @@ def model_roots() -> list[Path]:
     if MODEL_FOLDER not in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
     return [Path(path) for path in folder_paths.get_folder_paths(MODEL_FOLDER)]
+
+
+def preset_folder() -> Path:
+    """Where the user keeps presets: among the files that updates leave alone."""
+    if memory is None:
+        return Path.home() / ".config" / "qwenvl" / "presets"
+    return Path(folder_paths.get_user_directory()) / "default" / "qwenvl" / "presets"
+
+
+def reachable() -> list[Path] | None:
+    """The folders that a widget may name files in; None for all: whoever queues prompts sits at this machine."""
+    if memory is None or all(_is_loopback(address) for address in args.listen.split(",")):
+        return None
+    return [
+        Path(folder)
+        for folder in (
+            folder_paths.get_input_directory(),
+            folder_paths.get_output_directory(),
+            folder_paths.get_temp_directory(),
+            folder_paths.get_user_directory(),
+        )
+    ]
+
+
+def reading_bases() -> list[Path]:
+    """What a relative path of something to read starts from, best first."""
+    here = Path.cwd()
+    return [here] if memory is None else [Path(folder_paths.get_input_directory()), here]
+
+
+def writing_bases() -> list[Path]:
+    """What a relative path of something to write starts from."""
+    return [Path.cwd()] if memory is None else [Path(folder_paths.get_output_directory())]
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(address.strip()).is_loopback
+    except ValueError:
+        return address.strip() == "localhost"
 
 
 def device() -> str | None:

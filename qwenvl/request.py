@@ -12,6 +12,7 @@ Attention = Literal["sdpa", "flash_attention_2", "eager", "auto"]
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+SYSTEM_PROMPT = "You are a helpful assistant."
 MAX_SEED = 2**64 - 1
 # When a model that is kept loaded goes. Keeping none loaded means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import catalog
+from . import catalog, presets
 from .request import (
     ATTENTIONS,
     DIAGNOSTICS,
@@ -14,11 +14,11 @@ from .request import (
     RANGES,
     RELEASES,
     RESOLUTIONS,
+    SYSTEM_PROMPT,
     THINKING,
     Frames,
 )
 
-SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = (
     "The model's answer, without its thinking and without control tokens: a list, of one where one was asked."
 )
@@ -201,4 +201,14 @@ def model_list(names: dict[str, catalog.Model]) -> Widget:
         tuple(names),
         next(iter(names)),
         "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack.",
+    )
+
+
+def preset_list() -> Widget:
+    """Read anew for every look at a node: the user's files may have changed."""
+    return _choice(
+        presets.names(),
+        presets.NONE,
+        "Put system and user text from a file around what you typed. Your own files: user/default/qwenvl/presets in "
+        "ComfyUI's folder.",
     )

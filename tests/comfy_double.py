@@ -122,6 +122,9 @@ class ComfyDouble:
         self.memory = Memory()
         # What ComfyUI's queue is working on: number -> (priority, prompt id).
         self.running: dict[int, tuple[int, str]] = {}
+        # As in ComfyUI beside each other: input, output, temp, user. `listen` is the option of that name.
+        self.base = models_dir.parent
+        self.args = SimpleNamespace(listen="127.0.0.1")
         self.reset()
 
     def reset(self) -> None:
@@ -134,6 +137,7 @@ class ComfyDouble:
         self.cache.clear()
         self.memory.requests.clear()
         self.running.clear()
+        self.args.listen = "127.0.0.1"
 
     def install(self) -> None:
         """Put the modules where `import` finds them."""
@@ -217,6 +221,7 @@ class ComfyDouble:
             ),
             "comfy.model_patcher": _module("comfy.model_patcher", ModelPatcher=ModelPatcher),
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
+            "comfy.cli_args": _module("comfy.cli_args", args=self.args),
             "comfy_execution": _module("comfy_execution"),
             "comfy_execution.utils": _module(
                 "comfy_execution.utils", get_executing_context=lambda: context if double.executing else None
@@ -227,6 +232,10 @@ class ComfyDouble:
                 folder_names_and_paths=folders,
                 add_model_folder_path=add_model_folder_path,
                 get_folder_paths=lambda name: list(folders[name][0]),
+                **{
+                    f"get_{name}_directory": lambda name=name: str(double.base / name)
+                    for name in ("input", "output", "temp", "user")
+                },
             ),
             "server": _module("server", PromptServer=SimpleNamespace(instance=server)),
         }

@@ -32,6 +32,23 @@ def test_models_come_and_go_as_comfyui_needs_memory(story):
     assert memory_scenario.tell(story) == memory_scenario.EXPECTED
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1", "::1", "127.0.0.1,::1", "localhost", "127.8.8.8, ::1"])
+def test_at_this_machine_every_folder_is_reachable(comfy, pack, listen):
+    comfy.args.listen = listen
+    assert pack.nodes.host.reachable() is None
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "0.0.0.0,::", "127.0.0.1,192.168.1.7", "", "my-server", "127.1"])
+def test_from_elsewhere_only_comfyuis_own_folders_are(comfy, pack, listen):
+    comfy.args.listen = listen
+    assert pack.nodes.host.reachable() == [comfy.base / name for name in ("input", "output", "temp", "user")]
+
+
+def test_relative_paths_start_in_comfyuis_folders(comfy, pack):
+    assert pack.nodes.host.reading_bases()[0] == comfy.base / "input"
+    assert pack.nodes.host.writing_bases() == [comfy.base / "output"]
+
+
 @pytest.mark.skipif(not os.environ.get("COMFYUI_DIR"), reason="set COMFYUI_DIR to a ComfyUI checkout for this one")
 def test_a_real_comfyui_tells_the_same_story():
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)

@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "media": LOW,
     "catalog": LOW | {"download"},
     "host": LOW,
+    "paths": LOW,
+    "presets": LOW | {"host"},
     "budget": LOW | {"download", "media"},
     "loader": LOW | {"capabilities", "dense"},
     "cache": LOW | {"loader"},
@@ -47,10 +49,10 @@ MAY_IMPORT = {
     "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
-    "widgets": LOW | {"catalog"},
+    "widgets": LOW | {"catalog", "presets"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
 }
-STANDARD_ONLY = {"request", "log", "catalog"}
+STANDARD_ONLY = {"request", "log", "catalog", "paths"}
 
 
 def imports(path):

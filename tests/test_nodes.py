@@ -286,6 +286,7 @@ def test_a_video_file_that_changed_is_looked_at_again(pack, tmp_path):
         ({"model": "Qwen9-VL"}, "'Qwen9-VL' is not in the list"),
         ({"quantization": "3bit"}, "quantization '3bit'"),
         ({"attention_mode": False}, "attention_mode False"),
+        ({"preset": "one that was deleted"}, "preset 'one that was deleted' does not exist"),
         ({"temperature": 2.5}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
     ],
@@ -297,6 +298,43 @@ def test_a_value_that_is_not_offered_is_refused_by_name_before_the_run(ask, chan
 
 def test_old_lists_values_that_have_a_meaning_are_taken(ask):
     assert ask(text="Describe this image.", image1=RED_CIRCLE, attention_mode="auto")
+
+
+@pytest.mark.parametrize(("node_id", "question"), [("QwenVL", "text"), ("Qwen", "prompt")])
+def test_a_preset_of_the_user_is_offered_and_fills_in_system_and_text(ask, pack, comfy, node_id, question):
+    folder = comfy.base / "user" / "default" / "qwenvl" / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "my_own.yaml"
+    file.write_text('system: Answer in uppercase.\ntext: "Repeat after me: {text}"\n')
+    try:
+        offered, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["preset"]
+        assert (offered[0], options["default"]) == ("none", "none")
+        assert {"my own", "describe briefly"} <= set(offered)
+        if node_id == "QwenVL":
+            assert ask(image1=RED_CIRCLE, preset="my own") == "A RED CIRCLE ON A BLUE BACKGROUND"
+        file.write_text('text: "Repeat after me: {text}"\n')
+        assert ask(node_id, **{question: "a cat"}, preset="my own", seed=5) == "a cat"
+        file.write_text('text: "Enhance this prompt: {text}"\n')
+        assert ask(node_id, **{question: "a cat"}, preset="my own", seed=5).startswith("a cat, ")
+    finally:
+        file.unlink()
+
+
+def test_a_video_path_starts_in_comfyuis_input_folder(ask, comfy):
+    (comfy.base / "input").mkdir(exist_ok=True)
+    write_video(comfy.base / "input" / "v.mp4", [draw("circle", "red", "white", (128, 128))])
+    assert "red circle" in ask(text="Describe this video.", video_path="v.mp4")
+
+
+@pytest.mark.parametrize("name", ["there.mp4", "gone.mp4"])
+def test_a_server_that_others_reach_shows_no_video_from_elsewhere(ask, pack, comfy, tmp_path, name):
+    write_video(tmp_path / "there.mp4", [draw("circle", "red", "white", (128, 128))])
+    comfy.args.listen = "0.0.0.0,::"
+    path = str(tmp_path / name)
+    with pytest.raises(ValueError, match="not in a folder that may be reached"):
+        ask(text="Describe this video.", video_path=path)
+    changed = pack.NODE_CLASS_MAPPINGS["QwenVL"].IS_CHANGED
+    assert changed(seed=1, video_path=path) == changed(seed=1, video_path=str(tmp_path / "other.mp4"))
 
 
 def test_linked_lists_are_not_checked_before_their_value_is_known(pack):
