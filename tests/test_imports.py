@@ -50,9 +50,13 @@ MAY_IMPORT = {
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
     "widgets": LOW | {"catalog", "presets"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
+    "boxes": LOW,
+    "folder": LOW,
+    "command": LOW | {"catalog", "presets"},
+    "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "presets"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "paths"}
+STANDARD_ONLY = {"request", "log", "catalog", "paths", "folder"}
 
 
 def imports(path):

@@ -1,0 +1,70 @@
+"""What the commands of the command line have in common: flags of models and sampling, the log, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from . import catalog, presets
+from .request import ATTENTIONS, DIAGNOSTICS, QUANTIZATIONS, RANGES, SYSTEM_PROMPT, LoadSpec, Request, Sampling
+
+DONE, SOME_FAILED, FAILED, CANCELLED = 0, 1, 2, 130
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Everything that a request holds besides the question and what it is about."""
+    add = parser.add_argument
+    add("--system", default=SYSTEM_PROMPT, help="the system prompt")
+    add("--preset", default=presets.NONE, metavar="NAME", help="a name of --list-presets, put around the question")
+    add("--model", default=catalog.DEMO, help="a name of --list-models (default: %(default)s)")
+    add("--quantization", choices=QUANTIZATIONS, default="none")
+    add("--attention-mode", choices=ATTENTIONS, default="sdpa")
+    for parameter in fields(Sampling):
+        flag = f"--{parameter.name.replace('_', '-')}"
+        if parameter.name in RANGES:
+            low, high = RANGES[parameter.name]
+            add(
+                flag,
+                type=type(parameter.default),
+                default=parameter.default,
+                metavar="N",
+                help=f"{low} to {high} (default: %(default)s)",
+            )
+        else:
+            add(flag, action=argparse.BooleanOptionalAction, default=parameter.default)
+    add("--diagnostics", choices=DIAGNOSTICS, default=DIAGNOSTICS[0], help="how much a run tells of itself in the log")
+    add("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
+    add("--debug", action="store_true", help="print the whole traceback of an error")
+
+
+def request(options: argparse.Namespace, question: str, **about: Any) -> Request:
+    """The request that the flags describe, with the preset around the question."""
+    system, text = presets.find(options.preset).fill(options.system, question)
+    return Request(
+        load=LoadSpec(options.model, options.quantization, options.attention_mode),
+        text=text,
+        system=system,
+        sampling=Sampling(**{parameter.name: getattr(options, parameter.name) for parameter in fields(Sampling)}),
+        diagnostics=options.diagnostics,
+        **about,
+    )
+
+
+def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
+    """Do the work with the log that was asked for. Errors become one line on standard error, and a status."""
+    talks = options.verbose or options.diagnostics == "full"
+    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print()
+        return CANCELLED
+    except (ValueError, RuntimeError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
