@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .qwenvl import catalog, host, paths, presets, widgets
+from .qwenvl.box_node import QwenVLBoxes
 from .qwenvl.cache import ModelCache
+from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
 from .qwenvl.request import RELEASES, Frames, LoadSpec, Request, Sampling
@@ -238,6 +240,9 @@ NODE_CLASS_MAPPINGS = {
     "Qwen2.5VL": QwenVL,
     "Qwen2.5": Qwen,
     "Qwen2VL": Qwen2VL,
+    "QwenVLBoxes": QwenVLBoxes,
+    "QwenVLLoadFolder": QwenVLLoadFolder,
+    "QwenVLSaveCaptions": QwenVLSaveCaptions,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "QwenVL": "QwenVL",
@@ -245,4 +250,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "Qwen2.5VL": "Qwen2.5VL",
     "Qwen2.5": "Qwen2.5",
     "Qwen2VL": "Qwen2VL (old)",
+    "QwenVLBoxes": "QwenVL Boxes",
+    "QwenVLLoadFolder": "QwenVL Load Folder",
+    "QwenVLSaveCaptions": "QwenVL Save Captions",
 }

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.jsonl and not options.jsonl.parent.is_dir():
         raise folder.FolderError(f"--jsonl: there is no folder {str(options.jsonl.parent)!r}.")
     request = command.request(options, options.prompt)
-    pictures = folder.pictures(options.folder, recursive=options.recursive)
+    pictures = folder.find_pictures(options.folder, recursive=options.recursive)
     if not pictures:
         raise folder.FolderError(f"There is no picture in {str(options.folder)!r} ({', '.join(folder.SUFFIXES)}).")
     captions = folder.caption_files(pictures, options.suffix)

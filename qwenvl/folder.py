@@ -24,7 +24,7 @@ class FolderError(ValueError):
     """A folder of pictures cannot be used as it was asked for."""
 
 
-def pictures(
+def find_pictures(
     folder: Path, pattern: str = "", sort: str = "name", limit: int = 0, recursive: bool = False
 ) -> list[Path]:
     """The picture files in a folder. Hidden files and folders are passed over.

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 ALLOWED = "ComfyUI's input, output, temp or user folder"
 # Two letters at least: one is a drive of Windows.
@@ -76,6 +76,14 @@ def why_not_local(value: str, *, windows: bool) -> str | None:
     if windows and (":" in value[2:] or any(_DEVICE_NAME.fullmatch(part) for part in re.split(r"[\\/]", value))):
         return "names a device or a stream of Windows. Give a file or a folder"
     return None
+
+
+def is_plain_name(name: str, *, windows: bool) -> bool:
+    """Whether the text is the name of one file, without any folder, drive or device. Pure."""
+    kind = PureWindowsPath if windows else PurePosixPath
+    if not _is_text(name) or name in ("", ".", "..") or kind(name).name != name:
+        return False
+    return not windows or (":" not in name and not _DEVICE_NAME.fullmatch(name))
 
 
 def _is_text(value: str) -> bool:

@@ -155,13 +155,15 @@ class ComfyDouble:
         """
         self._validate(node, inputs)
         changed = node.IS_CHANGED(**inputs) if hasattr(node, "IS_CHANGED") else None
-        key = (node, tuple(sorted((name, id(v) if torch.is_tensor(v) else v) for name, v in inputs.items())), changed)
+        key = (node, tuple(sorted((name, _identity(value)) for name, value in inputs.items())), changed)
         if key not in self.cache:
+            if getattr(node, "INPUT_IS_LIST", False):
+                inputs = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
             with torch.inference_mode():
                 self.cache[key] = getattr(node(), node.FUNCTION)(**inputs)
         made = self.cache[key]
         self.ui = made.get("ui", {}) if isinstance(made, dict) else {}
-        outputs = made["result"] if isinstance(made, dict) else made
+        outputs = made.get("result", ()) if isinstance(made, dict) else made
         lists = getattr(node, "OUTPUT_IS_LIST", (False,) * len(outputs))
         return [list(each) if is_list else [each] for each, is_list in zip(outputs, lists, strict=True)]
 
@@ -239,6 +241,12 @@ class ComfyDouble:
             ),
             "server": _module("server", PromptServer=SimpleNamespace(instance=server)),
         }
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_identity, value))
+    return id(value) if torch.is_tensor(value) else value
 
 
 def _module(name: str, **contents: Any) -> ModuleType:

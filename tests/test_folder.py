@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from qwenvl.folder import FolderError, caption_files, pictures, remove_leftovers, write_whole
+from qwenvl.folder import FolderError, caption_files, find_pictures, remove_leftovers, write_whole
 
 FILES = ["b.png", "A.JPG", "pic10.webp", "pic9.webp", "notes.txt", ".hidden.png", "._b.png", "video.mp4", "png"]
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def found(folder, **how):
-    return [file.relative_to(folder).as_posix() for file in pictures(folder, **how)]
+    return [file.relative_to(folder).as_posix() for file in find_pictures(folder, **how)]
 
 
 def test_pictures_are_found_by_their_suffix_and_sorted_as_people_count(folder):
@@ -58,7 +58,7 @@ def test_a_pattern_picks_by_name_and_nothing_but_pictures(folder, pattern, names
 @pytest.mark.parametrize("pattern", ["../*.png", "sub/*", "..\\*", "/etc/*"])
 def test_a_pattern_leads_to_no_other_folder(folder, pattern):
     with pytest.raises(FolderError, match="pattern"):
-        pictures(folder, pattern)
+        find_pictures(folder, pattern)
 
 
 def test_order_and_limit(folder):
@@ -66,12 +66,12 @@ def test_order_and_limit(folder):
     assert found(folder, sort="newest first", limit=3) == ["pic9.webp", "pic10.webp", "A.JPG"]
     assert found(folder, limit=1) == ["A.JPG"]
     with pytest.raises(FolderError, match="'size' does not exist"):
-        pictures(folder, sort="size")
+        find_pictures(folder, sort="size")
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FolderError, match=r"no folder .*gone"):
-        pictures(tmp_path / "gone")
+        find_pictures(tmp_path / "gone")
 
 
 def test_links_to_folders_are_not_followed(folder):

@@ -52,6 +52,8 @@ MAY_IMPORT = {
     "widgets": LOW | {"catalog", "presets"},
     "boxes": LOW,
     "folder": LOW,
+    "box_node": LOW | {"boxes", "host", "loader", "media"},
+    "folder_nodes": LOW | {"folder", "host", "media", "paths"},
     "command": LOW | {"catalog", "presets"},
     "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "presets"},

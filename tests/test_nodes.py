@@ -52,6 +52,17 @@ FROZEN = {
     ),
 }
 FROZEN["Qwen2.5VL"], FROZEN["Qwen2.5"] = FROZEN["QwenVL"], FROZEN["Qwen"]
+SMALL = {
+    "QwenVLBoxes": (
+        {"image": None, "text": None, "coordinates": "auto", "stats": None},
+        {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
+    ),
+    "QwenVLLoadFolder": (
+        {"folder": "", "pattern": "*", "sort": "name", "limit": 0},
+        {"images": "IMAGE", "names": "STRING", "folder": "STRING"},
+    ),
+    "QwenVLSaveCaptions": ({"text": None, "names": None, "folder": "", "existing": "skip"}, {}),
+}
 RED_CIRCLE = image(draw("circle", "red", "blue"))
 
 
@@ -78,7 +89,16 @@ def ask(comfy, pack):
 
 
 def test_node_ids_are_frozen(pack):
-    assert set(pack.NODE_CLASS_MAPPINGS) == set(FROZEN) == set(pack.NODE_DISPLAY_NAME_MAPPINGS)
+    assert set(pack.NODE_CLASS_MAPPINGS) == {*FROZEN, *SMALL} == set(pack.NODE_DISPLAY_NAME_MAPPINGS)
+
+
+@pytest.mark.parametrize("node_id", SMALL)
+def test_inputs_and_outputs_of_the_small_nodes_are_frozen(pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    declared = node.INPUT_TYPES()
+    inputs, outputs = SMALL[node_id]
+    assert list(defaults({**declared["required"], **declared.get("optional", {})}).items()) == list(inputs.items())
+    assert dict(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)) == outputs
 
 
 @pytest.mark.parametrize("node_id", FROZEN)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.paths import ForbiddenPathError, resolve, why_not_local
+from qwenvl.paths import ForbiddenPathError, is_plain_name, resolve, why_not_local
 
 
 @pytest.fixture
@@ -157,3 +157,23 @@ def test_a_link_to_itself_leads_nowhere(tmp_path, exposed):
 
 def test_a_path_that_is_too_long_is_found_to_be_nothing(tmp_path):
     assert resolve("folder", "a" * 5000, None, [tmp_path]) == tmp_path / ("a" * 5000)
+
+
+@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a.png", "/a.png", "a/b.png", "a/", "//host/share/a.png", "a\0.png", "\ud800.png"]
+)
+def test_what_is_no_name_of_a_file_is_known(name, windows):
+    assert not is_plain_name(name, windows=windows)
+
+
+@pytest.mark.parametrize("name", [r"..\a.png", r"\\host\a.png", "C:a.png", r"C:\a.png", "a.png:b", "con.png", "NUL"])
+def test_names_that_only_windows_takes_for_more(name):
+    assert not is_plain_name(name, windows=True)
+    assert is_plain_name(name, windows=False)
+
+
+@pytest.mark.parametrize("name", ["a.png", ".a", "Szene 1, ü.png", "a..b.png", "console.png", "~"])
+def test_names_are_names_everywhere(name):
+    assert is_plain_name(name, windows=True)
+    assert is_plain_name(name, windows=False)
