@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from . import boxes, host, media
 from .loader import PICTURE_PIXELS
 from .log import log
+from .request import RESOLUTIONS
 
 
 class QwenVLBoxes:
@@ -64,11 +66,24 @@ class QwenVLBoxes:
                     "STRING",
                     {"forceInput": True, "tooltip": "The QwenVL node's stats: they tell auto which model answered."},
                 ),
+                "image_resolution": (
+                    list(RESOLUTIONS),
+                    {
+                        "default": next(iter(RESOLUTIONS)),
+                        "tooltip": "As in the QwenVL node. It matters where the answer counts pixels: those of the "
+                        "picture after it was scaled.",
+                    },
+                ),
             },
         }
 
     def mark(
-        self, image: list[torch.Tensor], text: list[str], coordinates: list[str], stats: Sequence[str] = ()
+        self,
+        image: list[torch.Tensor],
+        text: list[str],
+        coordinates: list[str],
+        stats: Sequence[str] = (),
+        image_resolution: Sequence[str] = tuple(RESOLUTIONS),
     ) -> dict[str, Any]:
         batches = [media.pictures({"image": batch}) for batch in image]
         count = sum(len(batch) for batch in batches)
@@ -78,11 +93,8 @@ class QwenVLBoxes:
                 "about; with several pictures set its image_mode to 'one answer per image'."
             )
         answers = iter(text if len(text) == count else text * count)
-        model = _model(stats)
-        marked = [
-            [(picture, *_found(picture, next(answers), coordinates[0], model)) for picture in batch]
-            for batch in batches
-        ]
+        how = _Counting(coordinates[0], _model(stats), RESOLUTIONS[image_resolution[0]] or PICTURE_PIXELS)
+        marked = [[(picture, *_found(picture, next(answers), how)) for picture in batch] for batch in batches]
         told = [line for batch in marked for _, _, line in batch]
         host.NodeWatch(1).end("\n".join(told))
         return {
@@ -95,15 +107,36 @@ class QwenVLBoxes:
         }
 
 
-def _found(picture: Image.Image, answer: str, coordinates: str, model: str) -> tuple[list[boxes.Mark], str]:
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """What the numbers of an answer count."""
+
+    coordinates: str
+    model: str
+    # What pictures were scaled to: at least and at most so many pixels.
+    pixels: tuple[int, int]
+
+    def unit(self, marks: Sequence[boxes.Mark], size: tuple[int, int]) -> tuple[int, int]:
+        """How far the numbers reach to the right and down on a picture of that (width, height)."""
+        thousand = (boxes.THOUSAND, boxes.THOUSAND)
+        if self.coordinates == "0-1000" or not marks:
+            return thousand
+        seen = self._seen(*size)
+        return seen if self.coordinates == "pixels" or boxes.counts_pixels(marks, seen, self.model) else thousand
+
+    def _seen(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the picture as it was scaled for Qwen2.5-VL, which counts in these pixels."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        low, high = self.pixels
+        height, width = smart_resize(height, width, min_pixels=low, max_pixels=high)
+        return width, height
+
+
+def _found(picture: Image.Image, answer: str, how: _Counting) -> tuple[list[boxes.Mark], str]:
     """What the answer found in the picture, in its pixels, and a line about it."""
     marks, problems = boxes.read(answer)
-    unit = (boxes.THOUSAND, boxes.THOUSAND)
-    if marks and coordinates != "0-1000":
-        seen = _size_seen(picture)
-        if coordinates == "pixels" or boxes.counts_pixels(marks, seen, model):
-            unit = seen
-    placed, outside = boxes.place(marks, unit, picture.size)
+    placed, outside = boxes.place(marks, how.unit(marks, picture.size), picture.size)
     if not marks:
         outside = ["there is no bbox_2d or point_2d in the answer"]
     for problem in [*problems, *outside]:
@@ -111,15 +144,6 @@ def _found(picture: Image.Image, answer: str, coordinates: str, model: str) -> t
     labels = ", ".join(mark.label for mark in placed if mark.label)
     found = f"{len(placed)} found: {labels}" if labels else f"{len(placed)} found"
     return placed, "; ".join([found, *problems, *outside])
-
-
-def _size_seen(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) that a picture is scaled to for Qwen2.5-VL, which counts in these pixels."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    low, high = PICTURE_PIXELS
-    height, width = smart_resize(picture.height, picture.width, min_pixels=low, max_pixels=high)
-    return width, height
 
 
 def _model(stats: Sequence[str]) -> str:

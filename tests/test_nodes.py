@@ -54,7 +54,7 @@ FROZEN = {
 FROZEN["Qwen2.5VL"], FROZEN["Qwen2.5"] = FROZEN["QwenVL"], FROZEN["Qwen"]
 SMALL = {
     "QwenVLBoxes": (
-        {"image": None, "text": None, "coordinates": "auto", "stats": None},
+        {"image": None, "text": None, "coordinates": "auto", "stats": None, "image_resolution": "auto"},
         {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
     ),
     "QwenVLLoadFolder": (
