@@ -173,7 +173,7 @@ def _bytes_of(file: Path) -> int:
     try:
         with Image.open(file) as picture:
             return picture.width * picture.height * _BYTES_PER_PIXEL
-    except (OSError, Image.DecompressionBombError):
+    except media.BROKEN_PICTURE:
         return 0  # it will be left out
 
 
