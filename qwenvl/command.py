@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import Field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from . import catalog, presets
@@ -38,43 +38,40 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--attention-mode", choices=ATTENTIONS, default="sdpa")
     add("--image-resolution", choices=_RESOLUTIONS, default="auto", help="what pictures are scaled to")
     add("--thinking", choices=THINKING, default=THINKING[0], help="whether the model thinks before it answers")
-    for parameter in fields(Sampling):
-        _add_sampling(parser, parameter)
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
+    add("--do-sample", action=argparse.BooleanOptionalAction, default=Sampling().do_sample)
+    add_numbers(parser, RANGES, asdict(Sampling()))
     add("--diagnostics", choices=DIAGNOSTICS, default=DIAGNOSTICS[0], help="how much a run tells of itself in the log")
     add("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
     add("--debug", action="store_true", help="print the whole traceback of an error")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, parameter: Field) -> None:
-    flag, default = f"--{parameter.name.replace('_', '-')}", parameter.default
-    how: dict[str, Any] = {"default": default, "action": argparse.BooleanOptionalAction}
-    if parameter.name in RANGES:
-        low, high = RANGES[parameter.name]
-        how = {
-            "default": default,
-            "type": type(default),
-            "metavar": "N",
-            "help": f"{low} to {high} (default: %(default)s)",
-        }
-    elif parameter.name == "stop":
-        how = {
-            "action": "append",
-            "default": [],
-            "metavar": "TEXT",
-            "help": "end the answer before it; may be repeated",
-        }
-    parser.add_argument(flag, **how)
+def add_numbers(
+    parser: argparse.ArgumentParser, ranges: Mapping[str, tuple[float, float]], defaults: Mapping[str, Any]
+) -> None:
+    """A flag for each of the ranges."""
+    for name, (low, high) in ranges.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(defaults[name]),
+            default=defaults[name],
+            metavar="N",
+            help=f"{low} to {high} (default: %(default)s)",
+        )
 
 
 def request(options: argparse.Namespace, question: str, **about: Any) -> Request:
     """The request that the flags describe, with the preset around the question."""
     system, text = presets.find(options.preset).fill(options.system, question)
-    sampling = {parameter.name: getattr(options, parameter.name) for parameter in fields(Sampling)}
     return Request(
         load=LoadSpec(options.model, options.quantization, options.attention_mode),
         text=text,
         system=system,
-        sampling=Sampling(**{**sampling, "stop": tuple(options.stop)}),
+        sampling=Sampling(
+            do_sample=options.do_sample,
+            stop=tuple(options.stop),
+            **{name: getattr(options, name) for name in RANGES},
+        ),
         image_resolution=_RESOLUTIONS[options.image_resolution],
         thinking=options.thinking,
         diagnostics=options.diagnostics,

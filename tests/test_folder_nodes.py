@@ -31,7 +31,8 @@ def nodes(pack):
 def load(comfy, nodes):
     def run(folder, pattern="*", sort="name", limit=0):
         values = {"folder": str(folder), "pattern": pattern, "sort": sort, "limit": limit}
-        return comfy.run(nodes["QwenVLLoadFolder"], **values)
+        images, names, (where,) = comfy.run(nodes["QwenVLLoadFolder"], **values)
+        return images, names, where
 
     return run
 
@@ -110,7 +111,7 @@ def test_a_folder_that_changed_is_read_again(load, folder, nodes):
 
     first = stamp()
     assert stamp() == first
-    assert load(folder) is load(folder)
+    assert load(folder)[0][0] is load(folder)[0][0]
     draw("circle", "red", "white").save(folder / "b.png")
     assert stamp() != first
     assert load(folder)[1] == ["2.png", "10.jpg", "a.webp", "b.png"]

@@ -327,7 +327,9 @@ def test_a_preset_of_the_user_is_offered_and_fills_in_system_and_text(ask, pack,
     file = folder / "my_own.yaml"
     file.write_text('system: Answer in uppercase.\ntext: "Repeat after me: {text}"\n')
     try:
-        offered, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["preset"]
+        optional = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
+        assert list(optional)[-1] == "preset"
+        offered, options = optional["preset"]
         assert (offered[0], options["default"]) == ("none", "none")
         assert {"my own", "describe briefly"} <= set(offered)
         if node_id == "QwenVL":
