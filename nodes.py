@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .qwenvl import catalog, host, paths, presets, widgets
+from .qwenvl import catalog, host, lists, paths, presets, widgets
 from .qwenvl.box_node import QwenVLBoxes
 from .qwenvl.cache import ModelCache
 from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.host import NodeWatch, memory_manager
 from .qwenvl.pipeline import run
-from .qwenvl.request import RELEASES, Frames, LoadSpec, Request, Sampling
+from .qwenvl.request import IMAGE_MODES, RELEASES, Frames, LoadSpec, Request, Sampling
 
 MODELS = ModelCache(memory_manager())
 
@@ -51,7 +51,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         load=LoadSpec(values["model"], values["quantization"], values["attention_mode"]),
         text=question,
         system=system,
-        images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
+        images=_images(values),
         video_path=_video_file(values.get("video_path", "")),
         sampling=Sampling(
             **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
@@ -63,7 +63,12 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     )
     result = run(request, node.models, NodeWatch(request.sampling.longest))
     answers = result.answers
-    return _outputs([each.text for each in answers], [each.thinking for each in answers], result.stats.to_json())
+    return _outputs([each.text for each in answers], [each.thinking for each in answers], [result.stats.to_json()])
+
+
+def _images(values: dict[str, Any]) -> dict[str, Any]:
+    connected = (lists.named(name, values[name]) for name in widgets.PICTURES if values.get(name) is not None)
+    return {name: picture for each in connected for name, picture in each.items()}
 
 
 def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for each in names for name in each if name in values}
 
 
-def _outputs(texts: list[str], thinking: list[str], stats: str) -> dict[str, Any]:
+def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
     """What a node returns: its outputs, and the text that the page keeps on it."""
     return {"ui": {"text": texts}, "result": (texts, thinking, stats)}
 
@@ -86,7 +91,9 @@ class QwenVL:
     FUNCTION = "inference"
     RETURN_TYPES = ("STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "thinking", "stats")
-    OUTPUT_IS_LIST = (True, True, False)
+    # Pictures of different sizes come as a list. ComfyUI would run the node for one after the other.
+    INPUT_IS_LIST = True
+    OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
@@ -139,8 +146,14 @@ class QwenVL:
             return float("nan")  # equal to nothing, itself included: the node runs again
         return tuple(filter(None, (_stamp(video_path or ""), presets.stamp(preset)))) or ""
 
-    def inference(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([text], [""], "") if bypass else _answer(type(self), text, given)
+    def inference(self, **given: Any) -> dict[str, Any]:
+        mode = given.get("image_mode", IMAGE_MODES[0])
+        each = (mode[0] if isinstance(mode, list) else mode) != IMAGE_MODES[0]
+        made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
+        return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
+
+    def _run(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
+        return _outputs([text], [""], [""]) if bypass else _answer(type(self), text, given)
 
 
 class Qwen2VL(QwenVL):
@@ -175,7 +188,7 @@ class Qwen:
     FUNCTION = "inference"
     RETURN_TYPES = ("STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "thinking", "stats")
-    OUTPUT_IS_LIST = (True, True, False)
+    OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
@@ -213,7 +226,7 @@ class Qwen:
         return float("nan") if seed == -1 and not bypass else presets.stamp(preset)
 
     def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([prompt], [""], "") if bypass else _answer(type(self), prompt, given)
+        return _outputs([prompt], [""], [""]) if bypass else _answer(type(self), prompt, given)
 
 
 def _video_file(value: str) -> str:

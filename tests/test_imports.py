@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "catalog": LOW | {"download"},
     "host": LOW,
     "paths": LOW,
+    "lists": LOW,
     "presets": LOW | {"host"},
     "budget": LOW | {"download", "media"},
     "loader": LOW | {"capabilities", "dense"},
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "presets"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "paths", "folder"}
+STANDARD_ONLY = {"request", "log", "catalog", "paths", "folder", "lists"}
 
 
 def imports(path):

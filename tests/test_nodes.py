@@ -1,3 +1,4 @@
+import json
 import math
 import time
 
@@ -145,6 +146,38 @@ def test_full_diagnostics_are_in_the_log_of_a_node_and_its_answer_is_the_same(as
     assert any(record.getMessage().startswith("[QwenVL] phases: media") for record in caplog.records)
 
 
+PICTURES = [
+    image(draw("circle", "red", "blue", (160, 120))),
+    image(draw("square", "yellow", "green", (128, 192)), draw("circle", "pink", "black", (128, 192))),
+]
+CAPTIONS = [
+    "a red circle on a blue background",
+    "a yellow square on a green background",
+    "a pink circle on a black background",
+]
+
+
+def test_a_list_of_pictures_of_any_size_is_answered_together_where_each_has_an_answer(comfy, pack):
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]
+    values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False}
+    values |= {"text": "Describe this image.", "image1": PICTURES, "image_mode": "one answer per image"}
+    texts, thinking, (stats,) = comfy.run(node, **values)
+    assert (texts, len(thinking)) == (CAPTIONS, 3)
+    assert json.loads(stats)["batch_size"] == 3
+    assert comfy.ui == {"text": CAPTIONS}
+
+
+def test_a_list_of_pictures_is_a_run_for_each_where_they_are_shown_together(comfy, pack):
+    """As ComfyUI does it with the lists of every node."""
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]
+    values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False, "image1": PICTURES}
+    values["text"] = ["Describe this image.", "Describe each image."]
+    texts, _, stats = comfy.run(node, **values)
+    assert texts[0] == CAPTIONS[0]
+    assert texts[1].index("yellow square") < texts[1].index("pink circle")
+    assert len(texts) == len(stats) == 2
+
+
 def test_the_oldest_node_takes_its_one_picture(ask):
     question = {"text": "Describe this image.", "model": DEMO, "temperature": 0.0, "seed": 1, "image": RED_CIRCLE}
     assert ask("Qwen2VL", **question) == "a red circle on a blue background"
@@ -192,7 +225,7 @@ def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
     node = pack.NODE_CLASS_MAPPINGS[node_id]()
     text = " anything <|im_end|>\n"
     named = {"prompt" if node_id == "Qwen" else "text": text}
-    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], "")
+    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], [""])
     assert node.models.held == []
 
 
