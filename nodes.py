@@ -131,7 +131,7 @@ class QwenVL:
 
     @classmethod
     def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, preset=None) -> bool | str:
-        return _problem(model, quantization, attention_mode, preset) or True
+        return _problem(*map(lists.first, (model, quantization, attention_mode, preset))) or True
 
     @classmethod
     def IS_CHANGED(
@@ -142,13 +142,13 @@ class QwenVL:
         preset: str | None = None,
         **_: Any,
     ) -> Any:
+        seed, bypass, video_path, preset = map(lists.first, (seed, bypass, video_path, preset))
         if seed == -1 and not bypass:
             return float("nan")  # equal to nothing, itself included: the node runs again
         return tuple(filter(None, (_stamp(video_path or ""), presets.stamp(preset)))) or ""
 
     def inference(self, **given: Any) -> dict[str, Any]:
-        mode = given.get("image_mode", IMAGE_MODES[0])
-        each = (mode[0] if isinstance(mode, list) else mode) != IMAGE_MODES[0]
+        each = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
         made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
         return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
 

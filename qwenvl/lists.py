@@ -24,6 +24,11 @@ def runs(given: Mapping[str, Any], pictures: Collection[str], together: bool) ->
     return [{name: values[min(at, len(values) - 1)] for name, values in lists.items()} for at in range(count)]
 
 
+def first(value: Any) -> Any:
+    """A widget's value, which comes in a list where the node is handed lists; None where a link will deliver it."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value
+
+
 def named(name: str, value: Any) -> dict[str, Any]:
     """The pictures of an input by the name that errors give them: with a number where there are several."""
     if not isinstance(value, list):

@@ -154,13 +154,11 @@ class ComfyDouble:
             Each output as the next node is given it: as a list, which is of one where the output is not declared one.
         """
         self._validate(node, inputs)
-        changed = node.IS_CHANGED(**inputs) if hasattr(node, "IS_CHANGED") else None
+        changed = node.IS_CHANGED(**_handed(node, inputs)) if hasattr(node, "IS_CHANGED") else None
         key = (node, tuple(sorted((name, _identity(value)) for name, value in inputs.items())), changed)
         if key not in self.cache:
-            if getattr(node, "INPUT_IS_LIST", False):
-                inputs = {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
             with torch.inference_mode():
-                self.cache[key] = getattr(node(), node.FUNCTION)(**inputs)
+                self.cache[key] = getattr(node(), node.FUNCTION)(**_handed(node, inputs))
         made = self.cache[key]
         self.ui = made.get("ui", {}) if isinstance(made, dict) else {}
         outputs = made.get("result", ()) if isinstance(made, dict) else made
@@ -176,7 +174,8 @@ class ComfyDouble:
                     raise Rejected(f"Required input is missing: {name}")
             elif name not in own:
                 _check(name, inputs[name], kind, options)
-        verdict = node.VALIDATE_INPUTS(**{name: inputs[name] for name in own if name in inputs}) if own else True
+        named = {name: inputs[name] for name in own if name in inputs}
+        verdict = node.VALIDATE_INPUTS(**_handed(node, named)) if own else True
         if verdict is not True:
             raise Rejected(verdict)
 
@@ -241,6 +240,13 @@ class ComfyDouble:
             ),
             "server": _module("server", PromptServer=SimpleNamespace(instance=server)),
         }
+
+
+def _handed(node: type, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A node that asks for lists is handed nothing else, in all its methods."""
+    if not getattr(node, "INPUT_IS_LIST", False):
+        return inputs
+    return {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
 
 
 def _identity(value: Any) -> Any:

@@ -1,6 +1,6 @@
 import pytest
 
-from qwenvl.lists import named, runs
+from qwenvl.lists import first, named, runs
 
 PICTURES = ("image1", "image2")
 
@@ -38,3 +38,8 @@ def test_an_empty_list_is_an_input_that_is_not_connected():
 def test_errors_can_tell_one_picture_of_several_from_another():
     assert named("image1", "x") == named("image1", ["x"]) == {"image1": "x"}
     assert named("image1", ["x", "y"]) == {"image1 (1 of 2)": "x", "image1 (2 of 2)": "y"}
+
+
+@pytest.mark.parametrize(("value", "expected"), [([1, 2], 1), ((None,), None), ("ab", "ab"), (None, None), ([], [])])
+def test_a_widgets_value_may_come_in_a_list(value, expected):
+    assert first(value) == expected
