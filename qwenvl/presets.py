@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -111,8 +112,15 @@ def _read(file: Path) -> Preset:
         content = opened.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES:,} bytes")
+    return _parsed(content, file.suffix.lower())
+
+
+# ComfyUI asks for a node's inputs dozens of times a prompt. libyaml would be fast enough without, but nesting that is
+# too deep for it ends the process.
+@lru_cache(maxsize=256)
+def _parsed(content: bytes, suffix: str) -> Preset:
     text = content.decode("utf-8-sig")
-    parts = {"text": text} if file.suffix.lower() == ".txt" else yaml.safe_load(text)
+    parts = {"text": text} if suffix == ".txt" else yaml.safe_load(text)
     if not isinstance(parts, dict):
         raise ValueError("it must hold `text: ...`, `system: ...` or both")
     if unknown := [key for key in parts if key not in ("text", "system")]:
