@@ -114,6 +114,15 @@ def test_a_caption_is_written_as_it_is_and_nothing_stays_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_new_caption_takes_the_place_of_the_old_file_whole(tmp_path):
+    """The old file is never written to, so there is no moment at which half of the new text is in its place."""
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "same file").hardlink_to(tmp_path / "a.txt")
+    write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "same file").read_text() == "old"
+
+
 def test_others_may_read_a_caption_as_any_new_file(tmp_path):
     write_whole(tmp_path / "a.txt", "x")
     (tmp_path / "b.txt").write_text("x")

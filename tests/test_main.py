@@ -61,6 +61,18 @@ def test_the_models_are_listed(capsys):
     assert len(names) == len(set(names))
 
 
+def test_presets_are_listed_and_put_around_the_question(red_circle, capsys):
+    assert main(["--list-presets"]) == 0
+    assert {"none", "describe briefly", "tags for a training set"} <= set(capsys.readouterr().out.splitlines())
+    assert main(["--image", red_circle, "--preset", "tags for a training set", GREEDY]) == 0
+    assert capsys.readouterr().out == "red circle, blue background\n"
+
+
+def test_a_question_that_is_a_command_is_asked_after_two_dashes(red_circle, capsys):
+    assert main([GREEDY, "--image", red_circle, "--", "caption"]) == 0
+    assert capsys.readouterr().out == "a red circle on a blue background\n"
+
+
 def test_every_sampling_parameter_arrives(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request))
@@ -92,6 +104,7 @@ def test_every_sampling_parameter_arrives(capsys, monkeypatch):
         (["--image", "missing.png", "x"], "there is no file 'missing.png'"),
         (["--video", "missing.mp4", "x"], "there is no file 'missing.mp4'"),
         (["--model", "Qwen9", "x"], "'Qwen9' is not in the list"),
+        (["--preset", "gone", "x"], "preset 'gone' does not exist"),
         (["--temperature", "3", "x"], "temperature must be between"),
         (["", "--system", ""], "nothing to answer"),
     ],
