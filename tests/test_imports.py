@@ -25,12 +25,13 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
+    "checkpoint": set(),
     "download": LOW,
     "media": LOW,
-    "catalog": LOW | {"download"},
+    "catalog": LOW | {"checkpoint", "download"},
     "host": LOW,
     "budget": LOW | {"download", "media"},
-    "loader": LOW | {"capabilities", "dense"},
+    "loader": LOW | {"capabilities", "checkpoint", "dense"},
     "cache": LOW | {"loader"},
     "answer": LOW,
     "prompt": LOW | {"answer", "loader", "media"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "widgets": LOW | {"catalog"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
 }
-STANDARD_ONLY = {"request", "log", "catalog"}
+STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
 
 
 def imports(path):
