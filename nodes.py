@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from .qwenvl import catalog, widgets
 from .qwenvl.cache import ModelCache
-from .qwenvl.host import NodeWatch, memory_manager
+from .qwenvl.host import NodeWatch, memory_manager, model_roots
 from .qwenvl.pipeline import run
 from .qwenvl.request import RELEASES, Frames, LoadSpec, Request, Sampling
 
@@ -29,7 +29,7 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
     choices = {"quantization": quantization, "attention": attention_mode}
     try:
         if model is not None:
-            catalog.find(model)
+            catalog.find(model, model_roots())
         LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
     except ValueError as error:
         return str(error)
@@ -52,6 +52,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
             **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
         ),
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+        download=values["download"],
         diagnostics=values["diagnostics"],
         frames=Frames(**_those(values, widgets.FRAMES)),
         **_those(values, ("thinking", "image_mode", "image_resolution", "video", "video_frames")),
@@ -98,7 +99,7 @@ class QwenVL:
             "required": {
                 "system": widgets.SYSTEM,
                 "text": widgets.QUESTION,
-                "model": widgets.model_list(catalog.vision_models()),
+                "model": widgets.model_list(catalog.vision_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,
@@ -179,7 +180,7 @@ class Qwen:
             "required": {
                 "system": widgets.SYSTEM,
                 "prompt": widgets.QUESTION,
-                "model": widgets.model_list(catalog.text_models()),
+                "model": widgets.model_list(catalog.text_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,

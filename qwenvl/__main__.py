@@ -11,10 +11,13 @@ from typing import Any
 
 from . import catalog, doctor
 from .cache import ModelCache
+from .download import default_policy
+from .host import model_roots
 from .pipeline import run
 from .request import (
     ATTENTIONS,
     DIAGNOSTICS,
+    DOWNLOADS,
     FRAME_RANGES,
     IMAGE_MODES,
     QUANTIZATIONS,
@@ -42,6 +45,11 @@ class TerminalWatch:
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
 
+    def report(self, done: int, total: int, text: str) -> None:
+        # On a terminal only: in a file every state of the line would stay, and the log has it too.
+        if sys.stderr.isatty():
+            print(f"\r{text:<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         if sys.stderr.isatty() and len(thinking) > self._thought:
             print(f"{DIM}{thinking[self._thought :]}{PLAIN}", end="", file=sys.stderr, flush=True)
@@ -67,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     talks = options.verbose or options.diagnostics == "full"
     logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
     if options.list_models:
-        print("\n".join({**catalog.vision_models(), **catalog.text_models()}))
+        for model in catalog.all_models(model_roots()).values():
+            print(f"{model.name:<30}  {model.size}" if model.size else model.name)
         return 0
     try:
         result = run(_request(options), ModelCache(), TerminalWatch())
@@ -98,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--system", default="You are a helpful assistant.", help="the system prompt")
     add("--model", default=catalog.DEMO, help="a name of --list-models (default: %(default)s)")
     add("--list-models", action="store_true", help="print the models and exit")
+    add(
+        "--download", choices=DOWNLOADS, default=default_policy(), help="whether a model that is missing may be fetched"
+    )
     add("--quantization", choices=QUANTIZATIONS, default="none")
     add("--attention-mode", choices=ATTENTIONS, default="sdpa")
     add("--image-mode", choices=IMAGE_MODES, default=IMAGE_MODES[0])
@@ -128,6 +140,7 @@ def _request(options: argparse.Namespace) -> Request:
         system=options.system,
         images={f"image{number}": path for number, path in enumerate(options.image, 1)},
         video_path=options.video,
+        download=options.download,
         sampling=_settings(Sampling, options),
         frames=_settings(Frames, options),
         image_mode=options.image_mode,

@@ -26,9 +26,15 @@ MAY_IMPORT = {
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
     "checkpoint": set(),
-    "download": LOW,
+    "download": LOW | {"hub_errors", "transfer"},
     "media": LOW,
-    "catalog": LOW | {"checkpoint", "download"},
+    "builtin": set(),
+    "custom": LOW | {"builtin"},
+    "discovery": LOW | {"builtin", "checkpoint", "download"},
+    "catalog": LOW | {"builtin", "custom", "discovery", "download"},
+    "part": set(),
+    "hub_errors": set(),
+    "transfer": {"hub_errors", "part"},
     "host": LOW,
     "budget": LOW | {"download", "media"},
     "loader": LOW | {"capabilities", "checkpoint", "dense"},
@@ -48,10 +54,10 @@ MAY_IMPORT = {
     "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
-    "widgets": LOW | {"catalog"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "doctor"},
+    "widgets": LOW | {"catalog", "download"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "doctor", "download", "host"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
+STANDARD_ONLY = {"request", "log", "catalog", "checkpoint", "builtin", "custom", "discovery", "download"}
 
 
 def imports(path):
