@@ -47,7 +47,8 @@ def find(name: str, roots: Sequence[Path] = ()) -> Model:
     """
     models = all_models(roots)
     if name not in models:
-        close = difflib.get_close_matches(name, models, 5, 0.3) or list(models)[:5]
+        holding = [known for known in models if name.lower() in known.lower()]
+        close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
         raise UnknownModelError(
             f"Model {name!r} is not in the list, and no model folder has that name. Put its folder into "
             f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "

@@ -47,8 +47,10 @@ def model_roots() -> list[Path]:
     if first not in registered:
         folder_paths.add_model_folder_path(first, str(Path(folder_paths.models_dir) / first))
     paths = [path for name in MODEL_FOLDERS if name in registered for path in folder_paths.get_folder_paths(name)]
-    # LLM and llm are one folder where case does not matter.
-    return list({Path(path).resolve(): Path(path) for path in reversed(paths)}.values())[::-1]
+    unique: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        unique.setdefault(path.resolve(), path)  # LLM and llm are one folder where case does not matter
+    return list(unique.values())
 
 
 def device() -> str | None:
