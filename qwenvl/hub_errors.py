@@ -25,6 +25,21 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     return TransferError, HfHubHTTPError.__bases__[0], OSError, ValueError, KeyError
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """The disk, or the user's share of it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_broken_line(error: BaseException) -> bool:
+    """Whether trying again may help: neither the server has said no, nor the disk."""
+    return not (isinstance(error, TransferError) or _status(error) or is_full_disk(error))
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of a server that answered."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def explain(error: BaseException, repo_id: str, folder: Path) -> str:
     """What went wrong, why, and what to do."""
     if isinstance(error, TransferError):
@@ -32,7 +47,7 @@ def explain(error: BaseException, repo_id: str, folder: Path) -> str:
     refused = _refusal(error, repo_id)
     if refused:
         return refused
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_full_disk(error):
         return f"The disk of {folder} is full. Make room and try again: what has come so far is kept."
     if isinstance(error, PermissionError):
         return f"{folder} cannot be written to ({error.strerror})."
@@ -46,7 +61,7 @@ def _refusal(error: BaseException, repo_id: str) -> str | None:
     """Of a server that answered."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    host, status = endpoint(), getattr(getattr(error, "response", None), "status_code", None)
+    host, status = endpoint(), _status(error)
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: accept its terms at {host}/{repo_id}, then {log_in}."

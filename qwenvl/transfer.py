@@ -12,19 +12,19 @@ never outlives the one who started it. What differs between versions of huggingf
 from __future__ import annotations
 
 import contextlib
-import errno
 import fnmatch
 import json
 import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
-from .hub_errors import TransferError, endpoint, expected_errors, explain, redacted
+from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
 from .part import Part, RemoteFile
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
@@ -38,6 +38,8 @@ LOCK = ".download-lock"
 _CONNECTIONS = 4
 # Bytes at a time: what a cancel loses of a file, and how often the progress moves.
 _CHUNK = 1 << 18
+# Tries that brought nothing before a file is given up; huggingface_hub makes some of its own within each.
+_IDLE_TRIES = 2
 
 
 def main(repo_id: str, into: str) -> None:
@@ -175,15 +177,24 @@ class Transfer:
         return True
 
     def _receive(self, file: RemoteFile, part: Part) -> None:
+        """Fetch the rest of a file. A line that breaks is tried again as long as every try brings something."""
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
 
         url = hf_hub_url(self.repo_id, file.name, revision=self._revision)
         if file.sha256 and self._receive_by_xet(file, part, url):
             return
-        # From the hub's own address and not from where it leads: that one expires, and must not see the token.
-        http_get(url, cast(Any, part), resume_size=part.size, headers=build_hf_headers(), displayed_filename=file.name)
+        idle = 0
+        while True:
+            before = part.size
+            try:
+                _receive_by_http(file, part, url)
+            except expected_errors() as error:
+                idle = 0 if part.size > before else idle + 1
+                if idle == _IDLE_TRIES or not is_broken_line(error):
+                    raise
+                time.sleep(1)
+            else:
+                return
 
     def _receive_by_xet(self, file: RemoteFile, part: Part, url: str) -> bool:
         """Fetch the rest of a file by Xet, which is faster; False where that is not to be had."""
@@ -202,7 +213,7 @@ class Transfer:
             if part.size < file.size:
                 raise OSError("it ended early")
         except (OSError, RuntimeError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
+            if is_full_disk(error):
                 raise
             self._xet = None
             self._say(note=f"{file.name}: Xet failed ({redacted(str(error))}); going on over HTTP")
@@ -222,6 +233,20 @@ class Transfer:
 
     def _write_marker(self) -> None:
         (self._folder / UNFINISHED).write_text(json.dumps(self._in_place), encoding="utf-8")
+
+
+def _receive_by_http(file: RemoteFile, part: Part, url: str) -> None:
+    """From the hub's own address and not from where it leads: that one expires, and must not see the token."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    to, headers = cast(Any, part), build_hf_headers()
+    http_get(url, to, resume_size=part.size, headers=headers, displayed_filename=file.name)
+    if part.size > file.size:
+        # Before version 1, huggingface_hub appends the whole of a file to what it has if a server knows no ranges.
+        part.seek(0)
+        part.truncate()
+        http_get(url, to, headers=headers, displayed_filename=file.name)
 
 
 def _xet_session() -> Any:
