@@ -164,28 +164,32 @@ def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, A
     It is killed as soon as nobody listens any more.
     """
     event: dict[str, Any] | None = {}
-    with tempfile.TemporaryFile() as complaints:
-        with _start(repo_id, folder, complaints) as process:
-            said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-            threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True).start()
-            try:
-                while event is not None and "complete" not in event:
-                    watch.check()
-                    event = {}
-                    with contextlib.suppress(queue.Empty):
-                        event = said.get(timeout=_LOOK_S)
-                    if event is not None:
-                        yield event
-            finally:
-                process.kill()
-        complaints.seek(0)
-        last_words = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
-    if event is None:
-        raise DownloadError(
-            f"The process that downloads {repo_id} ended by itself "
-            f"({redacted(last_words[0]) if last_words else f'status {process.returncode}'}). "
-            f"Try again, or run: {command(repo_id, folder)}"
-        )
+    with tempfile.TemporaryFile() as complaints, _start(repo_id, folder, complaints) as process:
+        said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True).start()
+        try:
+            while event is not None and "complete" not in event:
+                watch.check()
+                event = _next(said)
+                yield event or {}
+        finally:
+            process.kill()
+        if event is None:
+            process.wait()
+            complaints.seek(0)
+            last_words = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise DownloadError(
+                f"The process that downloads {repo_id} ended by itself "
+                f"({redacted(last_words[0]) if last_words else f'status {process.returncode}'}). "
+                f"Try again, or run: {command(repo_id, folder)}"
+            )
+
+
+def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    try:
+        return said.get(timeout=_LOOK_S)
+    except queue.Empty:
+        return {}
 
 
 def _start(repo_id: str, folder: Path, complaints: Any) -> subprocess.Popen[str]:

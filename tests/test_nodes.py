@@ -341,6 +341,12 @@ def test_a_model_that_is_missing_comes_while_the_node_shows_it_and_answers(ask, 
     shutil.rmtree(comfy.models_dir / "LLM")
 
 
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_missing_model_may_be_downloaded_unless_the_node_says_never(pack, node_id):
+    choices, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["download"]
+    assert (choices, options["default"]) == (["auto", "never"], "auto")
+
+
 def test_never_downloads_nothing_and_says_how_to(ask, hub):
     with pytest.raises(RuntimeError, match=r"the download policy is never.*hf download owner/name --local-dir"):
         ask(text="x", model="Mine", download="never")
