@@ -11,7 +11,7 @@ from .qwenvl import catalog, host, lists, paths, presets, widgets
 from .qwenvl.box_node import QwenVLBoxes
 from .qwenvl.cache import ModelCache
 from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
-from .qwenvl.host import NodeWatch, memory_manager
+from .qwenvl.host import NodeWatch, memory_manager, model_roots
 from .qwenvl.pipeline import run
 from .qwenvl.request import IMAGE_MODES, RELEASES, Frames, LoadSpec, Request, Sampling
 
@@ -31,7 +31,7 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
     choices = {"quantization": quantization, "attention": attention_mode}
     try:
         if model is not None:
-            catalog.find(model)
+            catalog.find(model, model_roots())
         if preset is not None:
             presets.find(preset)
         LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
@@ -57,6 +57,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
             **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
         ),
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+        download=values["download"],
         diagnostics=values["diagnostics"],
         frames=Frames(**_those(values, widgets.FRAMES)),
         **_those(values, ("thinking", "image_mode", "image_resolution", "video", "video_frames")),
@@ -110,7 +111,7 @@ class QwenVL:
             "required": {
                 "system": widgets.SYSTEM,
                 "text": widgets.QUESTION,
-                "model": widgets.model_list(catalog.vision_models()),
+                "model": widgets.model_list(catalog.vision_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,
@@ -205,7 +206,7 @@ class Qwen:
             "required": {
                 "system": widgets.SYSTEM,
                 "prompt": widgets.QUESTION,
-                "model": widgets.model_list(catalog.text_models()),
+                "model": widgets.model_list(catalog.text_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from . import captions, catalog, command, doctor, presets
 from .cache import ModelCache
+from .host import model_roots
 from .pipeline import run
 from .request import FRAME_RANGES, IMAGE_MODES, Frames, Request
 
@@ -26,6 +27,11 @@ class TerminalWatch:
 
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
+
+    def report(self, done: int, total: int, text: str) -> None:
+        # On a terminal only: in a file every state of the line would stay, and the log has it too.
+        if sys.stderr.isatty():
+            print(f"\r{text:<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         if sys.stderr.isatty() and len(thinking) > self._thought:
@@ -54,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     if options.list_models:
-        print("\n".join({**catalog.vision_models(), **catalog.text_models()}))
+        for model in catalog.all_models(model_roots()).values():
+            print(f"{model.name:<30}  {model.size}" if model.size else model.name)
     elif options.list_presets:
         print("\n".join(presets.names()))
     else:

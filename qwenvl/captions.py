@@ -114,13 +114,20 @@ def _write_captions(request: Request, batch_size: int | None, captions: dict[Pat
             bar.update()
 
         items = [(str(picture.relative_to(outcome.root)), picture) for picture in waiting]
-        caption(request, items, ModelCache(), _Silent(), batch_size, done, failed)
+        caption(request, items, ModelCache(), _BesideBar(bar), batch_size, done, failed)
 
 
-class _Silent:
+class _BesideBar:
     """The bar says how far it is, and the files hold what was written. Ctrl-C comes as an exception."""
 
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+
     def check(self) -> None: ...
+
+    def report(self, done: int, total: int, text: str) -> None:
+        """A download, before the first picture."""
+        self._bar.set_postfix_str("" if done == total else text)
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
 

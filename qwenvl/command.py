@@ -10,9 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 from . import catalog, presets
+from .download import default_policy
 from .request import (
     ATTENTIONS,
     DIAGNOSTICS,
+    DOWNLOADS,
     QUANTIZATIONS,
     RANGES,
     RESOLUTIONS,
@@ -34,6 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--system", default=SYSTEM_PROMPT, help="the system prompt")
     add("--preset", default=presets.NONE, metavar="NAME", help="a name of --list-presets, put around the question")
     add("--model", default=catalog.DEMO, help="a name of --list-models (default: %(default)s)")
+    add(
+        "--download", choices=DOWNLOADS, default=default_policy(), help="whether a model that is missing may be fetched"
+    )
     add("--quantization", choices=QUANTIZATIONS, default="none")
     add("--attention-mode", choices=ATTENTIONS, default="sdpa")
     add("--image-resolution", choices=_RESOLUTIONS, default="auto", help="what pictures are scaled to")
@@ -74,6 +79,7 @@ def request(options: argparse.Namespace, question: str, **about: Any) -> Request
         ),
         image_resolution=_RESOLUTIONS[options.image_resolution],
         thinking=options.thinking,
+        download=options.download,
         diagnostics=options.diagnostics,
         **about,
     )

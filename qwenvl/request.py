@@ -33,6 +33,9 @@ RESOLUTIONS: dict[str, tuple[int, int] | None] = {
     "original": (56 * 56, 1 << 40),
 }
 
+# Whether a model that is nowhere may be downloaded.
+DOWNLOADS = ("auto", "never")
+
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 2.0),
@@ -168,6 +171,7 @@ class Request:
     video: Any = None
     frames: Frames = Frames()
     thinking: str = "auto"
+    download: str = DOWNLOADS[0]
 
     def __post_init__(self) -> None:
         _one_of("release", self.release, RELEASES)
@@ -175,6 +179,7 @@ class Request:
         _one_of("image_mode", self.image_mode, IMAGE_MODES)
         _one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
         _one_of("thinking", self.thinking, THINKING)
+        _one_of("download", self.download, DOWNLOADS)
 
     @property
     def shows_something(self) -> bool:

@@ -15,15 +15,25 @@ from .log import log
 from .request import QUANTIZATIONS, LoadSpec
 
 
-def find_source(spec: LoadSpec) -> ModelSource:
-    """The model's folder, downloaded if it was nowhere, and the machine that ComfyUI or torch offers for it."""
-    model, roots = catalog.find(spec.model), host.model_roots()
+def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
+    """The model's folder, downloaded if it was nowhere, and the machine that ComfyUI or torch offers for it.
+
+    Args:
+        policy: one of request.DOWNLOADS.
+    """
+    roots = host.model_roots()
+    model = catalog.find(spec.model, roots)
     folder = catalog.locate(model, roots)
     if folder is None:
         folder = catalog.candidates(model, roots)[0]
         if not model.repo_id:
             raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
-        download.fetch(model.repo_id, folder)
+        if reason := download.why_forbidden(policy):
+            raise download.DownloadError(
+                f"{spec.model} is not on this machine, and {reason}, so it is not downloaded. Searched: "
+                f"{catalog.searched(roots)}. This fetches it: {download.command(model.repo_id, folder)}"
+            )
+        download.fetch(model.repo_id, folder, watch)
     return ModelSource(spec, folder, machine(host.device()))
 
 

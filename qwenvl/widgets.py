@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import catalog, presets
+from . import catalog, download, presets
 from .request import (
     ATTENTIONS,
     DIAGNOSTICS,
+    DOWNLOADS,
     FRAME_RANGES,
     IMAGE_MODES,
     QUANTIZATIONS,
@@ -167,6 +168,12 @@ OPTIONS: dict[str, Widget] = {
         "Whether a model that can do both thinks first; auto leaves it to the model. Where its chat template has no "
         "switch for it, this does nothing, and stats says so.",
     ),
+    "download": _choice(
+        DOWNLOADS,
+        download.default_policy(),
+        "Whether a model that is not on this machine may be downloaded. never makes it an error that names the folders "
+        "that were searched and the command that fetches it. The variable QWENVL_DOWNLOAD sets the default.",
+    ),
 }
 # What the QwenVL node offers after that: append only.
 VISION_OPTIONS: dict[str, Widget] = {
@@ -196,11 +203,14 @@ def stops(text: str) -> tuple[str, ...]:
     return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
 
 
-def model_list(names: dict[str, catalog.Model]) -> Widget:
+def model_list(models: dict[str, catalog.Model]) -> Widget:
+    sizes = "\n".join(f"{model.name}: {model.size}" for model in models.values() if model.size)
     return _choice(
-        tuple(names),
-        next(iter(names)),
-        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack.",
+        tuple(models),
+        next(iter(models)),
+        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack; model "
+        "folders that you have are listed too. In memory means the weights alone, by quantization; float32, which some "
+        f"CPUs compute in, is twice none.\n{sizes}",
     )
 
 

@@ -86,3 +86,33 @@ def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     while not gone and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(gone) == 1
+
+
+def test_models_are_looked_for_in_every_folder_that_comfyui_knows_for_them(comfy, pack, tmp_path, monkeypatch):
+    folder_paths, host = sys.modules["folder_paths"], sys.modules["the_pack.qwenvl.host"]
+    own = comfy.models_dir / "LLM"
+    assert host.model_roots() == [own]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "LLM", ([str(own), str(tmp_path / "more")], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "text_encoders", ([str(tmp_path / "te")], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "llm", ([str(tmp_path / "more"), str(own)], set()))
+    assert host.model_roots() == [own, tmp_path / "more", tmp_path / "te"]
+
+
+def test_a_download_is_told_on_the_node_and_the_bar_then_counts_tokens(comfy, pack):
+    watch = sys.modules["the_pack.qwenvl.host"].NodeWatch(40)
+    watch.report(5_000_000_000, 9_000_000_000, "Downloading X: 5.0 of 9.0 GB")
+    watch.update(1, "a")
+    watch.end("a red")
+    assert [(value, total) for value, total, _ in comfy.progress] == [
+        (5_000_000_000, 9_000_000_000),
+        (1, 40),
+        (40, 40),
+    ]
+    assert comfy.texts[0] == ("Downloading X: 5.0 of 9.0 GB", "7", "browser")
+
+
+def test_cancel_is_raised_from_a_report_of_a_download(comfy, pack):
+    watch = sys.modules["the_pack.qwenvl.host"].NodeWatch(40)
+    comfy.interrupted = True
+    with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
+        watch.report(1, 2, "x")

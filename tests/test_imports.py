@@ -25,15 +25,22 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
-    "download": LOW,
+    "checkpoint": set(),
+    "download": LOW | {"hub_errors", "transfer"},
     "media": LOW,
-    "catalog": LOW | {"download"},
+    "builtin": set(),
+    "custom": LOW | {"builtin"},
+    "discovery": LOW | {"builtin", "checkpoint", "download"},
+    "catalog": LOW | {"builtin", "custom", "discovery", "download"},
+    "part": set(),
+    "hub_errors": set(),
+    "transfer": {"hub_errors", "part"},
     "host": LOW,
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host"},
     "budget": LOW | {"download", "media"},
-    "loader": LOW | {"capabilities", "dense"},
+    "loader": LOW | {"capabilities", "checkpoint", "dense"},
     "cache": LOW | {"loader"},
     "answer": LOW,
     "prompt": LOW | {"answer", "loader", "media"},
@@ -50,16 +57,19 @@ MAY_IMPORT = {
     "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "loader", "prompt", "media", "budget", "host", "diagnostics", "report"},
-    "widgets": LOW | {"catalog", "presets"},
+    "widgets": LOW | {"catalog", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
     "box_node": LOW | {"boxes", "host", "loader", "media"},
     "folder_nodes": LOW | {"folder", "host", "media", "paths"},
-    "command": LOW | {"catalog", "presets"},
+    "command": LOW | {"catalog", "download", "presets"},
     "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "presets"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "paths", "folder", "lists"}
+STANDARD_ONLY = {
+    *("request", "log", "catalog", "paths", "folder", "lists"),
+    *("checkpoint", "builtin", "custom", "discovery", "download"),
+}
 
 
 def imports(path):

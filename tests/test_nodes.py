@@ -1,7 +1,10 @@
 import json
 import math
+import shutil
+import sys
 import time
 
+import hub_server
 import pytest
 import torch
 from comfy_double import InterruptProcessingException, Rejected
@@ -407,3 +410,59 @@ def test_8_and_4_bit_load_in_the_inference_mode_that_comfyui_runs_nodes_in(ask):
     for quantization in ("8bit", "4bit"):
         answer = ask(text="Describe this image.", image1=RED_CIRCLE, quantization=quantization)
         assert answer == "a red circle on a blue background"
+
+
+@pytest.fixture
+def hub(pack, tmp_path, monkeypatch):
+    """A hub that has the demo model as owner/name, which is among the user's own models as `Mine`."""
+    catalog = sys.modules["the_pack.qwenvl.catalog"]
+    custom = tmp_path / "custom_models.json"
+    custom.write_text('{"models": {"Mine": {"repo_id": "owner/name"}}}')
+    monkeypatch.setattr(catalog, "CUSTOM_MODELS", custom)
+    yield from hub_server.start(tmp_path, monkeypatch, catalog.find(DEMO).folder)
+
+
+def test_a_model_that_is_missing_comes_while_the_node_shows_it_and_answers(ask, comfy, hub):
+    answer = ask(text="Describe this image.", image1=RED_CIRCLE, model="Mine", max_new_tokens=40)
+    assert answer == "a red circle on a blue background"
+    assert (comfy.models_dir / "LLM" / "owner--name" / "model.safetensors").is_file()
+    assert any(text.startswith("Downloading name: ") for text, _, _ in comfy.texts)
+    assert comfy.texts[-1][0] == answer
+    totals = [total for _, total, _ in comfy.progress]
+    assert totals[0] > 2_000_000
+    assert totals[-1] == 40
+    shutil.rmtree(comfy.models_dir / "LLM")
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_missing_model_may_be_downloaded_unless_the_node_says_never(pack, node_id):
+    choices, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["download"]
+    assert (choices, options["default"]) == (["auto", "never"], "auto")
+
+
+def test_never_downloads_nothing_and_says_how_to(ask, hub):
+    with pytest.raises(RuntimeError, match=r"the download policy is never.*hf download owner/name --local-dir"):
+        ask(text="x", model="Mine", download="never")
+    assert hub.asked == []
+
+
+def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, comfy, pack):
+    node, folder = pack.NODE_CLASS_MAPPINGS["QwenVL"], comfy.models_dir / "LLM" / "New one"
+
+    def offered():
+        return "New one" in node.INPUT_TYPES()["required"]["model"][0]
+
+    assert not offered()
+    assert node.VALIDATE_INPUTS(model="New one") is not True
+    shutil.copytree(sys.modules["the_pack.qwenvl.catalog"].find(DEMO).folder, folder)
+    try:
+        assert offered()
+        answer = ask(text="Describe this image.", image1=RED_CIRCLE, model="New one", download="never")
+        assert answer == "a red circle on a blue background"
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_sizes_are_shown_where_a_model_is_chosen(pack):
+    tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
+    assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
