@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .qwenvl import catalog, widgets
+from .qwenvl import catalog, host, lists, paths, presets, widgets
+from .qwenvl.box_node import QwenVLBoxes
 from .qwenvl.cache import ModelCache
 from .qwenvl.devices import require_device
-from .qwenvl.host import NodeWatch, memory_manager
+from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
+from .qwenvl.host import NodeWatch, memory_manager, model_roots
 from .qwenvl.pipeline import run
-from .qwenvl.request import RELEASES, Frames, LoadSpec, Request, Sampling
+from .qwenvl.request import IMAGE_MODES, RELEASES, Frames, LoadSpec, Request, Sampling
 
 MODELS = ModelCache(memory_manager())
 
@@ -22,7 +24,9 @@ def _watch_over(node: QwenVL | Qwen) -> None:
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
-def _problem(model: str | None, quantization: str | None, attention_mode: str | None, device: str | None) -> str | None:
+def _problem(
+    model: str | None, quantization: str | None, attention_mode: str | None, preset: str | None, device: str | None
+) -> str | None:
     """What is wrong with a list's value, if anything: saved workflows may hold one that is no longer offered.
 
     None stands for a value that another node will deliver.
@@ -30,7 +34,9 @@ def _problem(model: str | None, quantization: str | None, attention_mode: str | 
     choices = {"quantization": quantization, "attention": attention_mode}
     try:
         if model is not None:
-            catalog.find(model)
+            catalog.find(model, model_roots())
+        if preset is not None:
+            presets.find(preset)
         LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
         if device is not None:
             require_device(device)
@@ -45,24 +51,31 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
     values = {**defaults, **given}
+    system, question = presets.find(values["preset"]).fill(values["system"], question)
     request = Request(
         load=LoadSpec(values["model"], values["quantization"], values["attention_mode"], values["device"]),
         text=question,
-        system=values["system"],
-        images={name: values[name] for name in widgets.PICTURES if values.get(name) is not None},
-        video_path=values.get("video_path", "").strip(),
+        system=system,
+        images=_images(values),
+        video_path=_video_file(values.get("video_path", "")),
         sampling=Sampling(
             **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
         ),
         sampling_from=values["sampling"],
         release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+        download=values["download"],
         diagnostics=values["diagnostics"],
         frames=Frames(**_those(values, widgets.FRAMES)),
         **_those(values, ("thinking", "image_mode", "image_resolution", "video", "video_frames")),
     )
     result = run(request, node.models, NodeWatch(request.sampling.longest))
     answers = result.answers
-    return _outputs([each.text for each in answers], [each.thinking for each in answers], result.stats.to_json())
+    return _outputs([each.text for each in answers], [each.thinking for each in answers], [result.stats.to_json()])
+
+
+def _images(values: dict[str, Any]) -> dict[str, Any]:
+    connected = (lists.named(name, values[name]) for name in widgets.PICTURES if values.get(name) is not None)
+    return {name: picture for each in connected for name, picture in each.items()}
 
 
 def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
@@ -70,7 +83,7 @@ def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for each in names for name in each if name in values}
 
 
-def _outputs(texts: list[str], thinking: list[str], stats: str) -> dict[str, Any]:
+def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
     """What a node returns: its outputs, and the text that the page keeps on it."""
     return {"ui": {"text": texts}, "result": (texts, thinking, stats)}
 
@@ -85,7 +98,9 @@ class QwenVL:
     FUNCTION = "inference"
     RETURN_TYPES = ("STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "thinking", "stats")
-    OUTPUT_IS_LIST = (True, True, False)
+    # Pictures of different sizes come as a list. ComfyUI would run the node for one after the other.
+    INPUT_IS_LIST = True
+    OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
@@ -102,7 +117,7 @@ class QwenVL:
             "required": {
                 "system": widgets.SYSTEM,
                 "text": widgets.QUESTION,
-                "model": widgets.model_list(catalog.vision_models()),
+                "model": widgets.model_list(catalog.vision_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,
@@ -117,21 +132,37 @@ class QwenVL:
                 "video_path": widgets.VIDEO,
                 **widgets.OPTIONS,
                 **widgets.VISION_OPTIONS,
+                "preset": widgets.preset_list(),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, device=None) -> bool | str:
-        return _problem(model, quantization, attention_mode, device) or True
+    def VALIDATE_INPUTS(
+        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
+    ) -> bool | str:
+        return _problem(*map(lists.first, (model, quantization, attention_mode, preset, device))) or True
 
     @classmethod
-    def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, video_path: str | None = "", **_: Any):
+    def IS_CHANGED(
+        cls,
+        seed: int | None = None,
+        bypass: bool | None = False,
+        video_path: str | None = "",
+        preset: str | None = None,
+        **_: Any,
+    ) -> Any:
+        seed, bypass, video_path, preset = map(lists.first, (seed, bypass, video_path, preset))
         if seed == -1 and not bypass:
             return float("nan")  # equal to nothing, itself included: the node runs again
-        return _stamp(video_path) if video_path else ""
+        return tuple(filter(None, (_stamp(video_path or ""), presets.stamp(preset)))) or ""
 
-    def inference(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([text], [""], "") if bypass else _answer(type(self), text, given)
+    def inference(self, **given: Any) -> dict[str, Any]:
+        each = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
+        made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
+        return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
+
+    def _run(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
+        return _outputs([text], [""], [""]) if bypass else _answer(type(self), text, given)
 
 
 class Qwen2VL(QwenVL):
@@ -166,7 +197,7 @@ class Qwen:
     FUNCTION = "inference"
     RETURN_TYPES = ("STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "thinking", "stats")
-    OUTPUT_IS_LIST = (True, True, False)
+    OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
@@ -183,35 +214,47 @@ class Qwen:
             "required": {
                 "system": widgets.SYSTEM,
                 "prompt": widgets.QUESTION,
-                "model": widgets.model_list(catalog.text_models()),
+                "model": widgets.model_list(catalog.text_models(model_roots())),
                 "quantization": widgets.QUANTIZATION,
                 "attention_mode": widgets.ATTENTION,
                 "keep_model_loaded": widgets.KEEP_LOADED,
                 "bypass": widgets.BYPASS,
                 **widgets.SAMPLING,
             },
-            "optional": {**widgets.OPTIONS},
+            "optional": {**widgets.OPTIONS, "preset": widgets.preset_list()},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model=None, quantization=None, attention_mode=None, device=None) -> bool | str:
-        return _problem(model, quantization, attention_mode, device) or True
+    def VALIDATE_INPUTS(
+        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
+    ) -> bool | str:
+        return _problem(model, quantization, attention_mode, preset, device) or True
 
     @classmethod
-    def IS_CHANGED(cls, seed: int | None = None, bypass: bool | None = False, **_: Any) -> Any:
-        return float("nan") if seed == -1 and not bypass else ""
+    def IS_CHANGED(
+        cls, seed: int | None = None, bypass: bool | None = False, preset: str | None = None, **_: Any
+    ) -> Any:
+        return float("nan") if seed == -1 and not bypass else presets.stamp(preset)
 
     def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([prompt], [""], "") if bypass else _answer(type(self), prompt, given)
+        return _outputs([prompt], [""], [""]) if bypass else _answer(type(self), prompt, given)
 
 
-def _stamp(path: str) -> tuple[int, int] | str:
+def _video_file(value: str) -> str:
+    """The file that the widget names; nothing where it is empty."""
+    if not value.strip():
+        return ""
+    return str(paths.resolve("video_path", value, host.reachable(), host.reading_bases()))
+
+
+def _stamp(video_path: str) -> tuple[int, int] | str:
     """Changes when the file does, so that an edited video is not answered from ComfyUI's cache."""
-    file = Path(path.strip())
-    if not file.is_file():
-        return "missing"
-    state = file.stat()
-    return state.st_mtime_ns, state.st_size
+    try:
+        file = _video_file(video_path)
+        state = Path(file).stat() if file else None
+    except (OSError, paths.ForbiddenPathError):
+        return "missing"  # what is wrong is said when the node runs
+    return (state.st_mtime_ns, state.st_size) if state else ""
 
 
 # The ids with a dot are those of the older packs.
@@ -221,6 +264,9 @@ NODE_CLASS_MAPPINGS = {
     "Qwen2.5VL": QwenVL,
     "Qwen2.5": Qwen,
     "Qwen2VL": Qwen2VL,
+    "QwenVLBoxes": QwenVLBoxes,
+    "QwenVLLoadFolder": QwenVLLoadFolder,
+    "QwenVLSaveCaptions": QwenVLSaveCaptions,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "QwenVL": "QwenVL",
@@ -228,4 +274,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "Qwen2.5VL": "Qwen2.5VL",
     "Qwen2.5": "Qwen2.5",
     "Qwen2VL": "Qwen2VL (old)",
+    "QwenVLBoxes": "QwenVL Boxes",
+    "QwenVLLoadFolder": "QwenVL Load Folder",
+    "QwenVLSaveCaptions": "QwenVL Save Captions",
 }

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import asdict
 
-from . import catalog, doctor
+from . import captions, catalog, command, doctor, presets
 from .cache import ModelCache
-from .devices import device_choices
+from .host import model_roots
 from .pipeline import run
-from .request import (
-    AS_SET,
-    ATTENTIONS,
-    AUTO,
-    DIAGNOSTICS,
-    FRAME_RANGES,
-    IMAGE_MODES,
-    QUANTIZATIONS,
-    RANGES,
-    RESOLUTIONS,
-    SAMPLING_FROM,
-    THINKING,
-    Frames,
-    LoadSpec,
-    Request,
-    Sampling,
-)
+from .request import FRAME_RANGES, IMAGE_MODES, Frames, Request
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 
@@ -45,6 +27,11 @@ class TerminalWatch:
 
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
+
+    def report(self, done: int, total: int, text: str) -> None:
+        # On a terminal only: in a file every state of the line would stay, and the log has it too.
+        if sys.stderr.isatty():
+            print(f"\r{text:<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         if sys.stderr.isatty() and len(thinking) > self._thought:
@@ -68,86 +55,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
-    talks = options.verbose or options.diagnostics == "full"
-    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
+    return command.status_of(lambda: _answer(options), options)
+
+
+def _answer(options: argparse.Namespace) -> int:
     if options.list_models:
-        print("\n".join({**catalog.vision_models(), **catalog.text_models()}))
-        return 0
-    try:
+        for model in catalog.all_models(model_roots()).values():
+            print(f"{model.name:<30}  {model.size}" if model.size else model.name)
+    elif options.list_presets:
+        print("\n".join(presets.names()))
+    else:
         result = run(_request(options), ModelCache(), TerminalWatch())
-    except KeyboardInterrupt:
         print()
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print()
-    if options.stats:
-        print(result.stats.to_json(), file=sys.stderr)
-    return 0
+        if options.stats:
+            print(result.stats.to_json(), file=sys.stderr)
+    return command.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m qwenvl",
         description="Ask a Qwen model about pictures, a video or text.",
-        epilog=f"As the first word, {' and '.join(COMMANDS)} is a command: see python -m qwenvl doctor --help.",
+        epilog=f"As the first word, {' and '.join(COMMANDS)} are commands: see python -m qwenvl caption --help.",
     )
     add = parser.add_argument
     add("text", nargs="?", default="", help="the question; - reads it from standard input")
     add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
     add("--video", default="", metavar="FILE", help="a video")
-    add("--system", default="You are a helpful assistant.", help="the system prompt")
-    add("--model", default=catalog.DEMO, help="a name of --list-models (default: %(default)s)")
     add("--list-models", action="store_true", help="print the models and exit")
-    add("--quantization", choices=QUANTIZATIONS, default="none")
-    add("--attention-mode", choices=ATTENTIONS, default="sdpa")
-    add("--device", choices=device_choices(), default=AUTO)
+    add("--list-presets", action="store_true", help="print the presets and exit")
     add("--image-mode", choices=IMAGE_MODES, default=IMAGE_MODES[0])
-    add("--image-resolution", choices=RESOLUTIONS, default="auto")
-    add("--thinking", choices=THINKING, default="auto")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
-    add("--do-sample", action=argparse.BooleanOptionalAction, default=Sampling().do_sample)
-    defaults = {**asdict(Sampling()), **asdict(Frames())}
-    for name, (low, high) in {**RANGES, **FRAME_RANGES}.items():
-        add(
-            f"--{name.replace('_', '-')}",
-            type=type(defaults[name]),
-            default=defaults[name],
-            metavar="N",
-            help=f"{low} to {high} (default: %(default)s)",
-        )
-    add("--diagnostics", choices=DIAGNOSTICS, default=DIAGNOSTICS[0], help="how much a run tells of itself in the log")
+    command.add_numbers(parser, FRAME_RANGES, asdict(Frames()))
     add("--stats", action="store_true", help="print the figures of the run as JSON on standard error")
-    add("--sampling", choices=SAMPLING_FROM, default=AS_SET, help="whose sampling parameters are used")
-    add("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
-    add("--debug", action="store_true", help="print the whole traceback of an error")
+    command.add_flags(parser)
     return parser
 
 
 def _request(options: argparse.Namespace) -> Request:
-    return Request(
-        sampling_from=options.sampling,
-        load=LoadSpec(options.model, options.quantization, options.attention_mode, options.device),
-        text=sys.stdin.read() if options.text == "-" else options.text,
-        system=options.system,
+    return command.request(
+        options,
+        sys.stdin.read() if options.text == "-" else options.text,
         images={f"image{number}": path for number, path in enumerate(options.image, 1)},
         video_path=options.video,
-        sampling=_settings(Sampling, options),
-        frames=_settings(Frames, options),
+        frames=Frames(**{name: getattr(options, name) for name in FRAME_RANGES}),
         image_mode=options.image_mode,
-        image_resolution=options.image_resolution,
-        thinking=options.thinking,
-        diagnostics=options.diagnostics,
     )
-
-
-def _settings(kind: type, options: argparse.Namespace) -> Any:
-    """A Sampling or Frames from the flags that are called like its fields."""
-    values = {field.name: getattr(options, field.name) for field in fields(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -158,7 +110,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"doctor": _doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"caption": captions.main, "doctor": _doctor}
 
 
 if __name__ == "__main__":

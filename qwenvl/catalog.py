@@ -2,79 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import re
+import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from . import builtin
+from .builtin import Model
+from .custom import custom_models
+from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
-from .log import log
 
 PACK = Path(__file__).resolve().parent.parent
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"
-
-_VISION = (
-    "Qwen3-VL-4B-Instruct",
-    "Qwen3-VL-4B-Thinking",
-    "Qwen3-VL-2B-Instruct",
-    "Qwen3-VL-2B-Thinking",
-    "Qwen3-VL-8B-Instruct",
-    "Qwen3-VL-8B-Thinking",
-    "Qwen3-VL-32B-Instruct",
-    "Qwen3-VL-32B-Thinking",
-    "Qwen2.5-VL-3B-Instruct",
-    "Qwen2.5-VL-7B-Instruct",
-    "Qwen2-VL-2B-Instruct",
-    "Qwen2-VL-7B-Instruct",
-)
-_TEXT = (
-    "Qwen3-4B-Instruct-2507",
-    "Qwen3-4B-Thinking-2507",
-    "Qwen2.5-3B-Instruct",
-    "Qwen2.5-7B-Instruct",
-    "Qwen2.5-14B-Instruct",
-    "Qwen2.5-32B-Instruct",
-)
-# The keys under which this pack and the most used other one keep models in custom_models.json.
-_CUSTOM_KEYS = ("hf_models", "hf_vl_models", "hf_text_models", "models")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class UnknownModelError(ValueError):
     """A model was asked for that is in no list."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One entry of the list: a repository to download from, or a folder that is already there."""
-
-    name: str
-    repo_id: str = ""
-    folder: Path | None = None
+def vision_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
+    custom = [model for model in custom_models(CUSTOM_MODELS) if _may_see(model)]
+    return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
 
 
-def vision_models() -> dict[str, Model]:
-    """Name -> model, in the order of the QwenVL node's list."""
-    return _listed([*_official(_VISION), Model("SkyCaptioner-V1", "Skywork/SkyCaptioner-V1")])
+def text_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
+    listed = [*builtin.text(), *custom_models(CUSTOM_MODELS)]
+    return _listed(listed, [model for model, sees in _others(roots) if not sees])
 
 
-def text_models() -> dict[str, Model]:
-    """Name -> model, in the order of the Qwen node's list."""
-    return _listed(_official(_TEXT))
+def all_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Both lists. A user's own model wins over one of ours with that name, as in each list."""
+    return {**vision_models(roots), **text_models(roots), **_by_name(custom_models(CUSTOM_MODELS))}
 
 
-def find(name: str) -> Model:
+def find(name: str, roots: Sequence[Path] = ()) -> Model:
     """The model of that name, whichever node lists it: a vision model answers text as well.
 
     Raises:
-        UnknownModelError: no list has it; the message names those that do exist.
+        UnknownModelError: no list has it; the message names those that come close.
     """
-    models = {**text_models(), **vision_models()}
+    models = all_models(roots)
     if name not in models:
+        holding = [known for known in models if name.lower() in known.lower()]
+        close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
         raise UnknownModelError(
-            f"Model {name!r} is not in the list. Add it to {CUSTOM_MODELS.name}, or pick one of: {', '.join(models)}."
+            f"Model {name!r} is not in the list, and no model folder has that name. Put its folder into "
+            f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "
+            f"{', '.join(close)}."
         )
     return models[name]
 
@@ -83,14 +61,16 @@ def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
     """Folders in which the model may lie, best first; the first is where a download goes."""
     if model.folder:
         return [model.folder]
-    owner, last = model.repo_id.split("/")
+    owner, last = model.owner, model.last
     places = [root / f"{owner}--{last}" for root in roots]
+    places += [root / owner / last for root in roots]
     # LLM/<last part> is the place of the older packs. It cannot tell two owners apart, so it counts
     # only where no other entry could mean it.
-    others = {**text_models(), **vision_models()}.values()
-    if not any(o.repo_id != model.repo_id and o.repo_id.endswith(f"/{last}") for o in others):
+    if last in _sole_names(_named_ones()):
         places += [root / last for root in roots]
-    return places
+        places += [place for root in roots for place in sorted(root.glob(f"*/{last}")) if place not in places]
+    cached = in_hub_cache(model.repo_id)
+    return [*places, cached] if cached else places
 
 
 def locate(model: Model, roots: Sequence[Path]) -> Path | None:
@@ -98,40 +78,48 @@ def locate(model: Model, roots: Sequence[Path]) -> Path | None:
     return next((place for place in candidates(model, roots) if why_incomplete(place) is None), None)
 
 
-def _official(names: Iterable[str]) -> list[Model]:
-    return [Model(name, f"Qwen/{name}") for name in names]
+def searched(roots: Sequence[Path]) -> str:
+    """For a message: where models are looked for."""
+    return ", ".join(map(str, [*roots, hub_cache()]))
 
 
-def _listed(builtin: list[Model]) -> dict[str, Model]:
-    demo = Model(DEMO, folder=PACK / "demo" / "model")
-    return {model.name: model for model in [*builtin, *_custom_models(CUSTOM_MODELS), demo]}
+def _named_ones() -> list[Model]:
+    """Models that are listed wherever they lie."""
+    return [*builtin.vision(), *builtin.text(), *custom_models(CUSTOM_MODELS)]
 
 
-def _custom_models(path: Path) -> list[Model]:
-    """The user's own models. A mistake in the file costs these models only, and is named in the log."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        log.warning("%s is ignored: %s", path, error)
-        return []
-    if not isinstance(content, dict):
-        log.warning("%s is ignored: it must hold a JSON object", path)
-        return []
-    sections = [(key, content[key]) for key in _CUSTOM_KEYS if key in content]
-    return [model for key, section in sections for model in _section(f"{path.name}: {key}", section)]
+def _sole_names(models: Iterable[Model]) -> set[str]:
+    """Last parts that belong to one repository only."""
+    repositories = {model.repo_id: model.last for model in models if model.repo_id}
+    return {last for last, owners in Counter(repositories.values()).items() if owners == 1}
 
 
-def _section(where: str, section: object) -> list[Model]:
-    if not isinstance(section, dict):
-        log.warning("%s is ignored: it must map names to models", where)
-        return []
-    models = []
-    for name, entry in section.items():
-        repo_id = entry.get("repo_id") if isinstance(entry, dict) else None
-        if isinstance(repo_id, str) and _REPO_ID.fullmatch(repo_id):
-            models.append(Model(name, repo_id))
-        else:
-            log.warning("%s: %r is ignored: repo_id must look like 'owner/name', got %r", where, name, repo_id)
-    return models
+def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
+    """Models on this machine that no entry of the lists stands for."""
+    named = _named_ones()
+    taken = {model.name for model in named} | {model.repo_id for model in named}
+    folders, sole = {model.folder for model in named}, _sole_names(named)
+
+    def is_new(model: Model) -> bool:
+        if model.folder is None:
+            return model.repo_id not in taken
+        return not (model.name in taken or model.folder in folders or model.folder.name in sole)
+
+    return [(model, sees) for model, sees in discovered(roots) if is_new(model)]
+
+
+def _may_see(model: Model) -> bool:
+    """Of a user's own model it is known only where it is a folder; one to download may see."""
+    known = describe(model.folder) if model.folder else None
+    return known is None or known.sees
+
+
+def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]:
+    # The first of several folders with one name counts, as ComfyUI has it with files.
+    first = {model.name: model for model in reversed(others)}
+    in_order = {model.name: first[model.name] for model in others}
+    return {**_by_name(named), **in_order, DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+
+
+def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+    return {model.name: model for model in models}

@@ -157,6 +157,8 @@ class _Nobody:
     def update(self, *_: Any) -> None:
         """Nobody reads along."""
 
+    def report(self, done: int, total: int, text: str) -> None: ...
+
     def advance(self, done: int, total: int | None, text: str) -> None: ...
 
     def end(self, text: str) -> None:

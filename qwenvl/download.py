@@ -1,22 +1,48 @@
-"""One model folder, complete or not at all."""
+"""One model folder, complete or not at all. Standard library only: the fetching is done by another process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from .hub_errors import redacted
 from .log import log
+from .request import DOWNLOADS
+from .transfer import INDEX, UNFINISHED
 
-# Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
-WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
-# Exists while a download is under way, so that a folder cut off between two files is never taken for whole.
-UNFINISHED = ".download-unfinished"
+_PACK = Path(__file__).resolve().parent.parent
+# How often cancel is looked at while nothing arrives.
+_LOOK_S = 0.1
+# Live text and progress bar; and the log, where a line stays.
+_REPORT_S = 0.5
+_LOG_S = 15.0
+# The speed shown is that of so many seconds.
+_SPEED_OVER_S = 10.0
 
 
 class DownloadError(RuntimeError):
-    """A model could not be fetched."""
+    """A model could not be fetched, or must not be."""
+
+
+class Onlooker(Protocol):
+    """Who waits for a download."""
+
+    def check(self) -> None:
+        """Raise to cancel."""
+
+    def report(self, done: int, total: int, text: str) -> None:
+        """How many of how many bytes are there, and a line that says so."""
 
 
 def why_incomplete(folder: Path) -> str | None:
@@ -34,33 +60,165 @@ def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
-def fetch(repo_id: str, folder: Path) -> None:
+def default_policy() -> str:
+    """What QWENVL_DOWNLOAD says. Whoever sets it wants to forbid something, so a word that is unknown forbids."""
+    policy = os.environ.get("QWENVL_DOWNLOAD", DOWNLOADS[0]).strip().lower()
+    if policy in DOWNLOADS:
+        return policy
+    log.warning("QWENVL_DOWNLOAD is %r, which is none of %s: taken as never", policy, ", ".join(DOWNLOADS))
+    return "never"
+
+
+def why_forbidden(policy: str) -> str | None:
+    """The reason why nothing may be downloaded now, or None."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return f"{name} is set"
+    return "the download policy is never" if policy == "never" else None
+
+
+def command(repo_id: str, folder: Path) -> str:
+    """What a user types to fetch it."""
+    return f'hf download {repo_id} --local-dir "{folder}"'
+
+
+def fetch(repo_id: str, folder: Path, watch: Onlooker) -> None:
     """Download a repository into the folder; what an earlier try left there is resumed.
 
     Raises:
-        DownloadError: nothing could be fetched, or what came is not a whole model.
+        DownloadError: it could not be fetched, or what came is not a whole model.
+        whatever watch.check raises: the download has stopped; what has come so far stays.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
+    watch.check()
     log.info("downloading %s to %s", repo_id, folder)
-    marker = folder / UNFINISHED
-    # Of whichever HTTP library this version of huggingface_hub uses: a lost connection is not wrapped.
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
+    progress = _Progress(repo_id, watch)
     try:
-        # Asked first, because snapshot_download calls a folder that exists a success when the hub cannot be reached.
-        revision = HfApi().model_info(repo_id).sha
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
-    except (http_error, OSError, ValueError) as error:
-        raise DownloadError(
-            f"{repo_id} could not be downloaded: {_first_line(error)} "
-            f"Check the connection, or put the model's files into {folder} yourself."
-        ) from error
-    if reason := _why_not_whole(folder):
+        for event in _events(repo_id, folder, watch):
+            progress.take(event)
+            if "note" in event:
+                log.warning("%s", event["note"])
+            if "error" in event:
+                raise DownloadError(event["error"])
+    finally:
+        if progress.is_partial():
+            log.warning("download of %s stopped at %s; the next one goes on from there", repo_id, progress.amounts())
+    if reason := why_incomplete(folder):
         raise DownloadError(f"{repo_id} was fetched to {folder}, but {reason}, so it cannot be loaded.")
-    marker.unlink()
+    log.info("downloaded %s in %.0f s", repo_id, progress.seconds())
+
+
+class _Progress:
+    """Of the bytes that are there, and how fast they come."""
+
+    def __init__(self, repo_id: str, watch: Onlooker) -> None:
+        self._name = repo_id.rpartition("/")[2]
+        self._watch = watch
+        self._done = self._total = self._got = 0
+        self._start = self._logged_at = time.monotonic()
+        self._reported_at = 0.0
+        self._received: deque[tuple[float, int]] = deque([(self._start, 0)])
+
+    def take(self, event: dict[str, Any]) -> None:
+        """What the other process said; an empty event where it said nothing for a moment."""
+        self._total = event.get("total", self._total)
+        self._done = event.get("done", self._done)
+        self._got = event.get("received", self._got)
+        now = time.monotonic()
+        if now - self._received[-1][0] >= _LOOK_S:
+            self._received.append((now, self._got))
+            while now - self._received[0][0] > _SPEED_OVER_S and len(self._received) > 2:
+                self._received.popleft()
+        if self._total and (now - self._reported_at >= _REPORT_S or self._done == self._total):
+            self._reported_at = now
+            self._watch.report(self._done, self._total, f"Downloading {self._name}: {self.so_far()}")
+        if self._total and now - self._logged_at >= _LOG_S:
+            self._logged_at = now
+            log.info("%s: %s", self._name, self.so_far())
+
+    def is_partial(self) -> bool:
+        return 0 < self._done < self._total
+
+    def amounts(self) -> str:
+        """2.1 of 8.9 GB"""
+        unit, name = (1e9, "GB") if self._total >= 1e9 else (1e6, "MB")
+        return f"{self._done / unit:.1f} of {self._total / unit:.1f} {name}"
+
+    def so_far(self) -> str:
+        """2.1 of 8.9 GB, 85.0 MB/s, 80 s left"""
+        (first, before), (last, now) = self._received[0], self._received[-1]
+        if now == before:
+            return self.amounts()
+        speed = (now - before) / (last - first)
+        left = (self._total - self._done) / speed
+        return (
+            f"{self.amounts()}, {speed / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
+        )
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, Any]]:
+    """What the other process says, until it ends, and {} where it is silent for a moment.
+
+    It is killed as soon as nobody listens any more.
+    """
+    event: dict[str, Any] | None = {}
+    with tempfile.TemporaryFile() as complaints, _start(repo_id, folder, complaints) as process:
+        said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True).start()
+        try:
+            while event is not None and "complete" not in event:
+                watch.check()
+                event = _next(said)
+                yield event or {}
+        finally:
+            process.kill()
+        if event is None:
+            process.wait()
+            complaints.seek(0)
+            last_words = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise DownloadError(
+                f"The process that downloads {repo_id} ended by itself "
+                f"({redacted(last_words[0]) if last_words else f'status {process.returncode}'}). "
+                f"Try again, or run: {command(repo_id, folder)}"
+            )
+
+
+def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    try:
+        return said.get(timeout=_LOOK_S)
+    except queue.Empty:
+        return {}
+
+
+def _start(repo_id: str, folder: Path, complaints: Any) -> subprocess.Popen[str]:
+    # Not -m and no script: an embedded Python, as that of portable ComfyUI, looks for neither beside the file.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.transfer import main; sys.exit(main(*sys.argv[2:]))"
+    )
+    # Xet gives up early, since HTTP goes on; hf_transfer can neither resume nor tell how far it is.
+    environment = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", **os.environ}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0"}
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code, str(_PACK), repo_id, str(folder.absolute())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        # No window of its own on Windows.
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+
+
+def _listen(process: subprocess.Popen[str], said: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    if process.stdout:
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                said.put(json.loads(line))
+    said.put(None)
 
 
 def _why_not_whole(folder: Path) -> str | None:
@@ -74,11 +232,11 @@ def _why_not_whole(folder: Path) -> str | None:
             return "it holds no .safetensors weights"
         return next((reason for reason in map(_why_broken, weights) if reason), None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its index or a weight file cannot be read ({_first_line(error)})"
+        return f"its index or a weight file cannot be read ({error})"
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -100,8 +258,3 @@ def _why_broken(path: Path) -> str | None:
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     expected = 8 + header_size + max(ends, default=0)
     return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith(".") else f"{line}."

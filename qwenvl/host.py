@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 import threading
 import time
@@ -18,13 +19,15 @@ except ModuleNotFoundError:  # the command line, the tests, the benchmarks
 else:
     import comfy.utils
     import folder_paths
+    from comfy.cli_args import args
     from comfy.model_patcher import ModelPatcher
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
 _Base: Any = object if memory is None else ModelPatcher
 
-MODEL_FOLDER = "LLM"
+# The names under which ComfyUI may know folders of models that we can run; downloads go to the first.
+MODEL_FOLDERS = ("LLM", "llm", "text_encoders")
 _PACK = Path(__file__).resolve().parent.parent
 # A text event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
@@ -37,14 +40,60 @@ PROMPT_POLL_S = 0.25
 def model_roots() -> list[Path]:
     """Folders that hold model folders, the one for new downloads first.
 
-    Without ComfyUI: its models folder if the pack lies in its custom_nodes, else one in the pack.
+    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack.
     """
     if memory is None:
         home = _PACK.parent.parent if _PACK.parent.name == "custom_nodes" else _PACK
-        return [home / "models" / MODEL_FOLDER]
-    if MODEL_FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
-    return [Path(path) for path in folder_paths.get_folder_paths(MODEL_FOLDER)]
+        return [home / "models" / name for name in MODEL_FOLDERS]
+    first, registered = MODEL_FOLDERS[0], folder_paths.folder_names_and_paths
+    if first not in registered:
+        folder_paths.add_model_folder_path(first, str(Path(folder_paths.models_dir) / first))
+    paths = [path for name in MODEL_FOLDERS if name in registered for path in folder_paths.get_folder_paths(name)]
+    unique: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        unique.setdefault(path.resolve(), path)  # LLM and llm are one folder where case does not matter
+    return list(unique.values())
+
+
+def preset_folder() -> Path:
+    """Where the user keeps presets: among the files that updates leave alone."""
+    if memory is None:
+        return Path.home() / ".config" / "qwenvl" / "presets"
+    return Path(folder_paths.get_user_directory()) / "default" / "qwenvl" / "presets"
+
+
+def reachable() -> list[Path] | None:
+    """The folders that a widget may name files in; None for all: whoever queues prompts sits at this machine."""
+    if memory is None or all(_is_loopback(address) for address in args.listen.split(",")):
+        return None
+    return [
+        Path(folder)
+        for folder in (
+            folder_paths.get_input_directory(),
+            folder_paths.get_output_directory(),
+            folder_paths.get_temp_directory(),
+            folder_paths.get_user_directory(),
+        )
+    ]
+
+
+def reading_bases() -> list[Path]:
+    """What a relative path of something to read starts from, best first."""
+    here = Path.cwd()
+    return [here] if memory is None else [Path(folder_paths.get_input_directory()), here]
+
+
+def writing_bases() -> list[Path]:
+    """What a relative path of something to write starts from."""
+    return [Path.cwd()] if memory is None else [Path(folder_paths.get_output_directory())]
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(address.strip()).is_loopback
+    except ValueError:
+        return address.strip() == "localhost"
 
 
 def device() -> str | None:
@@ -208,6 +257,7 @@ class NodeWatch:
         self._bar: Any = None
         self._node_id: str | None = None
         self._sent_at = 0.0
+        self._max_new_tokens = max_new_tokens
         if memory is not None:
             context = get_executing_context()
             self._node_id = context.node_id if context else PromptServer.instance.last_node_id
@@ -218,9 +268,13 @@ class NodeWatch:
         if memory is not None:
             memory.throw_exception_if_processing_interrupted()
 
+    def report(self, done: int, total: int, text: str) -> None:
+        """Called while a model is downloaded: how many of how many bytes are there, and a line that says so."""
+        self._tell(done, total, text)
+
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         """Called after every token with the number of them, the whole answer so far, and the thought before it."""
-        self._tell(new_tokens, None, f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
+        self._tell(new_tokens, self._max_new_tokens, f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
 
     def advance(self, done: int, total: int | None, text: str) -> None:
         """Called with many answers: how many are finished of how many, and the latest."""
@@ -229,7 +283,7 @@ class NodeWatch:
     def _tell(self, value: int, total: int | None, text: str) -> None:
         self.check()
         if self._bar:
-            self._bar.update_absolute(value, total)
+            self._bar.update_absolute(value, total or self._max_new_tokens)
         if time.monotonic() - self._sent_at >= LIVE_TEXT_INTERVAL_S:
             self._show(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .log import log
 from .request import Frames, Request
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 MOST_NARROW = 200
+# What Pillow raises about files that are damaged, kind by kind: from a PNG it may be a SyntaxError, from an AVIF a
+# RuntimeError.
+BROKEN_PICTURE = (
+    *(OSError, Image.DecompressionBombError, SyntaxError, RuntimeError, ValueError, TypeError),
+    *(LookupError, ArithmeticError, EOFError, struct.error),
+)
 # Qwen's own video processors use the same lower limit.
 MIN_FRAMES = 4
 # A token is so many pixels of each of two frames, in the families that need the most.
@@ -78,7 +85,7 @@ def _from_file(name: str, path: Path) -> Image.Image:
             return _as_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
         raise MediaError(f"{name}: there is no file {str(path)!r}.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+    except BROKEN_PICTURE as error:
         raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({error}).") from error
 
 

@@ -39,6 +39,9 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise to cancel."""
 
+    def report(self, done: int, total: int, text: str) -> None:
+        """While a model is downloaded: how many of how many bytes are there, and a line that says so."""
+
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         """After every token: how many there are, the answer so far, and the thought before it. Raise to cancel."""
 
@@ -191,7 +194,7 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     check()
 
     before_load = time.perf_counter()
-    source = models.source(request.load) or find_source(request.load)
+    source = models.source(request.load) or find_source(request.load, job.live.watch, request.download)
     request = source.sampled(request)
     pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
     tokens = prompt_tokens(request.system + request.text, first[1], videos, pixels[1])

@@ -15,6 +15,7 @@ Attention = Literal[
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+SYSTEM_PROMPT = "You are a helpful assistant."
 # Where a model runs, besides a device by its name in torch.
 AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
 _DEVICE = re.compile(rf"{AUTO}|{ALL_GPUS}|{ALL_GPUS_AND_CPU}|cpu|mps|(cuda|xpu):\d+")
@@ -39,6 +40,9 @@ RESOLUTIONS: dict[str, tuple[int, int] | None] = {
     # As they are, but for the smallest that can be cut into patches.
     "original": (56 * 56, 1 << 40),
 }
+
+# Whether a model that is nowhere may be downloaded.
+DOWNLOADS = ("auto", "never")
 
 # Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
 RANGES: dict[str, tuple[float, float]] = {
@@ -195,6 +199,7 @@ class Request:
     video: Any = None
     frames: Frames = Frames()
     thinking: str = "auto"
+    download: str = DOWNLOADS[0]
     sampling_from: str = AS_SET
 
     def __post_init__(self) -> None:
@@ -203,6 +208,7 @@ class Request:
         _one_of("image_mode", self.image_mode, IMAGE_MODES)
         _one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
         _one_of("thinking", self.thinking, THINKING)
+        _one_of("download", self.download, DOWNLOADS)
         _one_of("sampling", self.sampling_from, SAMPLING_FROM)
 
     @property

@@ -18,17 +18,27 @@ from .precision import experts_are_fused
 from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
 
 
-def find_source(spec: LoadSpec) -> ModelSource:
-    """The model's folder, downloaded if it was nowhere, and the machine that was asked for."""
+def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
+    """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
+
+    Args:
+        policy: one of request.DOWNLOADS.
+    """
     # First, because a device that does not exist should not cost a download.
     where = machine_for(spec.device, host.device())
-    model, roots = catalog.find(spec.model), host.model_roots()
+    roots = host.model_roots()
+    model = catalog.find(spec.model, roots)
     folder = catalog.locate(model, roots)
     if folder is None:
         folder = catalog.candidates(model, roots)[0]
         if not model.repo_id:
             raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
-        download.fetch(model.repo_id, folder)
+        if reason := download.why_forbidden(policy):
+            raise download.DownloadError(
+                f"{spec.model} is not on this machine, and {reason}, so it is not downloaded. Searched: "
+                f"{catalog.searched(roots)}. This fetches it: {download.command(model.repo_id, folder)}"
+            )
+        download.fetch(model.repo_id, folder, watch)
     return ModelSource(spec, folder, where)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import catalog
+from . import catalog, download, presets
 from .devices import device_choices
 from .request import (
     AS_SET,
     ATTENTIONS,
     AUTO,
     DIAGNOSTICS,
+    DOWNLOADS,
     FRAME_RANGES,
     IMAGE_MODES,
     QUANTIZATIONS,
@@ -18,11 +19,11 @@ from .request import (
     RELEASES,
     RESOLUTIONS,
     SAMPLING_FROM,
+    SYSTEM_PROMPT,
     THINKING,
     Frames,
 )
 
-SYSTEM_PROMPT = "You are a helpful assistant."
 ANSWER_TOOLTIP = (
     "The model's answer, without its thinking and without control tokens: a list, of one where one was asked."
 )
@@ -172,6 +173,12 @@ OPTIONS: dict[str, Widget] = {
         "Whether a model that can do both thinks first; auto leaves it to the model. Where its chat template has no "
         "switch for it, this does nothing, and stats says so.",
     ),
+    "download": _choice(
+        DOWNLOADS,
+        download.default_policy(),
+        "Whether a model that is not on this machine may be downloaded. never makes it an error that names the folders "
+        "that were searched and the command that fetches it. The variable QWENVL_DOWNLOAD sets the default.",
+    ),
     "device": _choice(
         device_choices(),
         AUTO,
@@ -214,9 +221,22 @@ def stops(text: str) -> tuple[str, ...]:
     return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
 
 
-def model_list(names: dict[str, catalog.Model]) -> Widget:
+def model_list(models: dict[str, catalog.Model]) -> Widget:
+    sizes = "\n".join(f"{model.name}: {model.size}" for model in models.values() if model.size)
     return _choice(
-        tuple(names),
-        next(iter(names)),
-        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack.",
+        tuple(models),
+        next(iter(models)),
+        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack; model "
+        "folders that you have are listed too. In memory means the weights alone, by quantization; float32, which some "
+        f"CPUs compute in, is twice none.\n{sizes}",
+    )
+
+
+def preset_list() -> Widget:
+    """Read anew for every look at a node: the user's files may have changed."""
+    return _choice(
+        presets.names(),
+        presets.NONE,
+        "Put system and user text from a file around what you typed. Your own files: user/default/qwenvl/presets in "
+        "ComfyUI's folder.",
     )

@@ -126,6 +126,9 @@ class ComfyDouble:
         self.memory = Memory()
         # What ComfyUI's queue is working on: number -> (priority, prompt id).
         self.running: dict[int, tuple[int, str]] = {}
+        # As in ComfyUI beside each other: input, output, temp, user. `listen` is the option of that name.
+        self.base = models_dir.parent
+        self.args = SimpleNamespace(listen="127.0.0.1")
         self.reset()
 
     def reset(self) -> None:
@@ -138,6 +141,7 @@ class ComfyDouble:
         self.cache.clear()
         self.memory.requests.clear()
         self.running.clear()
+        self.args.listen = "127.0.0.1"
 
     def install(self) -> None:
         """Put the modules where `import` finds them."""
@@ -154,14 +158,14 @@ class ComfyDouble:
             Each output as the next node is given it: as a list, which is of one where the output is not declared one.
         """
         self._validate(node, inputs)
-        changed = node.IS_CHANGED(**inputs) if hasattr(node, "IS_CHANGED") else None
-        key = (node, tuple(sorted((name, id(v) if torch.is_tensor(v) else v) for name, v in inputs.items())), changed)
+        changed = node.IS_CHANGED(**_handed(node, inputs)) if hasattr(node, "IS_CHANGED") else None
+        key = (node, tuple(sorted((name, _identity(value)) for name, value in inputs.items())), changed)
         if key not in self.cache:
             with torch.inference_mode():
-                self.cache[key] = getattr(node(), node.FUNCTION)(**inputs)
+                self.cache[key] = getattr(node(), node.FUNCTION)(**_handed(node, inputs))
         made = self.cache[key]
         self.ui = made.get("ui", {}) if isinstance(made, dict) else {}
-        outputs = made["result"] if isinstance(made, dict) else made
+        outputs = made.get("result", ()) if isinstance(made, dict) else made
         lists = getattr(node, "OUTPUT_IS_LIST", (False,) * len(outputs))
         return [list(each) if is_list else [each] for each, is_list in zip(outputs, lists, strict=True)]
 
@@ -174,7 +178,8 @@ class ComfyDouble:
                     raise Rejected(f"Required input is missing: {name}")
             elif name not in own:
                 _check(name, inputs[name], kind, options)
-        verdict = node.VALIDATE_INPUTS(**{name: inputs[name] for name in own if name in inputs}) if own else True
+        named = {name: inputs[name] for name in own if name in inputs}
+        verdict = node.VALIDATE_INPUTS(**_handed(node, named)) if own else True
         if verdict is not True:
             raise Rejected(verdict)
 
@@ -221,6 +226,7 @@ class ComfyDouble:
             ),
             "comfy.model_patcher": _module("comfy.model_patcher", ModelPatcher=ModelPatcher),
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
+            "comfy.cli_args": _module("comfy.cli_args", args=self.args),
             "comfy_execution": _module("comfy_execution"),
             "comfy_execution.utils": _module(
                 "comfy_execution.utils", get_executing_context=lambda: context if double.executing else None
@@ -231,9 +237,26 @@ class ComfyDouble:
                 folder_names_and_paths=folders,
                 add_model_folder_path=add_model_folder_path,
                 get_folder_paths=lambda name: list(folders[name][0]),
+                **{
+                    f"get_{name}_directory": lambda name=name: str(double.base / name)
+                    for name in ("input", "output", "temp", "user")
+                },
             ),
             "server": _module("server", PromptServer=SimpleNamespace(instance=server)),
         }
+
+
+def _handed(node: type, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A node that asks for lists is handed nothing else, in all its methods."""
+    if not getattr(node, "INPUT_IS_LIST", False):
+        return inputs
+    return {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_identity, value))
+    return id(value) if torch.is_tensor(value) else value
 
 
 def _module(name: str, **contents: Any) -> ModuleType:

@@ -35,6 +35,7 @@ NODES = {
     "Qwen": "prompt",
     "Qwen2.5": "prompt",
 }
+SMALL_NODES = {"QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions"}
 TEXTS_BEFORE_CANCEL = 4  # live texts come every 0.2 s, so this is in the middle of a run
 CANCEL_PROMISE_S = 0.7
 CANCEL_LIMIT_S = 2.0  # the promise, and room for a machine that is shared
@@ -123,7 +124,7 @@ def long_run(build: Callable[..., Graph], **values: Any) -> Graph:
 
 def test_all_nodes_are_registered_with_the_demo_model_in_their_list(client: Client) -> None:
     info = client.get("/object_info")
-    assert set(NODES) <= set(info)
+    assert {*NODES, *SMALL_NODES} <= set(info)
     for node, text_input in NODES.items():
         required = info[node]["input"]["required"]
         assert text_input in required
@@ -300,3 +301,81 @@ def test_a_run_after_free_gives_the_same_answer(client: Client, build: Callable[
         time.sleep(0.1)
     assert "node" not in run.cached
     assert run.text("preview") == before
+
+
+SET = {
+    "2.png": ("ellipse", "red", "blue", (160, 120)),
+    "10.webp": ("rectangle", "yellow", "green", (128, 128)),
+    "a.jpg": ("ellipse", "pink", "black", (200, 150)),
+}
+SET_CAPTIONS = {
+    "2.txt": "a red circle on a blue background",
+    "10.txt": "a yellow square on a green background",
+    "a.txt": "a pink circle on a black background",
+}
+
+
+def draw_set(folder: Path) -> None:
+    """Pictures of different sizes, with the shape in the middle."""
+    folder.mkdir(parents=True)
+    for name, (shape, colour, background, (width, height)) in SET.items():
+        picture = Image.new("RGB", (width, height), background)
+        box = (width / 2 - 40, height / 2 - 40, width / 2 + 40, height / 2 + 40)
+        getattr(ImageDraw.Draw(picture), shape)(box, fill=colour)
+        picture.save(folder / name, quality=95)
+
+
+def test_a_folder_is_loaded_captioned_together_and_saved(
+    client: Client, server: Server, build: Callable[..., Graph]
+) -> None:
+    folder = server.base / "input" / "my set"
+    draw_set(folder)
+    graph = build(text="Describe this image.", image1=["folder", 0], image_mode="one answer per image")
+    values = {"folder": "my set", "pattern": "*", "sort": "name", "limit": 0}
+    graph["folder"] = {"class_type": "QwenVLLoadFolder", "inputs": values}
+    values = {"text": ["node", 0], "names": ["folder", 1], "folder": ["folder", 2], "existing": "skip"}
+    graph["save"] = {"class_type": "QwenVLSaveCaptions", "inputs": values}
+    graph["stats"] = {"class_type": "PreviewAny", "inputs": {"source": ["node", 2]}}
+
+    run = client.run(graph)
+    assert {file.name: file.read_text() for file in folder.glob("*.txt")} == SET_CAPTIONS, run.message
+    assert json.loads(run.text("stats"))["batch_size"] == len(SET)
+    assert run.outputs["save"]["text"] == [f"3 captions written to {folder}, 0 were there and stayed"]
+
+    (folder / "2.txt").write_text("mine")
+    (folder / "a.txt").unlink()
+    again = client.run(graph)
+    assert "node" in again.cached and "folder" in again.cached
+    assert (folder / "2.txt").read_text() == "mine"
+    assert (folder / "a.txt").read_text() == SET_CAPTIONS["a.txt"]
+
+
+def test_a_box_is_drawn_at_the_shape_and_masks_it(client: Client, server: Server, build: Callable[..., Graph]) -> None:
+    graph = load_images(build(text="Locate the red circle, output bbox_2d JSON"), image1="circle.png")
+    values = {"image": ["load image1", 0], "text": ["node", 0], "coordinates": "auto", "stats": ["node", 2]}
+    graph["boxes"] = {"class_type": "QwenVLBoxes", "inputs": values}
+    graph["mask"] = {"class_type": "MaskToImage", "inputs": {"mask": ["boxes", 1]}}
+    graph["save mask"] = {"class_type": "SaveImage", "inputs": {"images": ["mask", 0], "filename_prefix": "mask"}}
+    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": ["boxes", 0], "filename_prefix": "boxes"}}
+
+    run = client.run(graph)
+    assert run.status == "success", run.message
+    (saved,) = run.outputs["save mask"]["images"]
+    left, top, right, bottom = Image.open(server.base / "output" / saved["filename"]).convert("L").getbbox()
+    assert max(abs(left - 40), abs(top - 40), abs(right - 121), abs(bottom - 121)) <= 16
+    (saved,) = run.outputs["save"]["images"]
+    drawn = Image.open(server.base / "output" / saved["filename"]).convert("RGB")
+    assert drawn.getpixel((80, 80)) == (255, 0, 0)
+    assert drawn.getpixel((left, (top + bottom) // 2)) not in {(0, 0, 255), (255, 0, 0)}
+
+
+def test_the_boxes_are_those_of_comfyuis_own_nodes(client: Client, build: Callable[..., Graph]) -> None:
+    if "DrawBBoxes" not in client.get("/object_info"):
+        pytest.skip("this ComfyUI has no bounding boxes")
+    graph = load_images(build(text="Locate the red circle, output bbox_2d JSON"), image1="circle.png")
+    values = {"image": ["load image1", 0], "text": ["node", 0], "coordinates": "auto"}
+    graph["boxes"] = {"class_type": "QwenVLBoxes", "inputs": values}
+    graph["draw"] = {"class_type": "DrawBBoxes", "inputs": {"image": ["load image1", 0], "bboxes": ["boxes", 2]}}
+    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": ["draw", 0], "filename_prefix": "theirs"}}
+    run = client.run(graph)
+    assert run.status == "success", run.message

@@ -1,12 +1,26 @@
 import json
+import re
 import shutil
+import subprocess
+import sys
 
+import filelock
+import hub_server
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
 
 from qwenvl.catalog import DEMO, find
-from qwenvl.download import UNFINISHED, DownloadError, fetch, weight_headers, why_incomplete
+from qwenvl.download import (
+    DownloadError,
+    default_policy,
+    fetch,
+    weight_headers,
+    why_forbidden,
+    why_incomplete,
+)
+from qwenvl.transfer import LOCK, UNFINISHED
 
 
 @pytest.fixture
@@ -73,16 +87,152 @@ def test_an_index_that_cannot_be_read_is_a_reason_not_a_crash(sharded, broken):
     assert "cannot be read" in why_incomplete(sharded)
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error_that_says_where_the_files_belong(tmp_path, monkeypatch):
-    import huggingface_hub.constants
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub whose weights drip: a piece at once, and the next in an hour."""
+    for hub in hub_server.start(tmp_path, monkeypatch, find(DEMO).folder):
+        hub.fail(drip={"model.safetensors": 3600.0})
+        yield hub
 
-    # A port on which nothing listens: the connection is refused at once.
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: huggingface_hub.hf_api.HfApi(endpoint="http://127.0.0.1:9"))
+
+class Cancelled(BaseException):
+    """As ComfyUI's: not an Exception."""
+
+
+class Watch:
+    """Cancels once so many bytes are there, asked from the thread that waits."""
+
+    def __init__(self, cancel_at=float("inf")):
+        self.cancel_at, self.done, self.texts = cancel_at, 0, []
+
+    def check(self):
+        if self.done >= self.cancel_at:
+            raise Cancelled
+
+    def report(self, done, total, text):
+        self.done = done
+        self.texts.append(text)
+
+
+def part_of_the_weights(folder):
+    (part,) = folder.glob("model.safetensors.*.part")
+    return part.read_bytes()
+
+
+def test_cancel_needs_no_answer_of_the_server_and_keeps_what_came(hub, tmp_path):
+    """It would take an hour if it waited for one."""
     folder = tmp_path / "owner--name"
-    with pytest.raises(
-        DownloadError, match=r"owner/name could not be downloaded.*put the model's files into"
-    ) as caught:
-        fetch("owner/name", folder)
-    assert str(folder) in str(caught.value)
-    assert not folder.exists()
+    with pytest.raises(Cancelled):
+        fetch("owner/name", folder, Watch(cancel_at=300_000))
+    came = part_of_the_weights(folder)
+    assert len(came) >= 1 << 18
+    assert hub.files["model.safetensors"].startswith(came)
+    assert why_incomplete(folder) == "its download has not finished"
+    hub.fail()
+    fetch("owner/name", folder, Watch())
+    assert why_incomplete(folder) is None
+    assert hub.asked_for("model.safetensors") == ["", f"bytes={len(came)}-"]
+
+
+def test_cancel_before_anything_is_known_of_the_repository(hub, tmp_path):
+    hub.fail(silent=True)
+    with pytest.raises(Cancelled):
+        fetch("owner/name", tmp_path / "owner--name", CancelLater())
+    assert not (tmp_path / "owner--name").exists()
+
+
+class CancelLater(Watch):
+    def check(self):
+        self.done += 1
+        self.cancel_at = 5
+        super().check()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from qwenvl.download import fetch
+
+class Watch:
+    def check(self): pass
+    def report(self, done, total, text): print(done, flush=True)
+
+fetch("owner/name", Path(sys.argv[1]), Watch())
+"""
+
+
+def test_a_process_killed_in_the_middle_leaves_nothing_running_and_the_next_goes_on(hub, tmp_path):
+    folder = tmp_path / "owner--name"
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) >= 300_000:
+                break
+        process.kill()
+    came = part_of_the_weights(folder)
+    assert hub.files["model.safetensors"].startswith(came)
+    # Whoever still downloads holds the lock.
+    filelock.FileLock(folder / LOCK).acquire(timeout=30)
+    hub.fail()
+    fetch("owner/name", folder, Watch())
+    assert why_incomplete(folder) is None
+    assert hub.asked_for("model.safetensors") == ["", f"bytes={len(came)}-"]
+
+
+def test_two_that_want_the_same_model_wait_for_each_other(hub, tmp_path, caplog):
+    hub.fail()
+    folder = tmp_path / "owner--name"
+    folder.mkdir()
+    lock = filelock.FileLock(folder / LOCK)
+    lock.acquire()
+
+    class Other(Watch):
+        def check(self):
+            if "another process is downloading" in caplog.text:
+                lock.release()
+
+    fetch("owner/name", folder, Other())
+    assert why_incomplete(folder) is None
+
+
+def test_progress_is_told_with_amounts_and_speed(hub, tmp_path):
+    hub.fail(drip={"model.safetensors": 0.15})
+    watch = Watch()
+    fetch("owner/name", tmp_path / "owner--name", watch)
+    assert re.fullmatch(r"Downloading name: \d\.\d of 2\.9 MB, \d+\.\d MB/s, \d+ s left", watch.texts[-2])
+    assert len(watch.texts) > 3
+
+
+def test_a_downloader_that_breaks_says_why_and_what_else_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwenvl.download._PACK", tmp_path)
+    with pytest.raises(DownloadError, match=r"ended by itself .*qwenvl.*hf download owner/name --local-dir"):
+        fetch("owner/name", tmp_path / "owner--name", Watch())
+
+
+@pytest.mark.parametrize(
+    ("policy", "variables", "reason"),
+    [
+        ("auto", {}, None),
+        ("never", {}, "the download policy is never"),
+        ("auto", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ("never", {"HF_HUB_OFFLINE": "0"}, "the download policy is never"),
+        ("auto", {"TRANSFORMERS_OFFLINE": "yes"}, "TRANSFORMERS_OFFLINE is set"),
+    ],
+)
+def test_who_may_download(monkeypatch, policy, variables, reason):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert why_forbidden(policy) == reason
+
+
+@pytest.mark.parametrize(
+    ("value", "policy"), [(None, "auto"), ("auto", "auto"), (" Never ", "never"), ("nvr", "never")]
+)
+def test_an_administrator_sets_the_default_and_a_slip_forbids(monkeypatch, value, policy):
+    monkeypatch.delenv("QWENVL_DOWNLOAD", raising=False)
+    if value:
+        monkeypatch.setenv("QWENVL_DOWNLOAD", value)
+    assert default_policy() == policy

@@ -36,6 +36,23 @@ def test_models_on_other_devices_take_nothing_from_the_card_that_comfyui_uses(st
     assert memory_scenario.tell_of_devices(story) == memory_scenario.EXPECTED_ON_DEVICES
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1", "::1", "127.0.0.1,::1", "localhost", "127.8.8.8, ::1"])
+def test_at_this_machine_every_folder_is_reachable(comfy, pack, listen):
+    comfy.args.listen = listen
+    assert pack.nodes.host.reachable() is None
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "0.0.0.0,::", "127.0.0.1,192.168.1.7", "", "my-server", "127.1"])
+def test_from_elsewhere_only_comfyuis_own_folders_are(comfy, pack, listen):
+    comfy.args.listen = listen
+    assert pack.nodes.host.reachable() == [comfy.base / name for name in ("input", "output", "temp", "user")]
+
+
+def test_relative_paths_start_in_comfyuis_folders(comfy, pack):
+    assert pack.nodes.host.reading_bases()[0] == comfy.base / "input"
+    assert pack.nodes.host.writing_bases() == [comfy.base / "output"]
+
+
 @pytest.mark.skipif(not os.environ.get("COMFYUI_DIR"), reason="set COMFYUI_DIR to a ComfyUI checkout for this one")
 def test_a_real_comfyui_tells_the_same_stories():
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -90,3 +107,33 @@ def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     while not gone and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(gone) == 1
+
+
+def test_models_are_looked_for_in_every_folder_that_comfyui_knows_for_them(comfy, pack, tmp_path, monkeypatch):
+    folder_paths, host = sys.modules["folder_paths"], sys.modules["the_pack.qwenvl.host"]
+    own = comfy.models_dir / "LLM"
+    assert host.model_roots() == [own]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "LLM", ([str(own), str(tmp_path / "more")], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "text_encoders", ([str(tmp_path / "te")], set()))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "llm", ([str(tmp_path / "more"), str(own)], set()))
+    assert host.model_roots() == [own, tmp_path / "more", tmp_path / "te"]
+
+
+def test_a_download_is_told_on_the_node_and_the_bar_then_counts_tokens(comfy, pack):
+    watch = sys.modules["the_pack.qwenvl.host"].NodeWatch(40)
+    watch.report(5_000_000_000, 9_000_000_000, "Downloading X: 5.0 of 9.0 GB")
+    watch.update(1, "a")
+    watch.end("a red")
+    assert [(value, total) for value, total, _ in comfy.progress] == [
+        (5_000_000_000, 9_000_000_000),
+        (1, 40),
+        (40, 40),
+    ]
+    assert comfy.texts[0] == ("Downloading X: 5.0 of 9.0 GB", "7", "browser")
+
+
+def test_cancel_is_raised_from_a_report_of_a_download(comfy, pack):
+    watch = sys.modules["the_pack.qwenvl.host"].NodeWatch(40)
+    comfy.interrupted = True
+    with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
+        watch.report(1, 2, "x")

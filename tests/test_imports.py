@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
-    "checkpoint": set(),
     "nvml": LOW,
     "facts": LOW | {"nvml"},
     "report": LOW | {"facts"},
@@ -26,10 +25,20 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
-    "download": LOW,
+    "checkpoint": set(),
+    "download": LOW | {"hub_errors", "transfer"},
     "media": LOW,
-    "catalog": LOW | {"checkpoint", "download"},
+    "builtin": set(),
+    "custom": LOW | {"builtin"},
+    "discovery": LOW | {"builtin", "checkpoint", "download"},
+    "catalog": LOW | {"builtin", "custom", "discovery", "download"},
+    "part": set(),
+    "hub_errors": set(),
+    "transfer": {"hub_errors", "part"},
     "host": LOW,
+    "paths": LOW,
+    "lists": LOW,
+    "presets": LOW | {"host"},
     "budget": LOW | {"download", "media"},
     "devices": LOW | {"capabilities"},
     "attention": LOW | {"capabilities", "checkpoint"},
@@ -54,10 +63,19 @@ MAY_IMPORT = {
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "devices", "loader", "prompt", "media", "budget", "host"}
     | {"diagnostics", "report"},
-    "widgets": LOW | {"catalog", "devices"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "devices", "doctor"},
+    "widgets": LOW | {"catalog", "devices", "download", "presets"},
+    "boxes": LOW,
+    "folder": LOW,
+    "box_node": LOW | {"boxes", "host", "loader", "media"},
+    "folder_nodes": LOW | {"folder", "host", "media", "paths"},
+    "command": LOW | {"catalog", "devices", "download", "presets"},
+    "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets"},
 }
-STANDARD_ONLY = {"request", "log", "catalog", "checkpoint"}
+STANDARD_ONLY = {
+    *("request", "log", "catalog", "paths", "folder", "lists"),
+    *("checkpoint", "builtin", "custom", "discovery", "download"),
+}
 
 
 def imports(path):

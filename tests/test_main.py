@@ -1,5 +1,6 @@
 import io
 import logging
+import re
 import subprocess
 import sys
 
@@ -56,9 +57,27 @@ def test_the_question_comes_from_standard_input_with_a_dash(red_circle, capsys, 
 
 def test_the_models_are_listed(capsys):
     assert main(["--list-models"]) == 0
-    names = capsys.readouterr().out.splitlines()
-    assert {DEMO, "Qwen3-VL-4B-Instruct", "Qwen3-4B-Instruct-2507"} <= set(names)
-    assert len(names) == len(set(names))
+    lines = dict(re.split(r"  +|$", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["Qwen3-4B-Instruct-2507"] == "8.0 GB on disk; in memory none 8.0, 8bit 4.4, 4bit 2.7 GB"
+    assert {DEMO, "Qwen3-VL-4B-Instruct"} <= set(lines)
+
+
+def test_a_missing_model_is_not_fetched_where_that_is_forbidden(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert main(["--model", "Qwen2.5-VL-72B-Instruct", "--download", "never", "x"]) == 2
+    assert 'hf download Qwen/Qwen2.5-VL-72B-Instruct --local-dir "' in capsys.readouterr().err
+
+
+def test_presets_are_listed_and_put_around_the_question(red_circle, capsys):
+    assert main(["--list-presets"]) == 0
+    assert {"none", "describe briefly", "tags for a training set"} <= set(capsys.readouterr().out.splitlines())
+    assert main(["--image", red_circle, "--preset", "tags for a training set", GREEDY]) == 0
+    assert capsys.readouterr().out == "red circle, blue background\n"
+
+
+def test_a_question_that_is_a_command_is_asked_after_two_dashes(red_circle, capsys):
+    assert main([GREEDY, "--image", red_circle, "--", "caption"]) == 0
+    assert capsys.readouterr().out == "a red circle on a blue background\n"
 
 
 def test_every_sampling_parameter_arrives(capsys, monkeypatch):
@@ -92,6 +111,7 @@ def test_every_sampling_parameter_arrives(capsys, monkeypatch):
         (["--image", "missing.png", "x"], "there is no file 'missing.png'"),
         (["--video", "missing.mp4", "x"], "there is no file 'missing.mp4'"),
         (["--model", "Qwen9", "x"], "'Qwen9' is not in the list"),
+        (["--preset", "gone", "x"], "preset 'gone' does not exist"),
         (["--temperature", "3", "x"], "temperature must be between"),
         (["", "--system", ""], "nothing to answer"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw, image, write_video
-from PIL import Image
+from PIL import Image, features
 
 from qwenvl import media
 from qwenvl.media import MediaError, pick_frames, pictures, read_video, videos
@@ -316,3 +316,25 @@ def test_little_of_a_long_video_is_decoded(tmp_path, monkeypatch):
 def test_a_picture_that_is_too_narrow_for_the_model_is_refused_by_name():
     with pytest.raises(MediaError, match=r"image1 is 2 x 900 pixels.*at most 200 times"):
         pictures({"image1": Image.new("RGB", (2, 900))})
+
+
+def damaged(kind):
+    """A picture whose header is sound: what is wrong with it shows when it is decoded."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(file, kind)
+    content = file.getvalue()
+    if kind == "PNG":
+        first = content.index(b"IDAT") + 4
+        return content[:first] + content[first:].replace(b"IDAT", b"\xab\r\x15\xcc", 1)
+    return content[: len(content) - len(content) // 4]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
+def test_a_damaged_picture_is_an_error_that_names_it(tmp_path, kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged(kind))
+    with pytest.raises(MediaError, match=r"image2: .*damaged.* cannot be read as a picture"):
+        pictures({"image2": path})

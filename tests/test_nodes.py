@@ -1,6 +1,10 @@
+import json
 import math
+import shutil
+import sys
 import time
 
+import hub_server
 import pytest
 import torch
 from comfy_double import InterruptProcessingException, Rejected
@@ -29,6 +33,7 @@ OPTIONS = {
     "thinking_budget": 0,
     "stop": "",
     "thinking": "auto",
+    "download": "auto",
     "device": "auto",
     "sampling": "as set",
 }
@@ -64,6 +69,17 @@ FROZEN = {
     ),
 }
 FROZEN["Qwen2.5VL"], FROZEN["Qwen2.5"] = FROZEN["QwenVL"], FROZEN["Qwen"]
+SMALL = {
+    "QwenVLBoxes": (
+        {"image": None, "text": None, "coordinates": "auto", "stats": None, "image_resolution": "auto"},
+        {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
+    ),
+    "QwenVLLoadFolder": (
+        {"folder": "", "pattern": "*", "sort": "name", "limit": 0},
+        {"images": "IMAGE", "names": "STRING", "folder": "STRING"},
+    ),
+    "QwenVLSaveCaptions": ({"text": None, "names": None, "folder": "", "existing": "skip"}, {}),
+}
 RED_CIRCLE = image(draw("circle", "red", "blue"))
 
 
@@ -108,7 +124,16 @@ def test_the_model_s_own_sampling_can_be_asked_for(ask, caplog):
 
 
 def test_node_ids_are_frozen(pack):
-    assert set(pack.NODE_CLASS_MAPPINGS) == set(FROZEN) == set(pack.NODE_DISPLAY_NAME_MAPPINGS)
+    assert set(pack.NODE_CLASS_MAPPINGS) == {*FROZEN, *SMALL} == set(pack.NODE_DISPLAY_NAME_MAPPINGS)
+
+
+@pytest.mark.parametrize("node_id", SMALL)
+def test_inputs_and_outputs_of_the_small_nodes_are_frozen(pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    declared = node.INPUT_TYPES()
+    inputs, outputs = SMALL[node_id]
+    assert list(defaults({**declared["required"], **declared.get("optional", {})}).items()) == list(inputs.items())
+    assert dict(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)) == outputs
 
 
 @pytest.mark.parametrize("node_id", FROZEN)
@@ -155,6 +180,38 @@ def test_full_diagnostics_are_in_the_log_of_a_node_and_its_answer_is_the_same(as
         answer = ask(text="Describe this image.", image1=RED_CIRCLE, diagnostics="full")
     assert answer == "a red circle on a blue background"
     assert any(record.getMessage().startswith("[QwenVL] phases: media") for record in caplog.records)
+
+
+PICTURES = [
+    image(draw("circle", "red", "blue", (160, 120))),
+    image(draw("square", "yellow", "green", (128, 192)), draw("circle", "pink", "black", (128, 192))),
+]
+CAPTIONS = [
+    "a red circle on a blue background",
+    "a yellow square on a green background",
+    "a pink circle on a black background",
+]
+
+
+def test_a_list_of_pictures_of_any_size_is_answered_together_where_each_has_an_answer(comfy, pack):
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]
+    values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False}
+    values |= {"text": "Describe this image.", "image1": PICTURES, "image_mode": "one answer per image"}
+    texts, thinking, (stats,) = comfy.run(node, **values)
+    assert (texts, len(thinking)) == (CAPTIONS, 3)
+    assert json.loads(stats)["batch_size"] == 3
+    assert comfy.ui == {"text": CAPTIONS}
+
+
+def test_a_list_of_pictures_is_a_run_for_each_where_they_are_shown_together(comfy, pack):
+    """As ComfyUI does it with the lists of every node."""
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]
+    values = {**defaults(node.INPUT_TYPES()["required"]), "model": DEMO, "do_sample": False, "image1": PICTURES}
+    values["text"] = ["Describe this image.", "Describe each image."]
+    texts, _, stats = comfy.run(node, **values)
+    assert texts[0] == CAPTIONS[0]
+    assert texts[1].index("yellow square") < texts[1].index("pink circle")
+    assert len(texts) == len(stats) == 2
 
 
 def test_the_oldest_node_takes_its_one_picture(ask):
@@ -204,7 +261,7 @@ def test_bypass_returns_the_text_and_touches_no_model(comfy, pack, node_id):
     node = pack.NODE_CLASS_MAPPINGS[node_id]()
     text = " anything <|im_end|>\n"
     named = {"prompt" if node_id == "Qwen" else "text": text}
-    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], "")
+    assert node.inference(**named, bypass=True, model="none of ours")["result"] == ([text], [""], [""])
     assert node.models.held == []
 
 
@@ -318,6 +375,7 @@ def test_a_video_file_that_changed_is_looked_at_again(pack, tmp_path):
         ({"model": "Qwen9-VL"}, "'Qwen9-VL' is not in the list"),
         ({"quantization": "3bit"}, "quantization '3bit'"),
         ({"attention_mode": False}, "attention_mode False"),
+        ({"preset": "one that was deleted"}, "preset 'one that was deleted' does not exist"),
         ({"temperature": 2.5}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
     ],
@@ -329,6 +387,45 @@ def test_a_value_that_is_not_offered_is_refused_by_name_before_the_run(ask, chan
 
 def test_old_lists_values_that_have_a_meaning_are_taken(ask):
     assert ask(text="Describe this image.", image1=RED_CIRCLE, attention_mode="auto")
+
+
+@pytest.mark.parametrize(("node_id", "question"), [("QwenVL", "text"), ("Qwen", "prompt")])
+def test_a_preset_of_the_user_is_offered_and_fills_in_system_and_text(ask, pack, comfy, node_id, question):
+    folder = comfy.base / "user" / "default" / "qwenvl" / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "my_own.yaml"
+    file.write_text('system: Answer in uppercase.\ntext: "Repeat after me: {text}"\n')
+    try:
+        optional = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
+        assert list(optional)[-1] == "preset"
+        offered, options = optional["preset"]
+        assert (offered[0], options["default"]) == ("none", "none")
+        assert {"my own", "describe briefly"} <= set(offered)
+        if node_id == "QwenVL":
+            assert ask(image1=RED_CIRCLE, preset="my own") == "A RED CIRCLE ON A BLUE BACKGROUND"
+        file.write_text('text: "Repeat after me: {text}"\n')
+        assert ask(node_id, **{question: "a cat"}, preset="my own", seed=5) == "a cat"
+        file.write_text('text: "Enhance this prompt: {text}"\n')
+        assert ask(node_id, **{question: "a cat"}, preset="my own", seed=5).startswith("a cat, ")
+    finally:
+        file.unlink()
+
+
+def test_a_video_path_starts_in_comfyuis_input_folder(ask, comfy):
+    (comfy.base / "input").mkdir(exist_ok=True)
+    write_video(comfy.base / "input" / "v.mp4", [draw("circle", "red", "white", (128, 128))])
+    assert "red circle" in ask(text="Describe this video.", video_path="v.mp4")
+
+
+@pytest.mark.parametrize("name", ["there.mp4", "gone.mp4"])
+def test_a_server_that_others_reach_shows_no_video_from_elsewhere(ask, pack, comfy, tmp_path, name):
+    write_video(tmp_path / "there.mp4", [draw("circle", "red", "white", (128, 128))])
+    comfy.args.listen = "0.0.0.0,::"
+    path = str(tmp_path / name)
+    with pytest.raises(ValueError, match="not in a folder that may be reached"):
+        ask(text="Describe this video.", video_path=path)
+    changed = pack.NODE_CLASS_MAPPINGS["QwenVL"].IS_CHANGED
+    assert changed(seed=1, video_path=path) == changed(seed=1, video_path=str(tmp_path / "other.mp4"))
 
 
 def test_linked_lists_are_not_checked_before_their_value_is_known(pack):
@@ -346,3 +443,59 @@ def test_8_and_4_bit_load_in_the_inference_mode_that_comfyui_runs_nodes_in(ask):
     for quantization in ("8bit", "4bit"):
         answer = ask(text="Describe this image.", image1=RED_CIRCLE, quantization=quantization)
         assert answer == "a red circle on a blue background"
+
+
+@pytest.fixture
+def hub(pack, tmp_path, monkeypatch):
+    """A hub that has the demo model as owner/name, which is among the user's own models as `Mine`."""
+    catalog = sys.modules["the_pack.qwenvl.catalog"]
+    custom = tmp_path / "custom_models.json"
+    custom.write_text('{"models": {"Mine": {"repo_id": "owner/name"}}}')
+    monkeypatch.setattr(catalog, "CUSTOM_MODELS", custom)
+    yield from hub_server.start(tmp_path, monkeypatch, catalog.find(DEMO).folder)
+
+
+def test_a_model_that_is_missing_comes_while_the_node_shows_it_and_answers(ask, comfy, hub):
+    answer = ask(text="Describe this image.", image1=RED_CIRCLE, model="Mine", max_new_tokens=40)
+    assert answer == "a red circle on a blue background"
+    assert (comfy.models_dir / "LLM" / "owner--name" / "model.safetensors").is_file()
+    assert any(text.startswith("Downloading name: ") for text, _, _ in comfy.texts)
+    assert comfy.texts[-1][0] == answer
+    totals = [total for _, total, _ in comfy.progress]
+    assert totals[0] > 2_000_000
+    assert totals[-1] == 40
+    shutil.rmtree(comfy.models_dir / "LLM")
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_missing_model_may_be_downloaded_unless_the_node_says_never(pack, node_id):
+    choices, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["download"]
+    assert (choices, options["default"]) == (["auto", "never"], "auto")
+
+
+def test_never_downloads_nothing_and_says_how_to(ask, hub):
+    with pytest.raises(RuntimeError, match=r"the download policy is never.*hf download owner/name --local-dir"):
+        ask(text="x", model="Mine", download="never")
+    assert hub.asked == []
+
+
+def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, comfy, pack):
+    node, folder = pack.NODE_CLASS_MAPPINGS["QwenVL"], comfy.models_dir / "LLM" / "New one"
+
+    def offered():
+        return "New one" in node.INPUT_TYPES()["required"]["model"][0]
+
+    assert not offered()
+    assert node.VALIDATE_INPUTS(model="New one") is not True
+    shutil.copytree(sys.modules["the_pack.qwenvl.catalog"].find(DEMO).folder, folder)
+    try:
+        assert offered()
+        answer = ask(text="Describe this image.", image1=RED_CIRCLE, model="New one", download="never")
+        assert answer == "a red circle on a blue background"
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_sizes_are_shown_where_a_model_is_chosen(pack):
+    tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
+    assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()

@@ -1,0 +1,81 @@
+"""What huggingface_hub raises -> a sentence for the user, in which no token ever stands."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+
+class TransferError(RuntimeError):
+    """A download cannot go on; the message is a sentence for the user."""
+
+
+def endpoint() -> str:
+    """The hub, or the mirror that HF_ENDPOINT names."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """What a download may raise, of whichever HTTP library this version of huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return TransferError, HfHubHTTPError.__bases__[0], OSError, ValueError, KeyError
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """The disk, or the user's share of it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_broken_line(error: BaseException) -> bool:
+    """Whether trying again may help: neither the server has said no, nor the disk."""
+    return not (isinstance(error, TransferError) or _status(error) or is_full_disk(error))
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of a server that answered."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def explain(error: BaseException, repo_id: str, folder: Path) -> str:
+    """What went wrong, why, and what to do."""
+    if isinstance(error, TransferError):
+        return str(error)
+    refused = _refusal(error, repo_id)
+    if refused:
+        return refused
+    if is_full_disk(error):
+        return f"The disk of {folder} is full. Make room and try again: what has come so far is kept."
+    if isinstance(error, PermissionError):
+        return f"{folder} cannot be written to ({error.strerror})."
+    return (
+        f"{repo_id} could not be downloaded from {endpoint()} ({type(error).__name__}: {redacted(str(error))}). Check "
+        "the connection (HF_ENDPOINT may name a mirror) and try again: what has come so far is kept."
+    )
+
+
+def _refusal(error: BaseException, repo_id: str) -> str | None:
+    """Of a server that answered."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    host, status = endpoint(), _status(error)
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return f"{repo_id} is gated: accept its terms at {host}/{repo_id}, then {log_in}."
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"There is no {repo_id} at {host}, or it is private: check the name, or {log_in}."
+    if status in (401, 403):
+        return f"{host} refuses access to {repo_id} (HTTP {status}): the token is wrong or lacks the right; {log_in}."
+    if status:
+        return f"{host} answered HTTP {status} for {repo_id}: try again later. What has come so far is kept."
+    return None
+
+
+def redacted(text: str) -> str:
+    """The first line, without tokens and without the signatures in addresses."""
+    line = next(iter(text.strip().splitlines()), "")
+    line = re.sub(r"\?\S*", "", line)
+    return re.sub(r"hf_\w+|Bearer \S+", "***", line).rstrip(".")

@@ -1,0 +1,120 @@
+import json
+import os
+import re
+
+import pytest
+
+from qwenvl.builtin import Model
+from qwenvl.catalog import CUSTOM_MODELS
+from qwenvl.custom import MODEL_KEYS, custom_models
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes the file: an object, or text as it stands."""
+
+    def write(content):
+        path = tmp_path / "custom_models.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        # Two writes may fall into one tick of the clock.
+        write.times += 1
+        os.utime(path, ns=(write.times, write.times))
+        return path
+
+    write.times = 0
+    return write
+
+
+REFERENCE = {
+    "repo_id": "someone/Mine-2B",
+    "model_class": "Qwen2.5",
+    "default": False,
+    "quantized": False,
+    "vram_requirement": {"4bit": 3, "8bit": 5.5, "full": 9},
+}
+
+
+def test_every_known_key_is_read_in_the_order_of_the_file(file, caplog):
+    path = file({key: {f"From {key}": REFERENCE} for key in MODEL_KEYS})
+    assert custom_models(path) == tuple(Model(f"From {key}", "someone/Mine-2B") for key in MODEL_KEYS)
+    assert caplog.text == ""
+
+
+def test_a_folder_of_this_machine_is_taken_with_and_without_a_repository(file, tmp_path, caplog):
+    here = str(tmp_path / "My model")
+    path = file({"models": {"A": {"path": here}, "B": {"path": here, "repo_id": "one/two"}}})
+    assert custom_models(path) == (Model("A", "", tmp_path / "My model"), Model("B", "one/two", tmp_path / "My model"))
+    assert caplog.text == ""
+
+
+def test_engines_and_notes_are_no_mistake(file, caplog):
+    assert custom_models(file({"$schema": "x", "_note": "y", "engines": {"mine": {"url": "http://x"}}})) == ()
+    assert caplog.text == ""
+
+
+def test_the_shipped_file_is_right(caplog):
+    assert custom_models(CUSTOM_MODELS) == ()
+    assert caplog.text == ""
+
+
+GOOD = '"Good": {"repo_id": "someone/Good"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "says"),
+    [
+        ('{\n "models": {\n', 3, 1, "Expecting property name"),
+        ("[]", 1, 1, "'?the file'?: it must hold an object"),
+        (f'{{\n "hf_model": {{}},\n "models": {{{GOOD}}}}}', 2, 2, "'hf_model': there is no such key.*hf_models"),
+        (f'{{"hf_models": [],\n "models": {{{GOOD}}}}}', 1, 2, "'hf_models': it must map names to models"),
+        (f'{{"models": {{\n  "A": "one/two",\n  {GOOD}}}}}', 2, 3, "'models' > 'A': it must be an object"),
+        (f'{{"models": {{\n  "A": {{}},\n  {GOOD}}}}}', 2, 3, "'models' > 'A': it needs repo_id or path"),
+        (
+            f'{{"models": {{\n  "A": {{"default": true,\n   "repo_id": "../../x"}},\n  {GOOD}}}}}',
+            3,
+            4,
+            r"'A' > 'repo_id': it must look like 'owner/name', got '\.\./\.\./x'; the model is left out",
+        ),
+        (f'{{"models": {{"A": {{\n"path": "models/x"}}, {GOOD}}}}}', 2, 1, "'path': it must be an absolute folder"),
+        (
+            f'{{"models": {{"A": {{"repo_id": "one/two",\n "default": "yes"}}, {GOOD}}}}}',
+            2,
+            2,
+            "'A' > 'default': it must be true or false, got 'yes'; the model is left out",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_column_and_key_and_costs_what_it_concerns(
+    file, caplog, text, line, column, says
+):
+    path = file(text)
+    names = [model.name for model in custom_models(path)]
+    assert names == (["Good"] if "Good" in text else [])
+    (record,) = caplog.records
+    assert f"{path}, line {line}, column {column}" in record.getMessage()
+    assert re.search(says, record.getMessage())
+
+
+def test_an_unknown_key_of_an_entry_is_named_and_the_model_is_kept(file, caplog):
+    path = file('{"models": {"Ä": {"repo_id": "one/two",\n  "repoid": "x"}}}')
+    assert custom_models(path) == (Model("Ä", "one/two"),)
+    assert "line 2, column 3: 'models' > 'Ä' > 'repoid': there is no such key" in caplog.text
+
+
+def test_it_is_read_again_when_it_changes_and_complains_once(file, caplog):
+    path = file("{")
+    assert custom_models(path) == custom_models(path) == ()
+    assert len(caplog.records) == 1
+    assert [model.name for model in custom_models(file({"models": {"A": REFERENCE}}))] == ["A"]
+    assert [model.name for model in custom_models(file({"models": {"B": REFERENCE}}))] == ["B"]
+
+
+def test_no_file_is_no_mistake(tmp_path, caplog):
+    assert custom_models(tmp_path / "none.json") == ()
+    assert caplog.text == ""
+
+
+def test_a_file_that_is_no_text_costs_the_custom_models_only(tmp_path, caplog):
+    (tmp_path / "c.json").write_bytes(b"\xff\xfe{}")
+    assert custom_models(tmp_path / "c.json") == ()
+    assert "cannot be read" in caplog.text
