@@ -80,7 +80,9 @@ def encode(
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
     model = handle.model
     moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
-    return Prompt(moved, text.rstrip().endswith(THINK_START), fingerprint(pictures, videos))
+    # The same picture in another size is another to the model.
+    media = f"{request.image_resolution} {fingerprint(pictures, videos)}"
+    return Prompt(moved, text.rstrip().endswith(THINK_START), media)
 
 
 def side_by_side(prompts: Sequence[Prompt]) -> dict[str, Any]:
