@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import struct
 from bisect import bisect_right
@@ -129,7 +130,7 @@ def videos(request: Request) -> list[Video]:
     frames = replace(request.frames, max_video_tokens=request.frames.max_video_tokens // sum(given))
     found = []
     if given[0]:
-        found.append(_from_batch("video_frames", request.video_frames, frames))
+        found.append(_from_batch("video_frames", request.video_frames, frames.fps, frames))
     if given[1]:
         found.append(_from_stream("video", request.video, frames))
     if given[2]:
@@ -168,6 +169,9 @@ def _from_stream(name: str, video: Any, frames: Frames) -> Video:
     """ComfyUI's VIDEO. A trimmed one hands over the whole stream and tells the part that counts."""
     if not hasattr(video, "get_stream_source"):
         raise MediaError(f"{name} must be a VIDEO, got {type(video).__name__}. An IMAGE batch goes into video_frames.")
+    if _holds_its_frames(video):
+        parts = video.get_components()
+        return _from_batch(name, parts.images, float(parts.frame_rate), frames)
     source = video.get_stream_source()
     # Other nodes read from the same object, each from its own place in it.
     source = io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
@@ -176,16 +180,22 @@ def _from_stream(name: str, video: Any, frames: Frames) -> Video:
     return read_video(name, source, frames, *window)
 
 
-def _from_batch(name: str, batch: torch.Tensor, frames: Frames) -> Video:
+def _holds_its_frames(video: Any) -> bool:
+    """Whether a stream would have to be made of frames that are in memory: the base class's way to have one."""
+    owner = next(each for each in type(video).__mro__ if "get_stream_source" in vars(each))
+    return inspect.isabstract(owner)
+
+
+def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> Video:
     """Frames that are there already; only those that are shown are converted."""
     if batch.ndim != 4 or 0 in batch.shape:
         raise MediaError(f"{name} must have the shape (frames, height, width, channels), got {tuple(batch.shape)}.")
     total, height, width = batch.shape[:3]
-    duration = total / frames.fps
+    duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = _frame_size(width, height, len(picked), frames)
     shown = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
-    return Video(np.stack(shown), tuple(index / frames.fps for index in picked), duration)
+    return Video(np.stack(shown), tuple(index / fps for index in picked), duration)
 
 
 def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_s: float) -> Video:

@@ -91,7 +91,9 @@ def encode(
     model = handle.model
     with phase("transfer"):
         moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
-    return Prompt(moved, text.rstrip().endswith(THINK_START), fingerprint(pictures, videos))
+    # The same picture in another size is another to the model.
+    media = f"{request.image_resolution} {fingerprint(pictures, videos)}"
+    return Prompt(moved, text.rstrip().endswith(THINK_START), media)
 
 
 def side_by_side(prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from comfyui_server import Client, Graph, Run, Server
+from conftest import write_video
 from PIL import Image, ImageDraw
 
 if not os.environ.get("COMFYUI_DIR"):
@@ -95,6 +96,10 @@ def draw_pictures(folder: Path) -> None:
         picture = Image.new("RGB", (160, 160), background)
         shape(ImageDraw.Draw(picture), (40, 40, 120, 120), fill=colour)
         picture.save(folder / name)
+    circle, square = (Image.new("RGB", (128, 128), "white") for _ in "ab")
+    ImageDraw.Draw(circle).ellipse((24, 24, 104, 104), fill="red")
+    ImageDraw.Draw(square).rectangle((24, 24, 104, 104), fill="blue")
+    write_video(folder / "scenes.mp4", [circle, square])
 
 
 def make_endless_model(folder: Path) -> None:
@@ -166,16 +171,99 @@ def test_two_pictures_are_described_in_the_order_of_their_inputs(client: Client,
 
 
 def test_a_batch_of_two_counts_as_two_pictures(client: Client, build: Callable[..., Graph]) -> None:
-    graph = build(text="Describe each image.", image1=["batch", 0])
-    graph["circle"] = {"class_type": "LoadImage", "inputs": {"image": "circle.png"}}
-    graph["square"] = {"class_type": "LoadImage", "inputs": {"image": "square.png"}}
-    graph["batch"] = {
-        "class_type": "ImageBatch",
-        "inputs": {"image1": ["circle", 0], "image2": ["square", 0]},
-    }
+    graph = build(text="Describe each image.", image1=["batch", 0]) | batch_of_two()
     assert client.run(graph).text("preview") == (
         "Image 1: a red circle on a blue background; image 2: a yellow square on a green background"
     )
+
+
+def batch_of_two() -> Graph:
+    return {
+        "circle": {"class_type": "LoadImage", "inputs": {"image": "circle.png"}},
+        "square": {"class_type": "LoadImage", "inputs": {"image": "square.png"}},
+        "batch": {
+            "class_type": "ImageBatch",
+            "inputs": {"image1": ["circle", 0], "image2": ["square", 0]},
+        },
+    }
+
+
+def test_one_answer_per_image_runs_the_next_node_once_for_each(client: Client, build: Callable[..., Graph]) -> None:
+    graph = build(text="Describe this image.", image1=["batch", 0], image_mode="one answer per image") | batch_of_two()
+    run = client.run(graph)
+    captions = ["a red circle on a blue background", "a yellow square on a green background"]
+    assert run.status == "success", run.message
+    assert run.outputs["preview"]["text"] == captions
+    assert run.live[-1] == ("node", "\n\n".join(captions))
+
+
+def test_thoughts_and_figures_come_out_beside_the_text(client: Client, build: Callable[..., Graph]) -> None:
+    graph = load_images(build(text="Describe this image.", thinking="on"), image1="circle.png")
+    for name, output in (("thought", 1), ("figures", 2)):
+        graph[name] = {"class_type": "PreviewAny", "inputs": {"source": ["node", output]}}
+    run = client.run(graph)
+    assert run.text("preview") == "a red circle on a blue background"
+    assert run.text("thought") == "I see one image. It shows a red circle."
+    assert json.loads(run.text("figures"))["model"] == DEMO
+
+
+def test_the_text_is_kept_for_the_page_and_told_again_from_the_cache(
+    client: Client, build: Callable[..., Graph]
+) -> None:
+    graph = load_images(build(text="Describe this image.", seed=11), image1="circle.png")
+    texts = {"text": ["a red circle on a blue background"]}
+    assert client.run(graph).outputs["node"] == texts
+    again = client.run(graph)
+    assert "node" in again.cached
+    # Older versions tell the page nothing of nodes that come from the cache.
+    assert again.outputs.get("node", texts) == texts
+
+
+def test_the_widget_that_keeps_the_text_is_served(client: Client) -> None:
+    assert any(path.endswith("ComfyUI_QwenVL/qwenvl.js") for path in client.get("/extensions"))
+
+
+def load_video(build: Callable[..., Graph], source: str = "video", **values: Any) -> Graph:
+    graph = build(text="Describe this video.", video=[source, 0], **values)
+    graph["video"] = {"class_type": "LoadVideo", "inputs": {"file": "scenes.mp4"}}
+    return graph
+
+
+def test_comfyuis_own_video_is_described(client: Client, build: Callable[..., Graph]) -> None:
+    assert client.run(load_video(build)).text("preview") == "a red circle, then a blue square"
+
+
+def test_of_a_trimmed_video_only_its_part_is_described(client: Client, build: Callable[..., Graph]) -> None:
+    if "Video Slice" not in client.get("/object_info"):
+        pytest.skip("this version of ComfyUI does not trim videos")
+    graph = load_video(build, source="cut")
+    graph["cut"] = {
+        "class_type": "Video Slice",
+        "inputs": {"video": ["video", 0], "start_time": 3.0, "duration": 0.0, "strict_duration": False},
+    }
+    text = client.run(graph).text("preview")
+    assert "red" not in text and "blue square" in text
+
+
+def test_a_video_that_comfyui_made_of_images_is_described(client: Client, build: Callable[..., Graph]) -> None:
+    graph = build(text="Describe this video.", video=["video", 0])
+    graph["image"] = {"class_type": "LoadImage", "inputs": {"image": "circle.png"}}
+    graph["many"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["image", 0], "amount": 16}}
+    graph["video"] = {"class_type": "CreateVideo", "inputs": {"images": ["many", 0], "fps": 8.0}}
+    assert client.run(graph).text("preview").startswith("a red circle")
+
+
+def test_images_as_a_video_and_every_kind_in_order(client: Client, build: Callable[..., Graph]) -> None:
+    graph = build(text="Describe the image and the videos.", image1=["square", 0], video=["video", 0], fps=8.0)
+    graph |= {
+        "square": {"class_type": "LoadImage", "inputs": {"image": "square.png"}},
+        "many": {"class_type": "RepeatImageBatch", "inputs": {"image": ["square", 0], "amount": 16}},
+        "video": {"class_type": "LoadVideo", "inputs": {"file": "scenes.mp4"}},
+    }
+    graph["node"]["inputs"]["video_frames"] = ["many", 0]
+    text = client.run(graph).text("preview")
+    places = [text.index(each) for each in ("Image 1: a yellow", "video 1: a yellow", "blue square")]
+    assert places == sorted(places)
 
 
 def test_the_text_node_answers(client: Client, build: Callable[..., Graph]) -> None:

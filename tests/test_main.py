@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import re
 import subprocess
@@ -80,6 +81,33 @@ def test_a_question_that_is_a_command_is_asked_after_two_dashes(red_circle, caps
     assert capsys.readouterr().out == "a red circle on a blue background\n"
 
 
+def test_stops_end_the_answer_and_figures_go_to_standard_error(red_circle, capsys):
+    assert (
+        main(["--image", red_circle, "Describe this image.", GREEDY, "--stop", " blue", "--stop", "x", "--stats"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert out == "a red circle on a\n"
+    assert json.loads(err[err.index("{") :])["new_tokens"] > 3
+
+
+def test_an_answer_for_each_picture(red_circle, tmp_path, capsys):
+    draw("square", "yellow", "black").save(tmp_path / "b.png")
+    files = ["--image", red_circle, "--image", str(tmp_path / "b.png")]
+    main([*files, "Describe this image.", GREEDY, "--image-mode", "one answer per image"])
+    assert capsys.readouterr().out == "a red circle on a blue background\n\na yellow square on a black background\n"
+
+
+def test_a_thought_is_written_dimmed_to_a_terminal_and_never_to_standard_output(red_circle, capsys, monkeypatch):
+    asked = ["--image", red_circle, "Describe this image.", GREEDY, "--thinking", "on"]
+    main(asked)
+    assert "I see" not in "".join(capsys.readouterr())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(asked)
+    out, err = capsys.readouterr()
+    assert out == "a red circle on a blue background\n"
+    assert "I see one image. It shows a red circle." in err.replace("\033[2m", "").replace("\033[0m", "")
+
+
 def test_every_sampling_parameter_arrives(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request))
@@ -91,11 +119,20 @@ def test_every_sampling_parameter_arrives(capsys, monkeypatch):
         "repetition_penalty": 1.5,
         "max_new_tokens": 33,
         "seed": 2**64 - 1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "no_repeat_ngram_size": 4,
+        "min_new_tokens": 5,
+        "thinking_budget": 99,
     }
+    frames = {"fps": 12.5, "sample_fps": 2.0, "max_frames": 8, "max_frame_pixels": 50000, "max_video_tokens": 999}
+    more = {"thinking": "on", "image_mode": "one answer per image", "image_resolution": "original"}
+    values |= frames | more
     flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     main(["x", "--no-do-sample", "--system", "S", "--quantization", "8bit", "--attention-mode", "eager", *flags])
     (request,) = asked
-    assert {name: getattr(request.sampling, name) for name in values} == values
+    for part, names in ((request.frames, frames), (request, more), (request.sampling, set(values) - {*frames, *more})):
+        assert {name: getattr(part, name) for name in names} == {name: values[name] for name in names}
     assert not request.sampling.do_sample
     assert (request.system, request.text, request.load.quantization, request.load.attention) == (
         "S",

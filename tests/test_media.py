@@ -1,6 +1,8 @@
 import io
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -208,6 +210,50 @@ def test_a_video_in_memory_is_read_without_moving_its_place(tmp_path):
         (video,) = looked_at(video=Stream(content))
         assert [is_red(frame) for frame in video.frames] == [True, True, False, False]
     assert content.tell() == 5
+
+
+class VideoInput(ABC):
+    """ComfyUI's base class: by itself it makes a file of the frames, which in older versions fails."""
+
+    @abstractmethod
+    def get_components(self): ...
+
+    def get_stream_source(self):
+        raise ValueError("Could not determine output format")
+
+
+class Components(VideoInput):
+    def get_components(self):
+        frames = image(*[RED_THEN_BLUE[0]] * 20, *[RED_THEN_BLUE[1]] * 20)
+        return SimpleNamespace(images=frames, frame_rate=Fraction(5), audio=None)
+
+
+class FromFile(VideoInput):
+    def __init__(self, path):
+        self.get_stream_source_of = path
+
+    def get_components(self):
+        raise AssertionError("all frames would be decoded")
+
+    def get_stream_source(self):
+        return self.get_stream_source_of
+
+
+class Inherited(FromFile):
+    """Somebody else's."""
+
+
+def test_of_a_video_that_is_in_memory_no_file_is_made():
+    (video,) = looked_at(video=Components())
+    assert [is_red(frame) for frame in video.frames] == [True] * 4 + [False] * 4
+    assert video.duration_s == 8
+
+
+@pytest.mark.parametrize("kind", [FromFile, Inherited])
+def test_a_video_that_is_a_file_is_never_decoded_whole(tmp_path, kind):
+    path = str(write_video(tmp_path / "v.mp4", RED_THEN_BLUE, 4))
+    (video,) = looked_at(video=kind(path))
+    assert [is_red(frame) for frame in video.frames] == [True] * 4 + [False] * 4
 
 
 def test_what_is_no_video_is_refused_with_what_to_do():

@@ -37,6 +37,17 @@ OPTIONS = {
     "device": "auto",
     "sampling": "as set",
 }
+VISION_OPTIONS = {
+    "image_mode": "together",
+    "image_resolution": "auto",
+    "video": None,
+    "video_frames": None,
+    "fps": 24.0,
+    "sample_fps": 1.0,
+    "max_frames": 64,
+    "max_frame_pixels": 768 * 28 * 28,
+    "max_video_tokens": 8192,
+}
 # Names in order with their defaults: saved workflows hold values by position, so this may only grow at the end.
 FROZEN = {
     "QwenVL": (
@@ -48,6 +59,7 @@ FROZEN = {
             "image4": None,
             "video_path": "",
             **OPTIONS,
+            **VISION_OPTIONS,
         },
     ),
     "Qwen": (
@@ -145,9 +157,10 @@ def test_inputs_their_order_and_defaults_are_frozen(pack, node_id):
 
 
 @pytest.mark.parametrize("node_id", FROZEN)
-def test_one_text_comes_out_and_everything_is_explained(pack, node_id):
+def test_the_text_comes_out_first_and_everything_is_explained(pack, node_id):
     node = pack.NODE_CLASS_MAPPINGS[node_id]
-    assert (node.RETURN_TYPES[0], node.RETURN_NAMES[0]) == ("STRING", "text")
+    outputs = list(zip(node.RETURN_NAMES, node.RETURN_TYPES, node.OUTPUT_IS_LIST, strict=True))
+    assert outputs == [("text", "STRING", True), ("thinking", "STRING", True), ("stats", "STRING", True)]
     assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
     assert node.DESCRIPTION
     assert node.CATEGORY == "QwenVL"
@@ -212,6 +225,96 @@ def test_a_list_of_pictures_is_a_run_for_each_where_they_are_shown_together(comf
     assert texts[0] == CAPTIONS[0]
     assert texts[1].index("yellow square") < texts[1].index("pink circle")
     assert len(texts) == len(stats) == 2
+
+
+def test_a_picture_each_gives_a_list_in_order(ask):
+    pictures = image(
+        draw("circle", "red", "blue"), draw("square", "green", "white"), draw("triangle", "yellow", "black")
+    )
+    asked = {"text": "Describe this image.", "image1": pictures[:1], "image3": pictures[1:]}
+    texts, thinking, stats = ask.all_outputs(**asked, image_mode="one answer per image")
+    assert texts == [
+        "a red circle on a blue background",
+        "a green square on a white background",
+        "a yellow triangle on a black background",
+    ]
+    assert thinking == ["", "", ""]
+    assert json.loads(stats[0])["answers"] == 3
+
+
+def test_figures_come_out_as_json_that_says_what_was_done(ask):
+    (text,), (thinking,), (stats,) = ask.all_outputs(
+        text="Describe this image.", image1=RED_CIRCLE, thinking="on", attention_mode="flash_attention_2"
+    )
+    figures = json.loads(stats)
+    assert (text, thinking) == ("a red circle on a blue background", "I see one image. It shows a red circle.")
+    assert (figures["model"], figures["attention"], figures["seed"]) == (DEMO, "sdpa", None)
+    assert "flash_attention_2" in figures["fallbacks"][0]
+    assert 0 < figures["prefill_s"] <= figures["first_token_s"] <= figures["total_s"]
+    for name in ("prompt_tokens", "new_tokens", "decode_tokens_per_s", "peak_bytes"):
+        assert figures[name] > 0, name
+
+
+def test_the_seed_that_was_drawn_is_told_and_gives_the_text_again(ask):
+    asked = {"prompt": "Name a random color.", "do_sample": True, "temperature": 1.0}
+    texts, _, stats = ask.all_outputs("Qwen", **asked, seed=-1)
+    assert ask("Qwen", **asked, seed=json.loads(stats[0])["seed"]) == texts[0]
+
+
+def test_the_page_is_told_the_text_to_keep(ask, comfy):
+    pictures = image(draw("circle", "red", "blue"), draw("square", "green", "white"))
+    texts = ask.all_outputs(text="Describe this image.", image1=pictures, image_mode="one answer per image")[0]
+    assert comfy.ui == {"text": texts}
+
+
+def test_every_option_of_the_nodes_reaches_the_answer(ask):
+    asked = {"text": "Describe this image.", "image1": RED_CIRCLE}
+    assert ask(**asked, stop="nothing\nblue\n") == "a red circle on a"
+    assert ask("Qwen", prompt="Count from 3 to 5.", stop=",") == "3"
+    assert "I see one" in ask.all_outputs(**asked, thinking="on", thinking_budget=4)[1][0]
+    repeated = ask(**asked, min_new_tokens=40, frequency_penalty=-2.0)
+    varied = ask(**asked, min_new_tokens=40, frequency_penalty=2.0, presence_penalty=2.0)
+    assert repeated != varied
+    assert len(ask(**asked, min_new_tokens=40, no_repeat_ngram_size=1)) > len(ask(**asked))
+    sizes = [
+        json.loads(ask.all_outputs(**asked, image_resolution=each)[2][0])["prompt_tokens"]
+        for each in ("auto", "low (256x28x28)", "medium (512x28x28)")
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_stop_can_hold_a_line_break(pack):
+    from qwenvl.widgets import stops
+
+    assert stops("END\n\n\\n\\n\n ;") == ("END", "\n\n", " ;")
+
+
+class Trimmed:
+    """ComfyUI's VIDEO, cut."""
+
+    def __init__(self, path, start):
+        self._path, self._start = path, start
+
+    def get_stream_source(self):
+        return self._path
+
+    def get_active_trim_window(self):
+        return self._start, 0.0
+
+
+def test_videos_come_in_by_three_ways(ask, tmp_path):
+    scenes = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
+    path = str(write_video(tmp_path / "v.mp4", scenes, 3))
+    asked = {"text": "Describe this video."}
+    assert "red" not in ask(**asked, video=Trimmed(path, 3.0))
+    assert ask(**asked, video=Trimmed(path, 0.0)) == "a red circle, then a blue square"
+    frames = image(*[scenes[1]] * 16, *[scenes[0]] * 16)
+    assert ask(**asked, video_frames=frames, fps=8.0) == "a blue square, then a red circle"
+    tokens = [
+        json.loads(ask.all_outputs(**asked, video_path=path, **how)[2][0])["prompt_tokens"]
+        for how in ({"max_frames": 2}, {}, {"sample_fps": 4.0})
+    ]
+    assert tokens == sorted(set(tokens))
 
 
 def test_the_oldest_node_takes_its_one_picture(ask):
@@ -324,6 +427,28 @@ def test_live_text_goes_to_this_node_and_this_browser_and_ends_as_the_answer(ask
     answer = ask(text="Describe this image.", image1=RED_CIRCLE)
     assert comfy.texts[-1] == (answer, "7", "browser")
     assert all(answer.startswith(text) for text, _, _ in comfy.texts)
+
+
+def test_what_a_model_thinks_is_marked_in_the_live_text_and_gone_at_the_end(ask, comfy, monkeypatch):
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    answer = ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
+    texts = [text for text, _, _ in comfy.texts]
+    assert texts[-1] == answer
+    assert any(text.startswith("[thinking] I see one image.") for text in texts)
+    assert any(text.endswith("\n\na red") for text in texts)
+
+
+def test_with_many_answers_live_text_and_progress_count_them(ask, comfy, monkeypatch):
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    pictures = image(draw("circle", "red", "blue"), draw("square", "green", "white"))
+    answers = ask.all_outputs(text="Describe this image.", image1=pictures, image_mode="one answer per image")[0]
+    texts = [text for text, _, _ in comfy.texts]
+    assert texts[0].startswith("0 of 2\n\na")
+    assert texts[-2] in [f"2 of 2\n\n{answer}" for answer in answers]
+    assert texts[-1] == "\n\n".join(answers)
+    values = [value for value, total, _ in comfy.progress if total == 2]
+    assert values == sorted(values)
+    assert values[-1] == 2
 
 
 def test_live_text_finds_its_node_on_a_thread_of_its_own_too(ask, comfy):

@@ -2,6 +2,7 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from qwenvl.media import MediaError
 from qwenvl.pipeline import NoAnswerError, caption, run
 from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
 
+EACH = IMAGE_MODES[1]
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
 
 
@@ -25,17 +27,20 @@ class Watch:
 
     def __init__(self, cancel_at=None):
         self.cancel_at, self.updates, self.final = cancel_at, [], None
+        self.thoughts, self.total = set(), None
 
     def check(self):
         pass
 
     def update(self, new_tokens, text, thinking=""):
         self.updates.append((new_tokens, text))
+        self.thoughts.add(thinking)
         if new_tokens == self.cancel_at:
             raise KeyboardInterrupt
 
     def advance(self, done, total, text):
-        self.updates.append((done, text))
+        self.total = total
+        self.update(done, text)
 
     def end(self, text):
         self.final = text
@@ -93,30 +98,182 @@ CAPTIONS = [f"a {color} {shape} on a {background} background" for shape, color, 
 
 def test_each_picture_has_an_answer_of_its_own_in_order(models):
     pictures = [draw(*scene) for scene in SCENES]
-    asked = request(images={"image1": image(*pictures[:2]), "image4": image(pictures[2])}, image_mode=IMAGE_MODES[1])
-    assert [answer.text for answer in run(asked, models, Watch()).answers] == CAPTIONS
+    images = {"image1": image(*pictures[:2]), "image4": image(pictures[2])}
+    result = run(request(images=images, image_mode=EACH), models, Watch())
+    assert [answer.text for answer in result.answers] == CAPTIONS
+    assert (result.stats.answers, result.stats.batch_size) == (3, 3)
+    with pytest.raises(ValueError, match="too many values"):
+        _ = result.text
 
 
-def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_left_out(models, tmp_path):
+def test_without_a_picture_one_answer_per_image_is_one_answer(models):
+    assert run(request("Count from 3 to 5.", image_mode=EACH), models, Watch()).text == "3, 4, 5"
+
+
+def test_many_answers_are_counted_while_they_are_made(models):
+    watch = Watch()
+    images = {"image1": image(*(draw(*scene) for scene in SCENES))}
+    run(request(images=images, image_mode=EACH), models, watch)
+    counts = [count for count, _ in watch.updates]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1], watch.total) == (0, 3, 3)
+    texts = [text for _, text in watch.updates]
+    assert texts[0] == CAPTIONS[0][: len(texts[0])] != ""
+    assert texts[-1] in CAPTIONS
+    assert watch.final == "\n\n".join(CAPTIONS)
+
+
+def test_a_video_is_shown_beside_each_picture(models, tmp_path):
+    path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
+    images = {"image1": image(*(draw(*scene) for scene in SCENES[:2]))}
+    asked = request("Describe the image and the video.", images=images, video_path=path, image_mode=EACH)
+    answers = [answer.text for answer in run(asked, models, Watch()).answers]
+    assert answers == [f"Image 1: {each}; video 1: a red circle, then a blue square" for each in CAPTIONS[:2]]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of the scenes, with one among them that is no picture."""
     items = []
     for number, scene in enumerate(SCENES):
         draw(*scene).save(tmp_path / f"{number}.png")
         items.append((f"{number}.png", tmp_path / f"{number}.png"))
     (tmp_path / "bad.png").write_text("no picture")
     items.insert(1, ("bad.png", lambda: tmp_path / "bad.png"))
+    return items
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_left_out(models, folder, batch_size):
     answers, errors = {}, {}
-    caption(request(), iter(items), models, Watch(), done=answers.__setitem__, failed=errors.__setitem__)
+    told = {"done": answers.__setitem__, "failed": errors.__setitem__}
+    stats = caption(request(), iter(folder), models, Watch(), batch_size, **told)
     assert {index: answer.text for index, answer in answers.items()} == dict(zip((0, 2, 3), CAPTIONS, strict=True))
     assert list(errors) == [1]
     assert "bad.png" in str(errors[1])
+    assert (stats.answers, stats.batch_size) == (3, batch_size or 3)
+
+
+def test_answers_are_handed_over_batch_by_batch(models, folder):
+    watch, seen = Watch(), []
+    caption(request(), folder, models, watch, 1, done=lambda index, _: seen.append((index, len(watch.updates))))
+    assert [index for index, _ in seen] == [0, 2, 3]
+    assert 0 < seen[0][1] < seen[1][1] < seen[2][1] == len(watch.updates)
+
+
+def test_a_folder_without_a_picture_loads_nothing(models, loads, folder):
+    errors = {}
+    assert caption(request(), folder[1:2], models, Watch(), failed=errors.__setitem__) is None
+    assert (list(errors), loads) == ([0], [])
+
+
+def test_a_cancelled_folder_keeps_what_was_handed_over_and_frees_the_model(models, loads, folder):
+    answers = {}
+    watch = Watch()
+
+    def done(index, answer):
+        answers[index] = answer.text
+        watch.cancel_at = 1  # answers so far
+
+    with pytest.raises(KeyboardInterrupt) as cancelled:
+        caption(request(release=RELEASES[-1]), folder, models, watch, 1, done=done)
+    assert cancelled.value is not None
+    assert answers == {0: CAPTIONS[0]}
+    assert [each() for each in loads] == [None]
+
+
+def test_what_was_not_answered_is_told(models, folder):
+    errors, answers = {}, {}
+    sampling = Sampling(do_sample=False, max_new_tokens=5)
+    told = {"done": answers.__setitem__, "failed": errors.__setitem__}
+    caption(request(thinking="on", sampling=sampling), folder, models, Watch(), **told)
+    kinds = {index: type(error) for index, error in errors.items()}
+    assert kinds == {0: NoAnswerError, 1: MediaError, 2: NoAnswerError, 3: NoAnswerError}
+    assert answers == {}
+    images = {"image1": image(draw(*SCENES[0]))}
+    with pytest.raises(NoAnswerError):
+        run(request(thinking="on", sampling=sampling, images=images, image_mode=EACH), models, Watch())
+
+
+VIDEO = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
 
 
 def test_a_video_is_described_in_the_order_of_time(models, tmp_path):
-    scenes = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
+    scenes = VIDEO
     for order in (scenes, scenes[::-1]):
         path = write_video(tmp_path / "v.mp4", order, seconds_each=2)
         answer = run(request("Describe this video.", video_path=str(path)), models, Watch()).text
         assert (answer.index("red circle") < answer.index("blue square")) == (order == scenes)
+
+
+class Stream:
+    """ComfyUI's VIDEO, as far as it is used."""
+
+    def __init__(self, source, window=(0.0, 0.0)):
+        self._source, self._window = source, window
+
+    def get_stream_source(self):
+        return self._source
+
+    def get_active_trim_window(self):
+        return self._window
+
+
+def test_of_a_trimmed_video_only_its_part_is_described(models, tmp_path):
+    path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
+
+    def describe(*window):
+        return run(request("Describe this video.", video=Stream(path, window)), models, Watch()).text
+
+    assert describe(0.0, 0.0) == "a red circle, then a blue square"
+    assert "red" not in describe(3.0, 0.0)
+    assert "blue square" in describe(3.0, 0.0)
+    assert describe(0.0, 2.9) == "a red circle"
+
+
+def test_frames_are_a_video_and_every_kind_is_seen_in_order(models, tmp_path):
+    path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
+    green = draw("triangle", "green", "black", (128, 128))
+    frames = image(*[VIDEO[0]] * 48, *[VIDEO[1]] * 48)
+    text = run(request("Describe this video.", video_frames=frames), models, Watch()).text
+    assert text == "a red circle, then a blue square"
+    everything = {"images": {"image1": image(green)}, "video_frames": image(*[green] * 24), "video_path": path}
+    text = run(request("Describe the image and the videos.", **everything), models, Watch()).text
+    places = [text.index(each) for each in ("Image 1: a green", "video 1: a green", "red circle", "blue square")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("resolution", ["low (256x28x28)", "medium (512x28x28)", "original"])
+def test_pictures_can_be_shown_larger_and_the_next_run_is_as_before(models, resolution):
+    images = {"image1": image(draw("square", "green", "white", (640, 480)))}
+    asked = request(images=images)
+    before = run(asked, models, Watch())
+    large = run(replace(asked, image_resolution=resolution), models, Watch())
+    assert large.text == before.text == "a green square on a white background"
+    assert large.stats.prompt_tokens > 2 * before.stats.prompt_tokens
+    assert run(asked, models, Watch()).stats.prompt_tokens == before.stats.prompt_tokens
+
+
+def test_the_answer_ends_before_a_stop(models):
+    watch = Watch()
+    result = run(request(images=RED_CIRCLE, sampling=replace(GREEDY, stop=("on a", "back"))), models, watch)
+    assert result.text == watch.final == "a red circle"
+    assert result.stats.new_tokens < len(_tokens(models, CAPTIONS[0]))
+    assert not any("on" in text for _, text in watch.updates)
+
+
+def test_thinking_is_switched_and_its_budget_kept(models):
+    plain, thinks = (run(request(images=RED_CIRCLE, thinking=each), models, Watch()) for each in ("off", "on"))
+    assert (plain.thinking, plain.text) == ("", thinks.text)
+    assert thinks.thinking == "I see one image. It shows a red circle."
+    limited = replace(GREEDY, thinking_budget=4)
+    watch = Watch()
+    cut = run(request(images=RED_CIRCLE, thinking="on", sampling=limited), models, watch)
+    assert (cut.thinking, cut.text) == ("I see one image", plain.text)
+    assert (cut.stats.thoughts_cut, thinks.stats.thoughts_cut) == (1, 0)
+    counts = [count for count, _ in watch.updates]
+    assert counts == sorted(counts)
+    assert "I see one image" in watch.thoughts
 
 
 def test_the_text_grows_token_by_token_and_ends_as_the_answer(models):
@@ -154,6 +311,9 @@ def test_the_figures_are_those_of_the_run(models):
     assert 0 < second.prefill_s <= second.first_token_s < second.total_s
     assert second.decode_tokens_per_s > 0
     assert (second.device, second.quantization, second.attention, second.seed) == ("cpu", "none", "sdpa", None)
+    assert (second.answers, second.batch_size, second.tier) == (1, 1, "own step")
+    assert second.peak_bytes > 100_000_000, "torch alone needs more"
+    assert json.loads(second.to_json())["new_tokens"] == second.new_tokens
 
 
 def _tokens(models, text):
@@ -202,6 +362,12 @@ def test_thinking_is_split_off(models, demo_that_thinks):
     assert "red circle" in result.thinking
 
 
+def test_a_model_that_has_no_switch_for_thinking_is_told_of(models, demo_that_thinks):
+    result = run(request(load=LoadSpec(demo_that_thinks), images=RED_CIRCLE, thinking="off"), models, Watch())
+    assert result.thinking
+    assert "thinking 'off' has no effect" in result.stats.fallbacks[0]
+
+
 def test_a_thought_that_is_cut_off_is_an_error_that_says_what_to_raise(models, demo_that_thinks):
     asked = request(load=LoadSpec(demo_that_thinks), images=RED_CIRCLE, sampling=Sampling(max_new_tokens=3))
     with pytest.raises(NoAnswerError, match=r"still thinking after 3 tokens.*Raise max_new_tokens"):
@@ -213,7 +379,7 @@ def demo_that_thinks(tmp_path, monkeypatch):
     """The demo model with a template that always opens the think block, as those of Thinking models do."""
     folder = shutil.copytree(catalog.find(DEMO).folder, tmp_path / "LLM" / "Thinker")
     template = folder / "chat_template.jinja"
-    template.write_text("{%- set enable_thinking = true -%}" + template.read_text())
+    template.write_text("{%- set always = true -%}" + template.read_text().replace("enable_thinking", "always"))
     return _custom(tmp_path, monkeypatch, "Thinker")
 
 

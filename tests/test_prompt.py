@@ -1,3 +1,7 @@
+import json
+import re
+
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -5,7 +9,15 @@ from conftest import draw
 
 from qwenvl.capabilities import Machine
 from qwenvl.loader import load
-from qwenvl.prompt import PromptError, break_control_tokens, encode, require_question
+from qwenvl.media import Video
+from qwenvl.prompt import (
+    PromptError,
+    break_control_tokens,
+    encode,
+    require_question,
+    side_by_side,
+    why_no_switch,
+)
 from qwenvl.request import LoadSpec, Request
 
 CONTROL = (
@@ -87,10 +99,119 @@ def test_an_empty_question_is_an_error():
     spec = LoadSpec("any")
     with pytest.raises(PromptError, match="nothing to answer"):
         require_question(Request(spec, "  ", " "))
-    for asked in (Request(spec, "?"), Request(spec, "", images={"image1": PICTURE}), Request(spec, "", video_path="v")):
+    things = ({"images": {"image1": PICTURE}}, {"video_path": "v"}, {"video": "v"}, {"video_frames": torch.zeros(2, 2)})
+    for asked in (Request(spec, "?"), *(Request(spec, "", **each) for each in things)):
         require_question(asked)
 
 
 def test_no_system_prompt_means_no_system_turn(demo):
     assert "system" not in demo.tokenizer.decode(ids_of(demo, "hi"))
     assert "system\nBe brief." in demo.tokenizer.decode(ids_of(demo, "hi", "Be brief."))
+
+
+@pytest.mark.parametrize(("thinking", "end"), [("auto", ""), ("on", "<think>\n"), ("off", "<think>\n\n</think>\n\n")])
+def test_thinking_is_switched_by_the_chat_template(demo, thinking, end):
+    made = encode(demo, Request(demo.spec, "hi", thinking=thinking), [])
+    assert demo.tokenizer.decode(made.inputs["input_ids"][0]).endswith(f"assistant\n{end}")
+    assert made.thinks == (thinking == "on")
+
+
+def test_a_template_without_a_switch_is_told_of_and_nothing_changes(text_model, monkeypatch):
+    asked = {thinking: Request(text_model.spec, "hi", thinking=thinking) for thinking in ("auto", "on", "off")}
+    assert why_no_switch(text_model, asked["on"]) is None
+    plain = text_model.tokenizer.chat_template.replace("enable_thinking", "something_else")
+    monkeypatch.setattr(text_model.tokenizer, "chat_template", plain)
+    assert why_no_switch(text_model, asked["auto"]) is None
+    assert "thinking 'off' has no effect" in why_no_switch(text_model, asked["off"])
+    ids = [encode(text_model, each, []).inputs["input_ids"].tolist() for each in asked.values()]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def tokens_of(handle, side, resolution):
+    asked = Request(handle.spec, "?", image_resolution=resolution)
+    made = encode(handle, asked, [draw("circle", "red", "blue", (side, side))])
+    return count(handle, made.inputs["input_ids"][0].tolist(), "<|image_pad|>")
+
+
+@pytest.mark.parametrize(
+    ("resolution", "low", "high"),
+    [
+        ("low (256x28x28)", 128, 256),
+        ("medium (512x28x28)", 256, 512),
+        ("high (768x28x28)", 512, 768),
+        ("ultra (1024x28x28)", 768, 1024),
+    ],
+)
+def test_a_resolution_is_that_of_one_call(demo, resolution, low, high):
+    size = {**dict(demo.processor.image_processor.size)}
+    before = tokens_of(demo, 300, "auto")
+    # A token of this family is 32 x 32 pixels.
+    cells = (28 / 32) ** 2
+    assert tokens_of(demo, 64, resolution) == pytest.approx(low * cells, rel=0.15)
+    assert tokens_of(demo, 2000, resolution) == pytest.approx(high * cells, rel=0.15)
+    assert dict(demo.processor.image_processor.size) == size
+    assert tokens_of(demo, 300, "auto") == before
+
+
+def test_original_leaves_a_picture_as_it_is(demo):
+    assert tokens_of(demo, 64, "original") == 4
+    assert tokens_of(demo, 1600, "original") == 50 * 50
+
+
+def test_a_resolution_outranks_what_a_models_folder_sets(tmp_path):
+    """Files of Qwen2.5-VL have min_pixels and max_pixels, which version 4 of transformers would prefer."""
+    folder = tiny.save("qwen2_5_vl", tmp_path / "m")
+    file = folder / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    del settings["size"]
+    file.write_text(json.dumps(settings | {"min_pixels": 3136, "max_pixels": 12845056}))
+    handle = load(LoadSpec("m"), folder, Machine("cpu", torch.float32, ""))
+    before = tokens_of(handle, 2000, "auto")
+    assert before == pytest.approx(1024 * (28 / 32) ** 2, rel=0.1)
+    assert tokens_of(handle, 2000, "low (256x28x28)") == pytest.approx(256 * (28 / 32) ** 2, rel=0.1)
+    assert tokens_of(handle, 64, "low (256x28x28)") == pytest.approx(128 * (28 / 32) ** 2, rel=0.15)
+    assert tokens_of(handle, 2000, "auto") == before
+
+
+def test_questions_side_by_side_are_padded_on_the_left_and_keep_their_pictures_in_order(demo):
+    texts = ("Hi.", "What is there to see on this picture?")
+    one, two = (encode(demo, Request(demo.spec, text), [PICTURE]) for text in texts)
+    none = encode(demo, Request(demo.spec, "No picture"), [])
+    both = side_by_side([one, none, two])
+    lengths = [one.tokens, none.tokens, two.tokens]
+    assert both["input_ids"].shape == both["attention_mask"].shape == (3, max(lengths))
+    assert both["attention_mask"].sum(1).tolist() == lengths
+    for row, each in enumerate((one, none, two)):
+        assert both["input_ids"][row, -each.tokens :].tolist() == each.inputs["input_ids"][0].tolist()
+    assert torch.equal(both["pixel_values"], torch.cat([one.inputs["pixel_values"], two.inputs["pixel_values"]]))
+    assert both["image_grid_thw"].shape == (2, 3)
+    alone = side_by_side([one])
+    assert all(torch.equal(alone[key], value) for key, value in one.inputs.items())
+
+
+def test_a_prompt_that_goes_on_has_more_text_and_the_same_pictures(demo):
+    before = encode(demo, Request(demo.spec, "Hi.", thinking="on"), [PICTURE])
+    after = before.continued([5, 6, 7])
+    assert after.inputs["input_ids"][0].tolist() == [*before.inputs["input_ids"][0].tolist(), 5, 6, 7]
+    assert after.tokens == before.tokens + 3 == after.inputs["attention_mask"].sum()
+    assert (after.media, after.thinks) == (before.media, False)
+    assert after.inputs["pixel_values"] is before.inputs["pixel_values"]
+    kinds = [key for key in before.inputs if key.endswith("token_type_ids")]
+    assert all(after.inputs[key][0, -3:].tolist() == [0, 0, 0] for key in kinds)
+
+
+def test_each_video_has_its_own_times(tmp_path):
+    handle = load(LoadSpec("m"), tiny.save("qwen2_5_vl", tmp_path / "m"), Machine("cpu", torch.float32, ""))
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    videos = [Video(frames, (0.0, 1.0, 2.0, 3.0), 4.0), Video(frames, (0.0, 5.0, 10.0, 15.0), 20.0)]
+    inputs = encode(handle, Request(handle.spec, "?"), [], videos).inputs
+    # Two frames are joined.
+    assert inputs["second_per_grid_ts"].tolist() == [2.0, 10.0]
+    assert len(inputs["video_grid_thw"]) == 2
+
+
+def test_the_times_of_every_video_are_told_to_qwen3(demo):
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    videos = [Video(frames, (0.0, 1.0, 2.0, 3.0), 4.0), Video(frames, (0.0, 5.0, 10.0, 15.0), 20.0)]
+    text = demo.tokenizer.decode(encode(demo, Request(demo.spec, "?"), [], videos).inputs["input_ids"][0])
+    assert re.findall(r"<([\d.]+) seconds>", text) == ["0.5", "2.5", "2.5", "12.5"]

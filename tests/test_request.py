@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from qwenvl.request import RANGES, InvalidSettingError, LoadSpec, Request, Sampling
+from qwenvl.request import FRAME_RANGES, RANGES, Frames, InvalidSettingError, LoadSpec, Request, Sampling
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -13,6 +13,30 @@ def test_both_ends_of_every_range_are_allowed_and_nothing_beyond(name):
     for beyond in (low - 1, high + 1, math.nan, "1"):
         with pytest.raises(InvalidSettingError, match=name):
             Sampling(**{name: beyond})
+
+
+@pytest.mark.parametrize("name", FRAME_RANGES)
+def test_the_same_of_what_is_shown_of_a_video(name):
+    low, high = FRAME_RANGES[name]
+    Frames(**{name: low})
+    Frames(**{name: high})
+    for beyond in (low - 1, high + 1, math.nan, "1"):
+        with pytest.raises(InvalidSettingError, match=name):
+            Frames(**{name: beyond})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_mode", "each"), ("image_resolution", "huge"), ("thinking", True), ("release", "never")]
+)
+def test_choices_of_a_request_are_checked(name, value):
+    with pytest.raises(InvalidSettingError, match=f"{name} {value!r} does not exist"):
+        Request(LoadSpec("any"), "?", **{name: value})
+
+
+@pytest.mark.parametrize("stop", ["END", ("END", "")])
+def test_stops_are_texts_that_are_not_empty(stop):
+    with pytest.raises(InvalidSettingError, match="stop must be a list"):
+        Sampling(stop=stop)
 
 
 def test_an_unknown_choice_is_named_with_those_that_exist():
