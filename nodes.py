@@ -1,4 +1,4 @@
-"""The two nodes: widgets -> Request -> pipeline.run -> outputs."""
+"""QwenVL and Qwen: widgets -> Request -> pipeline.run -> outputs; and the list of all nodes."""
 
 from __future__ import annotations
 
