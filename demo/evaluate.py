@@ -70,6 +70,10 @@ class Exam:
     rng: random.Random
     n: int
 
+    def draw_anew(self, seed: int, name: str) -> None:
+        """Before each case: its questions are the same whatever was asked before."""
+        self.rng.seed(f"{seed} {name}")
+
     def captions(self, width: int, height: int) -> Score:
         return exact(self.model, [self._caption("Describe this image.", (width, height)) for _ in range(self.n // 5)])
 
@@ -265,12 +269,14 @@ def main() -> None:
     args = parser.parse_args()
     os.nice(5)
     torch.set_num_threads(1)
-    exam = Exam(Model(args.folder), random.Random(args.seed), n=20 if args.fast else 200)
+    exam = Exam(Model(args.folder), random.Random(), n=20 if args.fast else 200)
     start, scores = time.time(), {}
     for name, ask in cases(exam).items():
+        exam.draw_anew(args.seed, name)
         scores[name] = ask()
         print(lines(name, scores[name]), flush=True)
     boxes = f"grounding with IoU over {IOU_NEEDED}"
+    exam.draw_anew(args.seed, boxes)
     scores[boxes], mean_overlap = exam.grounding()
     print(lines(boxes, scores[boxes]), flush=True)
     for name, score in totals(scores).items():

@@ -99,12 +99,9 @@ def true_box(image: Image.Image) -> Box:
     pixels = np.asarray(image).astype(int)
     rows, columns = np.nonzero(np.abs(pixels - pixels[0, 0]).sum(-1))
     width, height = image.size
-    return (
-        1000 * columns.min() / width,
-        1000 * rows.min() / height,
-        1000 * (columns.max() + 1) / width,
-        1000 * (rows.max() + 1) / height,
-    )
+    # Plain numbers: what numpy counts and compares cannot be written as JSON.
+    left, top, right, bottom = (int(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return 1000 * left / width, 1000 * top / height, 1000 * right / width, 1000 * bottom / height
 
 
 def overlap(a: Box, b: Box) -> float:
