@@ -37,7 +37,7 @@ def handle(request, tmp_path_factory):
 def question(handle, text="What is it?", shape="circle", video=None):
     """A prompt, with a picture where the family sees."""
     pictures = [draw(shape, "red", "blue")] if handle.processor else []
-    return encode(handle, Request(handle.spec, text), pictures, video).inputs
+    return encode(handle, Request(handle.spec, text), pictures, [video] if video else []).inputs
 
 
 def generic(handle):

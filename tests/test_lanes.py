@@ -5,7 +5,7 @@ import tiny
 import torch
 from conftest import draw
 from test_attend import reference_kernel
-from test_decode import by_transformers, ignore
+from tiny import by_transformers
 
 from qwenvl.attend import ByLength, Eager, Flash, Sdpa
 from qwenvl.capabilities import Machine
@@ -18,12 +18,16 @@ from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
 
 CPU = Machine("cpu", torch.float32, "")
-FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = tiny.DENSE
 LENGTH = 256
 NEVER = 999_999
 CIRCLE, SQUARE = draw("circle", "red", "blue"), draw("square", "green", "white", (96, 160))
 TRIANGLE = draw("triangle", "yellow", "black", (64, 64))
 PADDED = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+def ignore(*_):
+    pass
 
 
 def loaded(family, folder, seed=0):
@@ -39,9 +43,9 @@ def video(frames=6, size=(64, 96)):
 
 def prompts(handle):
     """One of each kind: text, one picture, several, a video."""
-    seen = [([], None), ([CIRCLE], None), ([CIRCLE, SQUARE, TRIANGLE], None), ([TRIANGLE], video())]
+    seen = [([], []), ([CIRCLE], []), ([CIRCLE, SQUARE, TRIANGLE], []), ([TRIANGLE], [video()])]
     texts = ["Tell me at length what you know.", "What is it?", "Hi.", "What happens in the video, please?"]
-    cases = zip(texts, seen if handle.processor else [([], None)] * 4, strict=True)
+    cases = zip(texts, seen if handle.processor else [([], [])] * 4, strict=True)
     return [encode(handle, Request(handle.spec, text), *look).inputs for text, look in cases]
 
 
