@@ -105,7 +105,8 @@ class Decoder:
             else:
                 reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
                 self._loop(self._lanes, choose(logits), sampling, choose, rows)
-                self.attention = self._lanes.attention(self._captures)
+                captured = self._captures and not Chooser.why_not_captured(sampling)
+                self.attention = self._lanes.attention(captured)
                 self._lanes.finish(inputs, rows.all_ids, media)
         reasons = (self.tier_reason, self._captures and Chooser.why_not_captured(sampling))
         return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)

@@ -184,7 +184,8 @@ def test_a_long_text_is_attended_to_by_flash_decoding_and_the_result_says_so(tmp
     handle = load(LoadSpec("m"), tiny.save("qwen3_vl", tmp_path / "m"), Machine("cuda:0", torch.bfloat16, ""))
     inputs = encode(handle, Request(handle.spec, "What is it?"), [draw("circle", "red", "blue")], None).inputs
     decoder = Decoder(handle.model, "sdpa")
-    assert decoder.generate(inputs, GREEDY, None, ignore, ignore).attention == "flash"
+    generated(decoder, inputs, GREEDY)
+    assert decoder.attention == "flash"
     lanes = decoder._lanes
     with torch.inference_mode():
         tokens = lanes.prefill(inputs, 8, ignore, "")[1].argmax(-1)
