@@ -13,16 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.launches import Launches
-from benchmarks.models import SHAPES, build, bytes_per_token, prompt
+from benchmarks.measure import (
+    Side,
+    clock_for,
+    command,
+    device_name,
+    launches_per_layer,
+    ratio,
+    rounds,
+    versions,
+)
+from benchmarks.models import SHAPES, build, bytes_per_token, prompt, quantize
+from qwenvl import attend
 from qwenvl.decode import Decoder, best_tier
 from qwenvl.doctor import copy_bandwidth
 from qwenvl.request import Sampling
@@ -30,8 +38,6 @@ from qwenvl.request import Sampling
 SAMPLED = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
 # A square picture of so many 16-pixel patches a side, and words: about 1,100 tokens for the large models.
 PROMPTS = {"nano": (16, 32), "small": (16, 32), "2b": (64, 64), "4b": (64, 64), "8b": (64, 64)}
-
-Side = Callable[[int], None]
 
 
 def main() -> None:
@@ -41,88 +47,113 @@ def main() -> None:
     device, dtype = options.device, getattr(torch, options.dtype)
     model = build(SHAPES[options.shape], device, dtype)
     inputs = prompt(model, *(PROMPTS[options.shape] if options.image_side is None else (options.image_side, 64)))
-    length = inputs["input_ids"].shape[1]
-    tier = options.tier or best_tier(model)[0]
-    decoder = Decoder(model, "sdpa", tier)
+    plain, model = model, quantize(model, options.quantization)
+    decoder = _decoder(model, options)
     sides = {"ours": _ours(decoder, inputs, options.sampled), "generate": _theirs(model, inputs, options.sampled)}
     if options.static:
         sides["generate, static cache"] = _theirs(model, inputs, options.sampled, cache_implementation="static")
-    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else _synced_clock(device)
-    found = _measure(sides, options.tokens, options.rounds, clock)
-    speeds = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
-    ceiling = copy_bandwidth(device) / bytes_per_token(model, length + options.tokens // 2)
-    ours = statistics.median(speeds["ours"])
-    result = {
+    if plain is not model:
+        sides["unquantized"] = _ours(_decoder(plain, options), inputs, options.sampled)
+
+    started = time.perf_counter()
+    first = sides["ours"](options.tokens).rows[0]
+    first_run_s = time.perf_counter() - started
+    agree = None if options.sampled else _in_common(first, sides["generate"](options.tokens))
+    found = rounds(sides, options.tokens, options.rounds, clock_for(device))
+    last = sides["ours"](options.tokens)
+    print(
+        json.dumps(
+            {
+                **_described(options, inputs),
+                **_speeds(found, copy_bandwidth(device, clock=clock_for(device)) / _bytes(model, inputs, options)),
+                "tier": last.tier,
+                "step_attention": decoder.attention,
+                "same_tokens_as_generate": agree,
+                "launches_per_layer": launches_per_layer(decoder, inputs),
+                "first_run_s": round(first_run_s, 2),
+                **(_of_the_gpu(decoder, model) if device == "cuda" else {}),
+            }
+        )
+    )
+
+
+def _decoder(model: Any, options: argparse.Namespace) -> Decoder:
+    if options.step_attention == "flash":
+        attend.FLASH_FROM = 1
+    decoder = Decoder(model, "sdpa", options.tier or best_tier(model)[0], options.fused)
+    if options.step_attention == "sdpa" and decoder.tier == "own step":
+        decoder._lanes._step.attention.all_as_short()  # type: ignore[union-attr]
+    return decoder
+
+
+def _described(options: argparse.Namespace, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, where, when, and with which command."""
+    return {
+        "command": command("benchmarks.decode"),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_name(options.device),
+        "versions": versions(),
         "shape": options.shape,
-        "device": _device_name(device),
         "dtype": options.dtype,
-        "threads": torch.get_num_threads() if device == "cpu" else None,
-        "tier": tier,
+        "quantization": options.quantization,
+        "threads": torch.get_num_threads() if options.device == "cpu" else None,
         "sampled": options.sampled,
-        "prompt_tokens": length,
+        "fused": options.fused,
+        "prompt_tokens": inputs["input_ids"].shape[1],
         "new_tokens": options.tokens,
         "rounds": options.rounds,
+    }
+
+
+def _speeds(found: dict[str, list[dict]], ceiling: float) -> dict[str, Any]:
+    speeds = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
+    prefills = {name: statistics.median(each["prefill_s"] for each in rounds) for name, rounds in found.items()}
+    ours, theirs = statistics.median(speeds["ours"]), speeds["generate"]
+    others = [name for name in speeds if name not in ("ours", "generate")]
+    return {
         "tokens_per_s": round(ours, 1),
         "tokens_per_s_range": [round(min(speeds["ours"]), 1), round(max(speeds["ours"]), 1)],
-        "generate_tokens_per_s": round(statistics.median(speeds["generate"]), 1),
-        "ratio": _ratio(speeds, "generate"),
+        "generate_tokens_per_s": round(statistics.median(theirs), 1),
+        "generate_tokens_per_s_range": [round(min(theirs), 1), round(max(theirs), 1)],
+        "ratio": ratio(speeds["ours"], theirs),
+        "ratios": {name: ratio(speeds["ours"], speeds[name]) for name in others},
         "ceiling_tokens_per_s": round(ceiling, 1),
         "ceiling_share": round(ours / ceiling, 3),
-        "launches_per_layer": launches_per_layer(model, decoder, inputs),
-        "prefill_s": round(statistics.median(each["prefill_s"] for each in found["ours"]), 4),
-        "generate_prefill_s": round(statistics.median(each["prefill_s"] for each in found["generate"]), 4),
-        "versions": _versions(),
-        "date": time.strftime("%Y-%m-%d"),
+        "prefill_s": round(prefills["ours"], 4),
+        "generate_prefill_s": round(prefills["generate"], 4),
     }
-    if options.static:
-        result["ratio_to_generate_static"] = _ratio(speeds, "generate, static cache")
-    if device == "cuda":
-        result["peak_bytes"] = torch.cuda.max_memory_allocated()
-    print(json.dumps(result))
 
 
-def launches_per_layer(model: Any, decoder: Decoder, inputs: dict[str, Any]) -> float | None:
-    """What one more layer adds to a captured step; None for tiers whose launches are transformers' own."""
-    lanes: Any = decoder._lanes
-    if decoder.tier != "own step":
-        return None
-    with torch.inference_mode():
-        _, logits = lanes.prefill(inputs, 8, lambda: None, "")
-        step, layers = lanes._step, lanes._step._layers
-        step._fused_norm = True
-        counts = []
-        for step._layers in (layers[:1], layers):
-            with Launches() as launches:
-                lanes.step(logits.argmax(-1), lanes.kv.capacity)
-            counts.append(len(launches.names))
-    return round((counts[1] - counts[0]) / (len(layers) - 1), 1)
+def _of_the_gpu(decoder: Decoder, model: Any) -> dict[str, Any]:
+    """What captures took, and the memory beside the weights at the highest point of all."""
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return {
+        "captured": len(decoder._steps),
+        "capture_s": [round(step.seconds, 3) for step in decoder._steps.values()],
+        "weights_bytes": weights,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "allocator": torch.cuda.get_allocator_backend(),
+    }
 
 
-def _measure(sides: dict[str, Side], tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, list[dict]]:
-    """Per side and round: the loop's speed, from a long answer less a short one, and the time of the short one."""
-    found: dict[str, list[dict]] = {name: [] for name in sides}
-    for counted in [False] + [True] * rounds:
-        for name, side in sides.items():
-            times = [clock()]
-            for count in (1, tokens):
-                side(count)
-                times.append(clock())
-            first, all_ = times[1] - times[0], times[2] - times[1]
-            if counted:
-                found[name].append({"tokens_per_s": (tokens - 1) / (all_ - first), "prefill_s": first})
-    return found
+def _bytes(model: Any, inputs: dict[str, Any], options: argparse.Namespace) -> int:
+    return bytes_per_token(model, inputs["input_ids"].shape[1] + options.tokens // 2)
+
+
+def _in_common(ours: tuple[int, ...], theirs: list[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
 
 
 def _ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool) -> Side:
     calls = 0
 
-    def run(tokens: int) -> None:
+    def run(tokens: int) -> Any:
         nonlocal calls
         calls += 1
         how = {**SAMPLED, "do_sample": True, "seed": 1} if sampled else {"do_sample": False}
         # Another name for the picture each time: the prompt must be computed, as generate() does.
         sampling = Sampling(max_new_tokens=tokens, **how)
-        decoder.generate(inputs, sampling, 1 if sampled else None, lambda rows: None, lambda: None, str(calls))
+        return decoder.generate(inputs, sampling, 1 if sampled else None, lambda rows: None, lambda: None, str(calls))
 
     return run
 
@@ -130,33 +161,11 @@ def _ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool) -> Side:
 def _theirs(model: Any, inputs: dict[str, Any], sampled: bool, **more: Any) -> Side:
     how = {**SAMPLED, "do_sample": True} if sampled else {"do_sample": False}
 
-    def run(tokens: int) -> None:
-        model.generate(**inputs, max_new_tokens=tokens, **how, **more)
+    def run(tokens: int) -> list[int]:
+        made = model.generate(**inputs, max_new_tokens=tokens, **how, **more)
+        return made[0, inputs["input_ids"].shape[1] :].tolist()
 
     return run
-
-
-def _ratio(speeds: dict[str, list[float]], other: str) -> float:
-    return round(statistics.median(a / b for a, b in zip(speeds["ours"], speeds[other], strict=True)), 2)
-
-
-def _synced_clock(device: str) -> Callable[[], float]:
-    def clock() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return clock
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _options() -> argparse.Namespace:
@@ -165,17 +174,16 @@ def _options() -> argparse.Namespace:
     add("--shape", choices=SHAPES, default="nano")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
+    add("--quantization", choices=("none", "4bit", "8bit"), default="none", help="also against the unquantized model")
     add("--tier", choices=("own step", "generic step", "generate"), help="default: the best that fits")
+    add("--fused", action="store_true", help="the own step through torch's compiler, which takes minutes")
+    add("--step-attention", choices=("auto", "sdpa", "flash"), default="auto", help="of the own step on a GPU")
     add("--sampled", action="store_true", help="temperature 0.7, top_k 20, top_p 0.8, repetition penalty 1.05")
     add("--static", action="store_true", help="also against generate() with its static cache (compiled on a GPU)")
     add("--tokens", type=int, default=256)
     add("--rounds", type=int, default=5)
     add("--threads", type=int, default=1, help="CPU threads; 0 leaves it to torch")
-    add(
-        "--image-side",
-        type=int,
-        help="patches of 16 pixels a side; four are a token",
-    )
+    add("--image-side", type=int, help="patches of 16 pixels a side; four are a token")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     return options

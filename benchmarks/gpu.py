@@ -1,8 +1,9 @@
-"""Every measurement that needs a GPU, in one command: python -m benchmarks.gpu [--quick]
+"""Every measurement that needs a GPU: python -m benchmarks.gpu [--part N] [--results FOLDER] [--seconds S]
 
-Runs the GPU tests and the decode benchmark over shapes, tiers and contexts, under both allocators, each in a
-process of its own, and writes benchmarks/results/<date>-<gpu>.json: one entry per run with its command and its
-figures, or the end of its output where it failed.
+Each run is a process of its own and is written to the results as soon as it ends, so that a run that is cut off loses
+only itself. The parts are about equally long; the first has the most telling runs. With --seconds, no run starts that
+may not end in time. The results are a JSON line for each run: its command, its allocator, and its figures, or the end
+of its output where it failed.
 """
 
 from __future__ import annotations
@@ -14,65 +15,108 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 # ComfyUI sets the second one by default.
-ALLOCATORS = ("backend:native", "backend:cudaMallocAsync")
-# Patches of 16 pixels a side whose tokens, with 64 of text, make about 1k, 8k and 32k.
-CONTEXTS = {"1k": 64, "8k": 180, "32k": 360}
+NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
+TESTS = ("tests/test_graph.py", "tests/test_attend.py")
 
 
-def runs(quick: bool) -> list[list[str]]:
-    """The benchmark's arguments, the most telling first, so that a run that is cut off has the best of them."""
-    wanted = [["--shape", "4b", "--static"]]
-    if not quick:
-        wanted += [["--shape", shape] for shape in ("2b", "8b")]
-        wanted += [["--shape", "4b", "--sampled"], ["--shape", "4b", "--tier", "generic step"]]
-        wanted += [["--shape", "4b", "--image-side", str(CONTEXTS[name]), "--rounds", "2"] for name in ("8k", "32k")]
-    return wanted
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A module with its arguments; the seconds are what it may take at most."""
+
+    arguments: str
+    seconds: int = 120
+    allocator: str = NATIVE
+
+    def command(self) -> list[str]:
+        tier = {"generic": "generic step", "own": "own step"}
+        return [sys.executable, "-m", *(tier.get(word, word) for word in self.arguments.split())]
+
+
+def decode(arguments: str, seconds: int = 180, allocator: str = NATIVE) -> Run:
+    return Run(f"benchmarks.decode --device cuda --rounds 3 {arguments}", seconds, allocator)
+
+
+PARTS: dict[int, list[Run]] = {
+    1: [
+        Run(f"pytest -q {' '.join(TESTS)}", 240),
+        decode("--shape 4b"),
+        decode("--shape 4b", allocator=ASYNC),
+        decode("--shape 4b --sampled"),
+        Run("benchmarks.prefill --shape 4b", 90),
+    ],
+    2: [
+        decode("--shape 8b"),
+        decode("--shape 2b"),
+        decode("--shape 4b --tier generic"),
+        Run("benchmarks.steady --shape 4b --runs 20", 150),
+        Run("benchmarks.steady --shape 4b --runs 20", 150, ASYNC),
+    ],
+    3: [
+        decode("--shape 4b --image-side 180"),
+        decode("--shape 4b --image-side 180 --step-attention sdpa"),
+        decode("--shape 4b --step-attention sdpa"),
+        # Two rounds: prompts of 32k tokens.
+        decode("--shape 4b --image-side 360 --rounds 2 --tokens 128", 200),
+    ],
+    4: [
+        decode("--shape 4b --quantization 4bit"),
+        decode("--shape 4b --quantization 8bit --tokens 64"),
+        Run("benchmarks.kernels --shape 4b", 90),
+        Run("benchmarks.kernels --shape 4b --image-side 180", 90),
+    ],
+    # Both wait for a compiler.
+    5: [decode("--shape 4b --static", 300), decode("--shape 4b --fused", 400)],
+    6: [Run("benchmarks.kernels --shape 4b --fused", 400), decode("--shape 8b --fused", 400)],
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the tests and one shape only")
-    quick = parser.parse_args().quick
-    done = [_tests()]
-    for allocator in ALLOCATORS:
-        for arguments in runs(quick or allocator != ALLOCATORS[0]):
-            done.append(_run(["-m", "benchmarks.decode", "--device", "cuda", *arguments], allocator))
-            _write(done)
-    return 0
+    parser.add_argument("--part", type=int, choices=PARTS, action="append", help="may be given several times")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all runs together")
+    options = parser.parse_args()
+    name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
+    results = options.results / f"{time.strftime('%Y-%m-%d')}-{name}.jsonl"
+    end = time.monotonic() + options.seconds
+    failed = 0
+    for part in options.part or PARTS:
+        for run in PARTS[part]:
+            left = end - time.monotonic()
+            if left < run.seconds / 3:
+                print(f"no time left for {run.arguments}", flush=True)
+                continue
+            entry = _run(run, min(left, run.seconds))
+            failed += entry["status"] != 0
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            print(json.dumps(entry), flush=True)
+    return failed
 
 
-def _tests() -> dict[str, Any]:
-    command = ["-m", "pytest", "-q", "tests/test_graph.py"]
-    found = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"command": " ".join(command), "status": found.returncode, "output": found.stdout[-2000:]}
-
-
-def _run(command: list[str], allocator: str) -> dict[str, Any]:
-    environment = dict(os.environ, PYTORCH_CUDA_ALLOC_CONF=allocator, PYTORCH_ALLOC_CONF=allocator)
-    found = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    entry: dict[str, Any] = {"command": " ".join(command), "allocator": allocator, "status": found.returncode}
+def _run(run: Run, timeout: float) -> dict[str, Any]:
+    environment = dict(os.environ, PYTORCH_CUDA_ALLOC_CONF=run.allocator, PYTORCH_ALLOC_CONF=run.allocator)
+    start = time.monotonic()
+    entry: dict[str, Any] = {"run": run.arguments, "allocator": run.allocator}
+    try:
+        found = subprocess.run(
+            run.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {**entry, "status": "timed out", "seconds": round(timeout)}
+    entry |= {"status": found.returncode, "seconds": round(time.monotonic() - start)}
     lines = found.stdout.strip().splitlines()
-    if found.returncode == 0 and lines:
-        entry["result"] = json.loads(lines[-1])
-    else:
-        entry["output"] = found.stderr[-2000:]
-    print(json.dumps(entry), flush=True)
-    return entry
-
-
-def _write(done: list[dict[str, Any]]) -> None:
-    devices = [each["result"]["device"] for each in done if "result" in each]
-    name = re.sub(r"\W+", "-", devices[0]).strip("-").lower() if devices else "gpu"
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{name}.json"
-    path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    if found.returncode == 0 and lines and lines[-1].startswith("{"):
+        return {**entry, "result": json.loads(lines[-1])}
+    return {**entry, "output": found.stdout[-2000:], "errors": found.stderr[-2000:]}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,30 @@ def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
+
+
+def quantize(model: Any, how: str) -> Any:
+    """A copy whose matrices are bitsandbytes', as the pack loads them ("4bit", "8bit"); the model itself for "none"."""
+    if how == "none":
+        return model
+    from bitsandbytes import nn
+
+    copied = copy.deepcopy(model)
+    for name, linear in list(copied.named_modules()):
+        if type(linear) is not torch.nn.Linear or name.endswith("lm_head"):
+            continue
+        sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+        if how == "4bit":
+            options = {"compress_statistics": True, "quant_type": "nf4"}
+            made = nn.Linear4bit(*sizes, compute_dtype=model.dtype, **options, device="meta")
+            weight = nn.Params4bit(linear.weight.data, requires_grad=False, **options)
+        else:
+            made = nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
+            weight = nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+        made.weight, made.bias = weight, linear.bias
+        copied.set_submodule(name, made.to(model.device))
+    copied.is_loaded_in_8bit = how == "8bit"
+    return copied
 
 
 def prompt(model: Any, image_side: int, text_tokens: int) -> dict[str, torch.Tensor]:

@@ -26,6 +26,8 @@ Lanes = DenseLanes | CachedLanes
 PLAIN = "generate"
 # How many tokens late the host sees what a GPU makes: cancel, live text and the end of the text wait for that long.
 LAG = 3
+# Kinds of sampling for which captured steps are kept: each has a graph and its memory.
+KEPT_KINDS = 4
 
 
 def best_tier(model: Any) -> tuple[str, str]:
@@ -47,24 +49,25 @@ class Decoder:
         model: a transformers model.
         attention: what the model was loaded with.
         tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
+        fused: compile the own step; for benchmarks and tests until it is measured on a GPU.
     """
 
-    def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
+    def __init__(self, model: Any, attention: str, tier: str | None = None, fused: bool = False) -> None:
         self._model = model
         self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
         # What a token attends with, which need not be what the prompt did.
         self.attention = attention
         self._lanes: Lanes | None = None
         if self.tier == DenseLanes.name:
-            self._lanes = DenseLanes(model, attention)
-            self.attention = "eager" if attention == "eager" else "sdpa"
+            self._lanes = DenseLanes(model, attention, fused)
+            self.attention = self._lanes.attention(False)
         elif self.tier == CachedLanes.name:
             self._lanes = CachedLanes(model)
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
         self._choosers: dict[tuple[Any, ...], Chooser] = {}
         # LLM.int8 looks at its outliers on the host, which no capture survives.
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
-        self._steps: dict[tuple[Any, ...], CapturedStep] = {}
+        self._steps: dict[tuple[Chooser, int], CapturedStep] = {}
         self._tokens: dict[int, torch.Tensor] = {}
         self._version = -1
 
@@ -102,6 +105,8 @@ class Decoder:
             else:
                 reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
                 self._loop(self._lanes, choose(logits), sampling, choose, rows)
+                captured = self._captures and not Chooser.why_not_captured(sampling)
+                self.attention = self._lanes.attention(captured)
                 self._lanes.finish(inputs, rows.all_ids, media)
         reasons = (self.tier_reason, self._captures and Chooser.why_not_captured(sampling))
         return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
@@ -117,9 +122,13 @@ class Decoder:
     def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
         """One for each kind of sampling: captured steps go on using its tensors."""
         key = (batch, *Chooser.kind(sampling))
-        if key not in self._choosers:
-            self._choosers[key] = Chooser(sampling, batch, self._vocabulary, self._model.device)
-        return self._choosers[key]
+        # Last in the order is what was used last.
+        chooser = self._choosers.pop(key, None) or Chooser(sampling, batch, self._vocabulary, self._model.device)
+        self._choosers[key] = chooser
+        if len(self._choosers) > KEPT_KINDS:
+            oldest = self._choosers.pop(next(iter(self._choosers)))
+            self._steps = {key: step for key, step in self._steps.items() if key[0] is not oldest}
+        return chooser
 
     def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
         """Token by token, until every row has ended."""
@@ -148,7 +157,7 @@ class Decoder:
         ended = False
         for _ in range(rows.steps, sampling.max_new_tokens):
             lanes.make_room()
-            step = self._captured_step(lanes, static, sampling, choose)
+            step = self._captured_step(lanes, static, choose)
             if step is None:
                 break
             later = later or ReadLater(batch, LAG)
@@ -161,22 +170,30 @@ class Decoder:
             ended = rows.push(later.take())
         return ended, static
 
-    def _captured_step(
-        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser
-    ) -> CapturedStep | None:
+    def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, choose: Chooser) -> CapturedStep | None:
         """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
         if self._version != lanes.version:
             self._steps.clear()  # they point into a buffer that is gone
             self._version = lanes.version
         span = lanes.span()
-        key = (len(tokens), span, *Chooser.kind(sampling))
+        key = (choose, span)
         if key not in self._steps:
             state = [*lanes.state, *choose.state]
             try:
                 self._steps[key] = CapturedStep(
-                    lambda given: lanes.step(given, span), choose, lanes.count_on_device, tokens, state, choose.random
+                    lambda given: lanes.step(given, span),
+                    choose,
+                    lanes.count_on_device,
+                    tokens,
+                    state,
+                    choose.random,
+                    lanes.compiled,
                 )
             except CaptureError as error:
+                if lanes.simplify():
+                    log.warning("this model's decode step is made simpler: %s", error)
+                    self._steps.clear()
+                    return self._captured_step(lanes, tokens, choose)
                 log.warning("this model's decode step runs without a CUDA graph: %s", error)
                 self._captures = False
                 return None

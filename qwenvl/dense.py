@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from .attend import choose
 from .keyvalues import KeyValues
 
 FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -64,7 +65,7 @@ class DenseStep:
 
     Args:
         model: a transformers model for which why_not_dense is None.
-        attention: "sdpa" or "eager".
+        attention: what the model was loaded with.
         fused_norm: whether F.rms_norm is one kernel on this device; on a CPU it is slower than its parts.
     """
 
@@ -78,27 +79,27 @@ class DenseStep:
         self._head = model.lm_head
         self.vocabulary = self._head.weight.shape[0]
         self.dtype, self.device = self._embed.dtype, self._embed.device
-        self._eager = attention == "eager"
         self._fused_norm = self._embed.is_cuda if fused_norm is None else fused_norm
         self._eps = config.rms_norm_eps
         self._eps_tensor = torch.tensor(self._eps, device=self.device)
         self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        sizes = (self._heads, self._kv_heads, self._head_dim)
+        self.attention = choose(attention, *sizes, self.dtype, self.device)
         self._layers = [self._read(layer) for layer in stack.layers]
         self._rotary = stack.rotary_emb
         self._cos = self._sin = torch.empty(0)
 
     def allocate(self, batch: int, capacity: int) -> KeyValues:
         """Room for so many tokens in each of so many rows."""
-        sizes = (len(self._layers), batch, self._kv_heads, self._head_dim, capacity)
-        return KeyValues(*sizes, self.dtype, self.device)
+        return KeyValues(batch, self._kv_heads, self._head_dim, capacity, self.dtype, self.device)
 
-    def reach(self, positions: int) -> None:
-        """Make the rotary tables long enough. A position in decoding is the same on all axes of Qwen's
-        multimodal rotary embedding, which makes it the plain one: a table indexed by position."""
+    def reach(self, positions: int) -> bool:
+        """Make the rotary tables long enough; whether they are new ones. A position in decoding is the same on all
+        axes of Qwen's multimodal rotary embedding, which makes it the plain one: a table indexed by position."""
         if len(self._cos) >= positions:
-            return
+            return False
         inverse = self._rotary.inv_freq.float().to(self.device)
         angles = torch.arange(positions, device=self.device)[:, None].float() * inverse
         scale = getattr(self._rotary, "attention_scaling", 1.0)
@@ -106,6 +107,7 @@ class DenseStep:
         self._cos = torch.cat([cos, cos], -1).to(self.dtype)
         # rotate_half(x) * sin is swap_halves(x) * (-sin, sin), which saves the negation.
         self._sin = torch.cat([-sin, sin], -1).to(self.dtype)
+        return True
 
     def __call__(self, tokens: torch.Tensor, kv: KeyValues, span: int | None = None) -> torch.Tensor:
         """Logits after one more token in each row; its keys and values are written, lens stays.
@@ -120,19 +122,17 @@ class DenseStep:
             (B, V) in the model's dtype.
         """
         static = span is not None
-        if static:
+        if static or not kv.even:
             kv.bias.scatter_(3, kv.lens.view(-1, 1, 1, 1), 0.0)
-        span = span or kv.filled + 1
-        bias = kv.bias[..., :span] if static or not kv.even else None
-        if not static and not kv.even:
-            kv.bias.scatter_(3, kv.lens.view(-1, 1, 1, 1), 0.0)
+        attend = self.attention.at(span)
+        seen = attend.see(kv, span)
         positions = kv.lens + kv.offset
         cos, sin = (table.index_select(0, positions)[:, None] for table in (self._cos, self._sin))
         hidden = F.embedding(tokens, self._embed)
         for index, layer in enumerate(self._layers):
             keys, values = kv.keys[index], kv.values[index]
             query = self._query(layer, hidden, cos, sin, kv, keys, values, static)
-            attended = self._attend(query, keys[:, :, :span], values[:, :, :span], bias)
+            attended = attend(query, keys, values, seen)
             hidden = _add_projected(hidden, attended, layer.out, layer.attention.o_proj)
             hidden = _add_projected(hidden, self._gated(layer, hidden), layer.down, layer.mlp.down_proj)
         return self._head(self._norm(hidden, self._norm_out))
@@ -163,19 +163,6 @@ class DenseStep:
             keys[kv.rows, :, kv.lens] = key
             values[kv.rows, :, kv.lens] = value
         return rotated[:, : self._heads]
-
-    def _attend(self, query, keys, values, bias) -> torch.Tensor:
-        """(B, heads, dim) queries over (B, kv heads, span, dim) -> (B, heads * dim)."""
-        batch = query.shape[0]
-        # Query heads that share a key head stand in for query positions: no copy of the keys is made.
-        grouped = query.reshape(batch, self._kv_heads, -1, self._head_dim)
-        if self._eager:
-            scores = grouped @ keys.transpose(-1, -2) * self._head_dim**-0.5
-            scores = scores if bias is None else scores + bias
-            attended = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
-        else:
-            attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias)
-        return attended.reshape(batch, -1)
 
     def _gated(self, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
         normed = self._norm(hidden, layer.norm_mid)

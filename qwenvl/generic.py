@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from .keyvalues import capacity_for
+from .keyvalues import LARGEST_DOUBLING, capacity_for
 from .prefill import Check, checked
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
 STATIC_LAYERS = {"full_attention", "linear_attention"}
+# New tokens for which there is room at first; the cache grows where an answer is longer.
+HEADROOM = 1024
 
 
 def why_not_generic(model: Any) -> str | None:
@@ -35,6 +37,7 @@ class CachedLanes:
     """The same interface as DenseLanes, with transformers' cache and mask in the place of ours."""
 
     name = "generic step"
+    compiled = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -50,6 +53,11 @@ class CachedLanes:
     def _seen(self) -> float | bool:
         """What the mask holds where there is a token."""
         return 0.0 if self._adds else True
+
+    @property
+    def _unseen(self) -> float | bool:
+        """And where there is none."""
+        return float("-inf") if self._adds else False
 
     @property
     def state(self) -> list[torch.Tensor]:
@@ -68,7 +76,7 @@ class CachedLanes:
 
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         batch, length = ids.shape
-        needed = capacity_for(length + max_new_tokens)
+        needed = capacity_for(length + min(max_new_tokens, HEADROOM))
         if self._cache is None or self._batch != batch or self._capacity < needed:
             self._cache = None
             self._cache = StaticCache(config=self._model.config, max_cache_len=needed)
@@ -94,14 +102,27 @@ class CachedLanes:
         if self._positions.shape != following.shape:
             self._positions = following.clone()
         self._positions.copy_(following)
-        self._mask.fill_(float("-inf") if self._adds else False)
+        self._mask.fill_(self._unseen)
         self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._seen)
         self._slot.fill_(length)
         self._filled = length
         return 0, made.logits[:, -1].float()
 
     def make_room(self) -> None:
-        """The cache was made for the longest answer."""
+        """Grow the cache if the next token has no place in it."""
+        if self._filled < self._capacity:
+            return
+        larger = capacity_for(self._capacity + 1)
+        for layer in self._cache.layers:
+            for name, value in vars(layer).items():
+                # Keys, values, and whatever else has an entry for each slot; the states of linear attention have not.
+                if isinstance(value, torch.Tensor) and value.ndim > 2 and value.shape[-2] == self._capacity:
+                    setattr(layer, name, _lengthened(value, -2, larger, 0.0))
+            if hasattr(layer, "max_cache_len"):
+                layer.max_cache_len = larger
+        self._mask = _lengthened(self._mask, -1, larger, self._unseen)
+        self._capacity = larger
+        self.version += 1
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
@@ -127,10 +148,29 @@ class CachedLanes:
         """transformers attends to the whole cache."""
         return self._capacity
 
+    def attention(self, static: bool) -> str:
+        """What transformers attends with."""
+        return self._model.config._attn_implementation
+
+    def simplify(self) -> bool:
+        """There is nothing simpler."""
+        return False
+
     def drop(self) -> None:
         """Give the cache back."""
         self._cache = None
         self.version += 1
 
     def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
-        """Nothing is kept but the cache's memory."""
+        """Nothing is kept but the cache's memory, and not a large one's."""
+        if self._capacity > LARGEST_DOUBLING:
+            self.drop()
+
+
+def _lengthened(tensor: torch.Tensor, dim: int, size: int, fill: float | bool) -> torch.Tensor:
+    """A copy with more after its end."""
+    shape = list(tensor.shape)
+    shape[dim] = size
+    longer = tensor.new_full(shape, fill)
+    longer.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    return longer

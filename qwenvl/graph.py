@@ -5,17 +5,69 @@ Not through torch.compile's graph trees: they fail under the cudaMallocAsync all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 WARM_UPS = 3
 # A captured step must give the logits of the same step run eagerly, within this share of the largest one.
 TOLERANCE = 0.02
+# Operators that make the host wait for the device, which no capture survives.
+WAITS = frozenset(
+    [
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "masked_select",
+        "repeat_interleave",
+        "bincount",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+    ]
+)
+# Those that do so where they go from one device to another, and those that do so where an index is a mask.
+COPIES = frozenset(("copy_", "_to_copy"))
+INDEXED = frozenset(("index", "index_put", "index_put_"))
 
 
 class CaptureError(RuntimeError):
     """A step could not be captured, or what was captured is not the step."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            # In inference mode operators come here before they are taken apart.
+            made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
+        made = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        if name in WAITS or (name in COPIES and _crosses(*args, made)) or (name in INDEXED and _masked(args[1])):
+            self.found.append(name)
+        return made
+
+
+def _crosses(*values: Any) -> bool:
+    return len({each.device.type for each in values if isinstance(each, torch.Tensor)}) > 1
+
+
+def _masked(indices: Sequence[torch.Tensor | None]) -> bool:
+    return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in indices)
 
 
 class CapturedStep:
@@ -28,6 +80,10 @@ class CapturedStep:
         tokens: (B,) int64, read and overwritten.
         state: every other tensor that the step changes, keys and values apart.
         random: the generator that choose draws from.
+        compiled: whether torch's compiler made the step, which cannot be watched.
+
+    Attributes:
+        seconds: what warming up and capturing took.
 
     Raises:
         CaptureError: with the reason. Everything is then as it was, and the step can be run eagerly.
@@ -41,59 +97,133 @@ class CapturedStep:
         tokens: torch.Tensor,
         state: Sequence[torch.Tensor],
         random: torch.Generator | None,
+        compiled: bool = False,
     ) -> None:
+        start = time.perf_counter()
         self._logits, self._choose, self._count, self._tokens = logits, choose, count, tokens
-        self._state, self._random = [tokens, *state], random
-        before = [each.clone() for each in self._state]
-        drawn = None if random is None else random.get_state()
-
-        def restore() -> None:
-            for each, value in zip(self._state, before, strict=True):
-                each.copy_(value)
-            if random is not None and drawn is not None:
-                random.set_state(drawn)
-
+        self._random = random
+        restore = _restorer([tokens, *state], random)
         try:
-            expected = logits(tokens).clone()
-            restore()
-            self._graph, self._seen_logits = self._capture(restore)
-            restore()
-            self()
-            found = self._seen_logits.float()
-            error = (found - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-6)
-            if not error <= TOLERANCE:
-                raise CaptureError(f"the captured step's logits differ by {error:.2g} of the largest")
+            # What is on another GPU than the current one would be captured from the wrong stream.
+            with torch.cuda.device_of(tokens):
+                expected = self._uncaptured(compiled).clone()
+                restore()
+                # Outside of the graph's own memory, which nobody should hold on to.
+                self._last_logits = torch.empty_like(expected)
+                self._graph = self._capture(restore)
+                restore()
+                self()
+                self._compare(expected)
         except RuntimeError as error:
             raise error if isinstance(error, CaptureError) else CaptureError(str(error).splitlines()[0]) from error
         finally:
             restore()
+        self.seconds = time.perf_counter() - start
 
     def __call__(self) -> None:
         self._graph.replay()
 
-    def _run(self) -> torch.Tensor:
+    def _run(self) -> None:
         logits = self._logits(self._tokens)
+        self._last_logits.copy_(logits)
         chosen = self._choose(logits)
         self._count()
         self._tokens.copy_(chosen)
+
+    def _uncaptured(self, compiled: bool) -> torch.Tensor:
+        """The logits of one step. A step that waits is found here: a capture that breaks off is hard to clean up."""
+        waits = Waits()
+        with nullcontext() if compiled else waits:
+            logits = self._logits(self._tokens)
+            self._choose(logits)
+        if waits.found:
+            raise CaptureError(f"it waits for the device in {', '.join(sorted(set(waits.found)))}")
         return logits
 
-    def _capture(self, restore: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _compare(self, expected: torch.Tensor) -> None:
+        expected = expected.float()
+        error = (self._last_logits.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        if not error <= TOLERANCE:
+            raise CaptureError(f"the captured step's logits differ by {error:.2g} of the largest")
+
+    def _capture(self, restore: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if not self._tokens.is_cuda:
+            raise CaptureError("it is not on a GPU")
         # Warmed up on the stream of the capture, so that libraries have their workspaces there already.
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(self._tokens.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 self._run()
                 restore()
         torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        if self._random is not None:
-            graph.register_generator_state(self._random)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # A generator keeps tensors for its captures. Made in inference mode, nobody could use them outside of it.
+        with torch.inference_mode(False), _cleaned_up(stream, pool, self._random):
+            if self._random is not None:
+                graph.register_generator_state(self._random)
+            capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+            with capture, torch.inference_mode():
+                self._run()
+        return graph
+
+
+def _restorer(state: Sequence[torch.Tensor], random: torch.Generator | None) -> Callable[[], None]:
+    """What brings the tensors and the generator back to what they are now."""
+    before = [each.clone() for each in state]
+    drawn = None if random is None else random.get_state()
+
+    def restore() -> None:
+        for each, value in zip(state, before, strict=True):
+            each.copy_(value)
+        if random is not None and drawn is not None:
+            random.set_state(drawn)
+
+    return restore
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: libraries keep a workspace of megabytes for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _cleaned_up(stream: torch.cuda.Stream, pool: tuple[int, int], random: torch.Generator | None) -> Iterator[None]:
+    """A capture that breaks off leaves the current stream, the allocator and the random generators, ComfyUI's too, in
+    the middle of a capture: memory would never be freed again, and no number drawn. This ends it for them."""
+    current, whole = torch.cuda.current_stream(), False
+    try:
+        yield
+        whole = True
+    finally:
+        if not whole:
+            torch.cuda.set_stream(current)
+            with suppress(RuntimeError):  # it had ended
+                _end_allocations(stream.device.index, pool)
+            with suppress(RuntimeError):
+                _capture_nothing(stream, random)
+
+
+def _end_allocations(device: int, pool: tuple[int, int]) -> None:
+    # Without a public name; the second is torch's before 2.8.
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+    if end := next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None):
+        end(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+
+def _capture_nothing(stream: torch.cuda.Stream, random: torch.Generator | None) -> None:
+    """The end of a capture is what brings generators back to drawing, also from one that broke off."""
+    graph, number = torch.cuda.CUDAGraph(), torch.zeros(1, device=stream.device)
+    if random is not None:
+        graph.register_generator_state(random)
+    current = torch.cuda.current_stream()
+    try:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            logits = self._run()
-        return graph, logits
+            number.add_(1)
+    finally:
+        torch.cuda.set_stream(current)
 
 
 class ReadLater:
@@ -107,7 +237,7 @@ class ReadLater:
     def send(self, tokens: torch.Tensor) -> None:
         slot = self._sent % len(self._host)
         self._host[slot].copy_(tokens, non_blocking=True)
-        self._ready[slot].record()
+        self._ready[slot].record(torch.cuda.current_stream(tokens.device))
         self._sent += 1
 
     @property

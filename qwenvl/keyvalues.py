@@ -6,67 +6,89 @@ from typing import Any
 
 import torch
 
-# Capacity grows by doubling from here, so that a longer prompt rarely needs new memory.
+# Capacity grows by doubling from here, so that a longer prompt rarely needs new memory ...
 SMALLEST_CAPACITY = 1024
+# ... up to here, and by an eighth from then on, so that a long one does not take twice what it needs.
+LARGEST_DOUBLING = 8192
 
 
 def capacity_for(tokens: int) -> int:
     """The smallest bucket that holds so many tokens."""
+    bucket = _doubled(tokens)
+    return bucket if bucket <= LARGEST_DOUBLING else _rounded_up(tokens, bucket // 8)
+
+
+def span_for(tokens: int) -> int:
+    """How many slots a masked step looks at: few more than it needs, in few enough sizes to capture."""
+    return _rounded_up(tokens, max(SMALLEST_CAPACITY, _doubled(tokens) // 8))
+
+
+def _doubled(tokens: int) -> int:
     return max(SMALLEST_CAPACITY, 1 << (tokens - 1).bit_length())
+
+
+def _rounded_up(tokens: int, step: int) -> int:
+    return -(-tokens // step) * step
 
 
 class KeyValues:
     """Rows are stored without their padding: slot i of a row is its token i, whatever the other rows hold.
 
     Attributes:
-        keys, values: per layer (B, kv heads, capacity, head dim).
+        keys, values: per layer (B, kv heads, capacity, head dim); none before the first fill.
         lens: (B,) int64, tokens stored in each row. The next one goes into this slot.
         offset: (B,) int64, rotary position of a token minus its slot.
         bias: (B, 1, 1, capacity), 0 where a slot holds a token and -inf where not: the mask of a static step.
+        starts: (B + 1,) int32, 0 to B.
         filled: the longest row, known without asking the device.
         even: whether all rows are equally long, known without asking the device.
     """
 
     def __init__(
-        self,
-        layers: int,
-        batch: int,
-        heads: int,
-        head_dim: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, batch: int, heads: int, head_dim: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # One tensor per layer and kind: views of one large tensor would make torch.compile copy all of it.
-        # (B, capacity, heads, dim) in memory, as flash kernels want it; everything else uses the transposed view.
-        shape = (batch, capacity, heads, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(layers)]
+        self._heads, self._head_dim, self._dtype, self._device = heads, head_dim, dtype, device
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
         self.capacity = capacity
         self.batch = batch
         self.lens = torch.zeros(batch, dtype=torch.long, device=device)
         self.offset = torch.zeros(batch, dtype=torch.long, device=device)
         self.bias = torch.full((batch, 1, 1, capacity), float("-inf"), dtype=dtype, device=device)
         self.rows = torch.arange(batch, device=device)
+        self.starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
         self.filled = 0
         self.even = True
+
+    def room(self) -> torch.Tensor:
+        """What one layer's keys or values are stored in.
+
+        One tensor per layer and kind: views of one large tensor would make torch.compile copy all of it.
+        (B, capacity, heads, dim) in memory, as flash kernels want it; everything else uses the transposed view.
+        """
+        shape = (self.batch, self.capacity, self._heads, self._head_dim)
+        return torch.zeros(shape, dtype=self._dtype, device=self._device).transpose(1, 2)
 
     def fill(self, cache: Any, mask: torch.Tensor, offset: torch.Tensor, start: int = 0) -> None:
         """Take over a prefill.
 
         Args:
-            cache: transformers' cache, layers[i].keys (B, heads, L, dim). Emptied on the way, layer by layer.
+            cache: transformers' cache, layers[i].keys (B, heads, L, dim). Emptied on the way, layer by layer, and
+                only then is memory taken for the next layer: a long prompt is never there twice.
             mask: (B, L), 0 where a row is padded on its left.
             offset: (B,) rotary position of a row's next token minus the row's length.
             start: slots before this one hold what the cache holds already.
         """
         lengths = mask.sum(1).tolist()
         total = mask.shape[1]
-        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+        for index, layer in enumerate(cache.layers):
+            if index == len(self.keys):
+                self.keys.append(self.room())
+                self.values.append(self.room())
             for row, length in enumerate(lengths):
                 begin = total - length + start
-                keys[row, :, start:length] = layer.keys[row, :, begin:]
-                values[row, :, start:length] = layer.values[row, :, begin:]
+                self.keys[index][row, :, start:length] = layer.keys[row, :, begin:]
+                self.values[index][row, :, start:length] = layer.values[row, :, begin:]
             layer.keys = layer.values = None
         self.lens.copy_(torch.tensor(lengths))
         self.offset.copy_(offset)
@@ -76,12 +98,12 @@ class KeyValues:
         self.even = len(set(lengths)) == 1
 
     def grown(self, capacity: int) -> KeyValues:
-        """A larger copy."""
-        batch, heads, _, dim = self.keys[0].shape
-        larger = KeyValues(len(self.keys), batch, heads, dim, capacity, self.keys[0].dtype, self.keys[0].device)
+        """A larger one with what this one holds, which is emptied on the way."""
+        larger = KeyValues(self.batch, self._heads, self._head_dim, capacity, self._dtype, self._device)
         for old, new in ((self.keys, larger.keys), (self.values, larger.values)):
-            for layer, tensor in enumerate(old):
-                new[layer][:, :, : self.filled] = tensor[:, :, : self.filled]
+            while old:
+                new.insert(0, larger.room())
+                new[0][:, :, : self.filled] = old.pop()[:, :, : self.filled]
         larger.bias[..., : self.capacity] = self.bias
         larger.lens.copy_(self.lens)
         larger.offset.copy_(self.offset)

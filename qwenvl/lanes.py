@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from .dense import DenseStep
-from .keyvalues import KeyValues, capacity_for
+from .keyvalues import LARGEST_DOUBLING, KeyValues, capacity_for, span_for
 from .prefill import Check, checked, extend, forward
 
 # Tokens for which there is room at first; the buffer grows where an answer is longer.
 HEADROOM = 256
 # Larger buffers than this are given back after the run.
-KEPT_CAPACITY = 8192
+KEPT_CAPACITY = LARGEST_DOUBLING
 # Not worth a second forward: fewer tokens than this in common with the last prompt.
 LEAST_REUSE = 16
 
@@ -30,6 +30,12 @@ class _Remembered:
 class DenseLanes:
     """Prefill, then step by step; the state that a captured step works on.
 
+    Args:
+        model: a transformers model that DenseStep takes.
+        attention: what it was loaded with.
+        fused: compile the step with torch's inductor, which makes few kernels of many. It then always looks at a
+            whole span, and a step of a new span or batch waits for the compiler. Off until it is measured on a GPU.
+
     Attributes:
         state: tensors that a step changes and a warm-up must give back as they were.
         version: changes when the buffer was made anew, which makes captured steps worthless.
@@ -37,9 +43,11 @@ class DenseLanes:
 
     name = "own step"
 
-    def __init__(self, model: Any, attention: str) -> None:
+    def __init__(self, model: Any, attention: str, fused: bool = False) -> None:
         self._model = model
         self._step = DenseStep(model, attention)
+        # Not "reduce-overhead": its own graph trees fail under the allocator that ComfyUI sets.
+        self._fused = torch.compile(self._step.__call__, fullgraph=True, dynamic=False) if fused else None
         self.vocabulary = self._step.vocabulary
         self._kv: KeyValues | None = None
         self._remembered: _Remembered | None = None
@@ -72,15 +80,24 @@ class DenseLanes:
             else:
                 cache, logits, offset = forward(self._model, inputs)
         kv.fill(cache, mask, offset, reused)
+        self._reach()
         return reused, logits
+
+    def _reach(self) -> None:
+        """Rotary tables for the whole buffer. Videos of tiny frames have positions beyond their number of tokens."""
+        if self._step.reach(self.kv.capacity + max(0, int(self.kv.offset.max()))):
+            self.version += 1  # captured steps read the old tables
 
     def make_room(self) -> None:
         """Grow the buffer if the next token has no place in it."""
         if self.kv.filled == self.kv.capacity:
             self._room(self.kv.batch, self.kv.capacity + 1, reused=self.kv.filled)
+            self._reach()
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; the tokens are stored, but not counted."""
+        if self._fused is not None:
+            return self._fused(tokens, self.kv, span or self.span())
         return self._step(tokens, self.kv, span)
 
     def count_on_device(self) -> None:
@@ -93,7 +110,23 @@ class DenseLanes:
 
     def span(self) -> int:
         """How many slots the next captured step attends to: the bucket that the text has reached."""
-        return min(capacity_for(self.kv.filled + 1), self.kv.capacity)
+        bucket = capacity_for if self._step.attention.reads_only_text else span_for
+        return min(bucket(self.kv.filled + 1), self.kv.capacity)
+
+    def attention(self, static: bool) -> str:
+        """What a step attends with now; static where it is one over a span."""
+        over_span = self._kv is not None and (static or self.compiled)
+        return self._step.attention.at(self.span() if over_span else None).name
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiler makes the step."""
+        return self._fused is not None
+
+    def simplify(self) -> bool:
+        """Give up the boldest part of the step after a failure; whether there was one."""
+        fused, self._fused = self._fused, None
+        return fused is not None or self._step.attention.all_as_short()
 
     def drop(self) -> None:
         """Give the buffer back."""
@@ -114,15 +147,14 @@ class DenseLanes:
         if kv is not None and kv.batch == batch and kv.capacity >= tokens:
             return kv
         self.version += 1
+        self._kv = None  # the old one goes as the new one comes
         if kv is not None and reused:
             kv.filled = reused
-            kv = kv.grown(capacity_for(tokens))
+            self._kv = kv.grown(capacity_for(tokens))
         else:
-            self._kv = kv = None  # the old one goes before the new one comes
-            kv = self._step.allocate(batch, capacity_for(tokens))
-        self._step.reach(kv.capacity)
-        self._kv = kv
-        return kv
+            del kv
+            self._kv = self._step.allocate(batch, capacity_for(tokens))
+        return self._kv
 
     def _in_common(self, inputs: dict[str, Any], media: str) -> int:
         """How many tokens from the start the buffer holds already, pictures and videos included."""

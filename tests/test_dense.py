@@ -2,12 +2,14 @@ import pytest
 import tiny
 import torch
 from conftest import draw
-from torch.utils._python_dispatch import TorchDispatchMode
+from test_attend import reference_kernel
 
 from benchmarks.launches import Launches
+from qwenvl.attend import FLASH_FROM, ByLength, Flash, Sdpa
 from qwenvl.capabilities import Machine, machine
 from qwenvl.decode import Decoder
 from qwenvl.dense import DenseStep, text_stack, why_not_dense
+from qwenvl.graph import Waits
 from qwenvl.loader import load
 from qwenvl.prefill import forward
 from qwenvl.prompt import encode
@@ -16,8 +18,6 @@ from qwenvl.sampling import Chooser
 
 CPU = Machine("cpu", torch.float32, "")
 FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-# What makes the host wait for the device, by the name of the operator.
-WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2", "item"}
 
 
 def ignore(*_):
@@ -33,28 +33,21 @@ def handle(request, tmp_path_factory):
     return loaded(request.param, tmp_path_factory.mktemp("m"))
 
 
-def prefilled(handle, step, text="What is it?"):
-    """A buffer after the prefill of a prompt, and the first token."""
-    pictures = [draw("circle", "red", "blue")] if handle.processor else []
-    inputs = encode(handle, Request(handle.spec, text), pictures, None).inputs
-    kv = step.allocate(1, 256)
+def prefilled(handle, step, padded=0):
+    """A buffer after the prefill of a prompt, and the first token; with a second row, padded, if told so."""
+    pictures = [draw("circle", "red", "blue")] if handle.processor and not padded else []
+    inputs = encode(handle, Request(handle.spec, "What is it?"), pictures, None).inputs
+    if padded:
+        inputs = {name: value.repeat(2, 1) for name, value in inputs.items()}
+        inputs["attention_mask"][1, :padded] = 0
+    kv = step.allocate(1 + bool(padded), 256)
     step.reach(256)
     cache, logits, offset = forward(handle.model, inputs)
     kv.fill(cache, inputs["attention_mask"], offset)
     return kv, logits.argmax(-1)
 
 
-class Waits(TorchDispatchMode):
-    """Counts operators that make the host wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._schema.name.removeprefix("aten::") in WAITS:
-            self.found.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
+FLASH = ByLength(Sdpa(), Flash(reference_kernel))
 
 
 @torch.inference_mode()
@@ -69,25 +62,34 @@ def whole_step(step, kv, tokens, choose, span):
     [Sampling(do_sample=False), Sampling(top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1), Sampling(top_k=0)],
     ids=["greedy", "all filters", "top_p alone"],
 )
-def test_nothing_in_a_step_waits_for_the_device(handle, sampling):
+@pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
+def test_nothing_in_a_step_waits_for_the_device(handle, sampling, padded):
     step = DenseStep(handle.model, "sdpa", fused_norm=True)
-    kv, tokens = prefilled(handle, step)
-    choose = Chooser(sampling, 1, step.vocabulary, "cpu")
-    choose.start(sampling, 1, tokens[:, None], torch.ones(1, 1, dtype=torch.long))
+    kv, tokens = prefilled(handle, step, padded)
+    assert kv.even == (not padded)
+    choose = Chooser(sampling, len(tokens), step.vocabulary, "cpu")
+    choose.start(sampling, 1, tokens[:, None], torch.ones(len(tokens), 1, dtype=torch.long))
     with Waits() as waits:
         whole_step(step, kv, tokens, choose, 256)
     assert waits.found == []
 
 
-def test_the_guard_sees_a_wait():
-    with Waits() as waits:
-        torch.ones(1).item()
-    assert waits.found
+def test_the_lengths_of_flash_decoding_stay_on_the_device(handle):
+    def only_there(query, keys, values, rows, slots, span, used):
+        return query.clone()
 
-
-def test_a_layer_takes_at_most_20_launches_and_transformers_more_than_twice_as_many(handle):
     step = DenseStep(handle.model, "sdpa", fused_norm=True)
-    kv, tokens = prefilled(handle, step)
+    step.attention = ByLength(Sdpa(), Flash(only_there))
+    kv, tokens = prefilled(handle, step, padded=3)
+    with Waits() as waits, torch.inference_mode():
+        step(tokens, kv, FLASH_FROM)
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
+def test_a_layer_takes_at_most_20_launches_and_transformers_more_than_twice_as_many(handle, padded):
+    step = DenseStep(handle.model, "sdpa", fused_norm=True)
+    kv, tokens = prefilled(handle, step, padded)
     counts = {}
     for layers in (1, 2):
         step._layers = step._layers[:layers] if layers == 1 else DenseStep(handle.model, "sdpa", True)._layers
@@ -101,13 +103,25 @@ def test_a_layer_takes_at_most_20_launches_and_transformers_more_than_twice_as_m
     assert len(theirs.names) / len(stack.layers) > 2 * (counts[2] - counts[1])
 
 
-def test_a_static_span_under_a_mask_gives_the_logits_of_the_exact_length(handle):
+@pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
+def test_a_static_span_gives_the_logits_of_the_exact_length(handle, padded, monkeypatch):
+    monkeypatch.setattr("qwenvl.attend.FLASH_FROM", 256)
     step = DenseStep(handle.model, "sdpa")
-    kv, tokens = prefilled(handle, step)
+    step.attention = FLASH
+    kv, tokens = prefilled(handle, step, padded)
     with torch.inference_mode():
         exact = step(tokens, kv)
         for span in (128, 256):
             torch.testing.assert_close(step(tokens, kv, span), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_the_compiler_can_take_the_whole_step(handle):
+    """Without its code generation, which takes half a minute: the graph is whole, and computes the same."""
+    step = DenseStep(handle.model, "sdpa", fused_norm=True)
+    kv, tokens = prefilled(handle, step)
+    with torch.inference_mode():
+        compiled = torch.compile(step.__call__, backend="aot_eager", fullgraph=True, dynamic=False)
+        torch.testing.assert_close(compiled(tokens, kv, 256), step(tokens, kv, 256), atol=1e-5, rtol=1e-5)
 
 
 def test_logits_are_those_of_the_forward_of_transformers(handle):

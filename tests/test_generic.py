@@ -10,6 +10,7 @@ from transformers.cache_utils import StaticLayer
 from qwenvl.capabilities import Machine
 from qwenvl.decode import Decoder, best_tier
 from qwenvl.generic import CachedLanes, why_not_generic
+from qwenvl.graph import Waits
 from qwenvl.loader import load
 from qwenvl.media import Video
 from qwenvl.prompt import encode
@@ -36,7 +37,7 @@ def handle(request, tmp_path_factory):
 def question(handle, text="What is it?", shape="circle", video=None):
     """A prompt, with a picture where the family sees."""
     pictures = [draw(shape, "red", "blue")] if handle.processor else []
-    return encode(handle, Request(handle.spec, text), pictures, video).inputs
+    return encode(handle, Request(handle.spec, text), pictures, [video] if video else []).inputs
 
 
 def generic(handle):
@@ -88,12 +89,37 @@ def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_pa
     assert generic(handle)(inputs) == by_transformers(handle.model, inputs)
 
 
+def test_a_text_that_outgrows_its_cache_goes_on_unchanged(handle, monkeypatch):
+    monkeypatch.setattr("qwenvl.keyvalues.SMALLEST_CAPACITY", 16)
+    monkeypatch.setattr("qwenvl.generic.HEADROOM", 1)
+    if why_not_generic(handle.model):
+        pytest.skip(why_not_generic(handle.model))
+    inputs, long = batch_of(handle), Sampling(do_sample=False, max_new_tokens=80)
+    expected = by_transformers(handle.model, inputs, 80)
+    decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
+    assert decoder.generate(inputs, long, None, ignore, ignore).rows == expected
+    assert decoder._lanes.version > 1, "it grew"
+
+
 def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
     tier, reason = best_tier(handle.model)
     assert tier == "generate"
     assert f"{handle.spec.model} is not one of the dense families" in reason
     made = Decoder(handle.model, "sdpa").generate(question(handle), GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, question(handle))
+
+
+def test_nothing_in_a_step_waits_for_the_device(handle):
+    """Families for which transformers does not promise it either say so."""
+    if why_not_generic(handle.model):
+        pytest.skip(why_not_generic(handle.model))
+    lanes = CachedLanes(handle.model)
+    with torch.inference_mode():
+        _, logits = lanes.prefill(batch_of(handle), 16, ignore, "")
+        with Waits() as waits:
+            lanes.step(logits.argmax(-1))
+            lanes.count_on_device()
+    assert waits.found == []
 
 
 def test_a_warm_up_can_be_undone(handle):

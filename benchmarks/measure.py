@@ -1,0 +1,102 @@
+"""What the benchmarks measure with: clocks, rounds in which sides take turns, the memory's bandwidth, launches."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.launches import Launches
+from qwenvl.decode import Decoder
+
+Side = Callable[[int], Any]
+
+
+def synced_clock(device: str) -> Callable[[], float]:
+    """Wall time; on a GPU, when it has done what it was given."""
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def clock_for(device: str) -> Callable[[], float]:
+    """On one CPU thread the process's own time, so that other programs on the machine do not count."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else synced_clock(device)
+
+
+def rounds(sides: dict[str, Side], tokens: int, count: int, clock: Callable[[], float]) -> dict[str, list[dict]]:
+    """Per side and round: the loop's speed, from a long answer less a short one, and the time of the short one."""
+    found: dict[str, list[dict]] = {name: [] for name in sides}
+    for counted in [False] + [True] * count:
+        for name, side in sides.items():
+            times = [clock()]
+            for length in (1, tokens):
+                side(length)
+                times.append(clock())
+            first, all_ = times[1] - times[0], times[2] - times[1]
+            if counted:
+                found[name].append({"tokens_per_s": (tokens - 1) / (all_ - first), "prefill_s": first})
+    return found
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median over the rounds of what one side reached beside the other in the same round."""
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)
+
+
+def launches_per_layer(decoder: Decoder, inputs: dict[str, Any]) -> float | None:
+    """Of a captured step: what one more layer adds to our own, all of it per layer of the generic one."""
+    lanes: Any = decoder._lanes
+    if lanes is None:
+        return None
+    with torch.inference_mode():
+        _, logits = lanes.prefill(inputs, 8, lambda: None, "")
+        tokens = logits.argmax(-1)
+        if decoder.tier == "generic step":
+            return round(_launches(lanes, tokens) / len(lanes._cache.layers), 1)
+        step, layers = lanes._step, lanes._step._layers
+        kept, lanes._fused, step._fused_norm = (lanes._fused, step._fused_norm), None, True
+        step._layers = layers[:1]
+        one = _launches(lanes, tokens)
+        step._layers = layers
+        more = _launches(lanes, tokens) - one
+        lanes._fused, step._fused_norm = kept
+    return round(more / (len(layers) - 1), 1)
+
+
+def _launches(lanes: Any, tokens: torch.Tensor) -> int:
+    with Launches() as launches:
+        lanes.step(tokens, lanes.span())
+    return len(launches.names)
+
+
+def device_name(device: str) -> str:
+    """Without the machine's name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else f"{platform.machine()} CPU"
+
+
+def command(module: str) -> str:
+    """How this run was started."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
