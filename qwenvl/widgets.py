@@ -111,44 +111,61 @@ VIDEO: Widget = (
         "tooltip": "Path of a video file. The model sees frames of it: see sample_fps and what follows it.",
     },
 )
+# Where the page can, it folds these away until they are asked for.
+RARE = {"advanced": True}
 # What more there is to sampling, in the order in which saved workflows hold it: append only.
 MORE_SAMPLING: dict[str, Widget] = {
     "presence_penalty": _number(
-        "presence_penalty", 0.0, 0.1, "Above 0 makes tokens that are in the answer already less likely. 0 is off."
+        "presence_penalty",
+        0.0,
+        0.1,
+        "Above 0 makes tokens that are in the answer already less likely. 0 is off.",
+        **RARE,
     ),
     "frequency_penalty": _number(
-        "frequency_penalty", 0.0, 0.1, "The same, as many times over as they are in the answer. 0 is off."
+        "frequency_penalty", 0.0, 0.1, "The same, as many times over as they are in the answer. 0 is off.", **RARE
     ),
     "no_repeat_ngram_size": _number(
-        "no_repeat_ngram_size", 0, 1, "No row of so many tokens occurs twice, the question's included. 0 is off."
+        "no_repeat_ngram_size",
+        0,
+        1,
+        "No row of so many tokens occurs twice, the question's included. 0 is off.",
+        **RARE,
     ),
-    "min_new_tokens": _number("min_new_tokens", 0, 1, "The answer does not end before so many tokens."),
+    "min_new_tokens": _number("min_new_tokens", 0, 1, "The answer does not end before so many tokens.", **RARE),
     "thinking_budget": _number(
         "thinking_budget",
         0,
         1,
         "A model that thinks longer than so many tokens is told to answer now; max_new_tokens then counts the answer "
         "alone. 0 is no limit.",
+        **RARE,
     ),
 }
 _FRAMES = Frames()
 FRAMES: dict[str, Widget] = {
-    "fps": _number("fps", _FRAMES.fps, 0.5, "Frames a second of video_frames.", round=0.001),
+    "fps": _number("fps", _FRAMES.fps, 0.5, "Frames a second of video_frames.", round=0.001, **RARE),
     "sample_fps": _number(
-        "sample_fps", _FRAMES.sample_fps, 0.05, "Frames a second that the model sees of a video, at least 4 in all."
+        "sample_fps",
+        _FRAMES.sample_fps,
+        0.05,
+        "Frames a second that the model sees of a video, at least 4 in all.",
+        **RARE,
     ),
-    "max_frames": _number("max_frames", _FRAMES.max_frames, 1, "The most frames that it sees of a video."),
+    "max_frames": _number("max_frames", _FRAMES.max_frames, 1, "The most frames that it sees of a video.", **RARE),
     "max_frame_pixels": _number(
         "max_frame_pixels",
         _FRAMES.max_frame_pixels,
         1,
         "Larger frames are scaled down to so many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a token.",
+        **RARE,
     ),
     "max_video_tokens": _number(
         "max_video_tokens",
         _FRAMES.max_video_tokens,
         1,
         "The most tokens of all videos together. Frames are made smaller to keep it, then fewer; the log says so.",
+        **RARE,
     ),
 }
 # What both nodes offer besides, in the order in which saved workflows hold it: append only.

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -8,7 +9,7 @@ import hub_server
 import pytest
 import torch
 from comfy_double import InterruptProcessingException, Rejected
-from conftest import draw, image, write_video
+from conftest import ROOT, draw, image, write_video
 
 DEMO = "Demo-Shapes (5 MB, offline)"
 SAMPLING = {
@@ -265,6 +266,14 @@ def test_the_page_is_told_the_text_to_keep(ask, comfy):
     pictures = image(draw("circle", "red", "blue"), draw("square", "green", "white"))
     texts = ask.all_outputs(text="Describe this image.", image1=pictures, image_mode="one answer per image")[0]
     assert comfy.ui == {"text": texts}
+
+
+def test_the_page_keeps_the_text_of_every_node_that_has_one(pack):
+    """Tried in a browser, which is not part of the tests; this is what would be forgotten."""
+    assert pack.WEB_DIRECTORY == "./web"
+    script = (ROOT / "web" / "qwenvl.js").read_text(encoding="utf-8")
+    named = set(re.findall(r'"([^"]+)"', script.partition("new Set([")[2].partition("])")[0]))
+    assert named == set(FROZEN)
 
 
 def test_every_option_of_the_nodes_reaches_the_answer(ask):

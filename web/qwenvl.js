@@ -1,13 +1,15 @@
-// Keeps the last answer on its node. The page shows live text in a widget of its own, but forgets it when it is
-// reloaded; so the text is stored with the node, and shown in a widget of that name, which the page then uses too.
+// Shows the last answer on its node again after the page is reloaded or another workflow was open: the page itself shows
+// it while it is made, and then only until then. The text is in the server's history, as the node's ui output.
 
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const NODES = new Set(["QwenVL", "Qwen", "Qwen2.5VL", "Qwen2.5", "Qwen2VL"]);
+// The page's own widget for live text. It uses whatever has this name, so that there is never a second one.
 const WIDGET = "$$node-text-preview";
-const KEPT = "last_answer";
+const LOOKED_THROUGH = 20;
 
-function show(node, text) {
+function show(node, texts) {
   let widget = node.widgets?.find(({ name }) => name === WIDGET);
   if (!widget) {
     const area = document.createElement("textarea");
@@ -18,26 +20,33 @@ function show(node, text) {
       getValue: () => area.value,
       setValue: (value) => (area.value = value),
     });
-    // Not among the values of a saved workflow, which are read by position.
+    // Saved workflows are read by position: this is no value of theirs.
     widget.serialize = false;
   }
-  widget.value = text;
+  widget.value = texts.join("\n\n");
+}
+
+async function showFromHistory() {
+  const nodes = app.graph.nodes.filter(({ type }) => NODES.has(type));
+  if (!nodes.length) return;
+  const response = await api.fetchApi(`/history?max_items=${LOOKED_THROUGH}`);
+  const runs = Object.values(await response.json()).sort((a, b) => b.prompt[0] - a.prompt[0]);
+  const ours = runs.filter(({ prompt }) => prompt[3]?.extra_pnginfo?.workflow?.id === app.graph.id);
+  for (const node of nodes) {
+    const texts = ours.map(({ outputs }) => outputs[node.id]?.text).find(Boolean);
+    if (texts) show(node, texts);
+  }
 }
 
 app.registerExtension({
   name: "QwenVL.answer",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!NODES.has(nodeData.name)) return;
-    const { onExecuted, onConfigure } = nodeType.prototype;
+  beforeRegisterNodeDef(nodeType, { name }) {
+    if (!NODES.has(name)) return;
+    const { onExecuted } = nodeType.prototype;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      if (!output?.text) return;
-      this.properties[KEPT] = output.text.join("\n\n");
-      show(this, this.properties[KEPT]);
-    };
-    nodeType.prototype.onConfigure = function () {
-      onConfigure?.apply(this, arguments);
-      if (this.properties?.[KEPT]) show(this, this.properties[KEPT]);
+      if (output?.text) show(this, output.text);
     };
   },
+  afterConfigureGraph: showFromHistory,
 });
