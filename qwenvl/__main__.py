@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from . import captions, catalog, command, doctor, presets
+from . import captions, catalog, command, doctor, presets, serving
 from .cache import ModelCache
 from .host import model_roots
 from .pipeline import run
@@ -110,7 +110,11 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"caption": captions.main, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "caption": captions.main,
+    "doctor": _doctor,
+    "serve-info": serving.main,
+}
 
 
 if __name__ == "__main__":

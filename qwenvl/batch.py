@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import traceback
 from collections import deque
@@ -232,6 +233,13 @@ class _Listener:
         enough = [row for row, (writer, ids) in enumerate(zip(self._rows, new, strict=True)) if writer.push(ids)]
         self._look(self._everyone)
         return enough
+
+
+def run_seed(sampling: Sampling) -> int | None:
+    """The seed of a run, a new one where -1 asks for it; None where it would have no effect."""
+    if sampling.greedy:
+        return None
+    return secrets.randbits(53) if sampling.seed == -1 else sampling.seed
 
 
 def later_seed(seed: int | None, step: int) -> int | None:

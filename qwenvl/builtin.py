@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .engines import Engine
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -21,12 +23,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry of the list: a repository to download from, or a folder that is already there."""
+    """One entry of the list: a repository to download from, a folder that is already there, or an engine to ask."""
 
     name: str
     repo_id: str = ""
     folder: Path | None = None
     size: Size | None = None
+    engine: Engine | None = None
 
     @property
     def owner(self) -> str:

@@ -12,6 +12,7 @@ from .builtin import Model
 from .custom import custom_models
 from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
+from .engines import SUFFIX, Engine, read_engines
 
 PACK = Path(__file__).resolve().parent.parent
 CUSTOM_MODELS = PACK / "custom_models.json"
@@ -57,8 +58,15 @@ def find(name: str, roots: Sequence[Path] = ()) -> Model:
     return models[name]
 
 
+def engine(name: str) -> Engine | None:
+    """The engine that the name stands for; None for a model on this machine, and for what is in no list."""
+    return next((model.engine for model in _elsewhere() if model.name == name), None)
+
+
 def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
     """Folders in which the model may lie, best first; the first is where a download goes."""
+    if model.engine:
+        return []
     if model.folder:
         return [model.folder]
     owner, last = model.owner, model.last
@@ -118,7 +126,12 @@ def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]
     # The first of several folders with one name counts, as ComfyUI has it with files.
     first = {model.name: model for model in reversed(others)}
     in_order = {model.name: first[model.name] for model in others}
-    return {**_by_name(named), **in_order, DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+    return {**_by_name(named), **in_order, **_by_name(_elsewhere()), DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+
+
+def _elsewhere() -> list[Model]:
+    """Models that an engine holds."""
+    return [Model(f"{each.name}{SUFFIX}", engine=each) for each in read_engines(CUSTOM_MODELS)]
 
 
 def _by_name(models: Iterable[Model]) -> dict[str, Model]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -13,9 +12,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from . import host, media, prompt
+from . import catalog, host, media, prompt, remote
 from .answer import Writer
-from .batch import MOST_ROWS, Batches, Room, read_ahead
+from .batch import MOST_ROWS, Batches, Room, read_ahead, run_seed
 from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current
@@ -62,7 +61,7 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     answers: dict[int, Answer] = {}
     diagnosis = Diagnosis(request.diagnostics)
 
-    def answer() -> Stats | None:
+    def answer(ask: Ask) -> Stats | None:
         prompt.require_question(request)
         with diagnosis.phases("media"):
             pictures = media.pictures(request.images)
@@ -70,9 +69,9 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
         questions = [[picture] for picture in pictures] if each else [pictures]
         live = _Live(watch, len(questions) if each else None, single=not each)
         job = _Job(request, enumerate(questions), len(questions), live, diagnosis, answers.__setitem__, _raise)
-        return _answer(job, models)
+        return ask(job)
 
-    stats = _in_turn(request, models, answer)
+    stats = _where_it_lives(request, models, answer)
     result = Result(tuple(answers[index] for index in sorted(answers)), stats)
     watch.end("\n\n".join(each.text for each in result.answers))
     return result
@@ -101,14 +100,14 @@ def caption(
         The figures of all of it; None where there was nothing to answer.
     """
     total = length_hint(items) or None
-    most = batch_size or MOST_ROWS
+    expected = batch_size or MOST_ROWS
 
-    def answer() -> Stats | None:
-        with closing(read_ahead(items, depth=2 * most)) as questions:
+    def answer(ask: Ask) -> Stats | None:
+        with closing(read_ahead(items, depth=2 * expected)) as questions:
             live, diagnosis = _Live(watch, total), Diagnosis(request.diagnostics)
-            return _answer(_Job(request, questions, most, live, diagnosis, done, failed, most), models)
+            return ask(_Job(request, questions, expected, live, diagnosis, done, failed, batch_size))
 
-    return _in_turn(request, models, answer)
+    return _where_it_lives(request, models, answer)
 
 
 @dataclass(slots=True)
@@ -124,7 +123,8 @@ class _Job:
     diagnosis: Diagnosis
     done: Callable[[int, Answer], None]
     failed: Callable[[int, Exception], None]
-    most: int = MOST_ROWS
+    # At a time; None is as many as there is room for.
+    most: int | None = None
 
     def readable(self) -> Iterator[tuple[int, list[Image.Image]]]:
         """The questions that can be asked; the others are told of."""
@@ -171,6 +171,17 @@ class _Live:
         self._latest = next((each.text for each in reversed(answers) if each), self._latest)
 
 
+Ask = Callable[[_Job], "Stats | None"]
+
+
+def _where_it_lives(request: Request, models: ModelCache, work: Callable[[Ask], Any]) -> Any:
+    """Do the work with an engine, or with a model here."""
+    engine = catalog.engine(request.load.model)
+    if engine:
+        return work(lambda job: remote.answer(engine, job))
+    return _in_turn(request, models, lambda: work(lambda job: _answer(job, models)))
+
+
 def _in_turn(request: Request, models: ModelCache, work: Callable[[], Any]) -> Any:
     """Do the work with the models to ourselves, and let the request's go when it says."""
     # The frame that holds the model is the work's, and it has ended when the turn gives the memory back.
@@ -200,19 +211,20 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     tokens = prompt_tokens(request.system + request.text, first[1], videos, pixels[1])
     longest = request.sampling.longest
     need = source.request_bytes(tokens + longest, tokens)
-    model = models.get(source, need * min(job.expected, job.most))
+    most = job.most or MOST_ROWS
+    model = models.get(source, need * min(job.expected, most))
     load_s = time.perf_counter() - before_load
     tell_of(type(model.model.config).model_type)
     check()
 
-    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, job.most)
+    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, most)
 
     def out_of_memory(again: bool) -> None:
         if again:
             raise source.out_of_memory("answer", need)
         models.make_room(request.load, need)
 
-    seed = None if request.sampling.greedy else _drawn(request.sampling.seed)
+    seed = run_seed(request.sampling)
     host.reset_peak(model.machine.device)
     batches = Batches(model, request.sampling, seed, room, out_of_memory)
     prompts = _encoded(model, job, chain([first], questions), videos)
@@ -258,10 +270,6 @@ def _loaded(model: ModelHandle, request: Request) -> dict[str, Any]:
         "decode_attention": model.decoder.attention,
         "fallbacks": (*model.plan.fallbacks, *([no_switch] if no_switch else [])),
     }
-
-
-def _drawn(seed: int) -> int:
-    return secrets.randbits(53) if seed == -1 else seed
 
 
 def _no_answer(request: Request) -> str:

@@ -244,8 +244,9 @@ def model_list(models: dict[str, catalog.Model]) -> Widget:
         tuple(models),
         next(iter(models)),
         "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack; model "
-        "folders that you have are listed too. In memory means the weights alone, by quantization; float32, which some "
-        f"CPUs compute in, is twice none.\n{sizes}",
+        "folders that you have are listed too, and one that ends in @ engine runs elsewhere and is asked. In memory "
+        "means the weights alone, by quantization; float32, which some CPUs compute in, is twice none."
+        f"\n{sizes}",
     )
 
 

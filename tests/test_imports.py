@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "download": LOW | {"hub_errors", "transfer"},
     "media": LOW,
-    "builtin": set(),
+    "engines": LOW,
+    "builtin": {"engines"},
     "custom": LOW | {"builtin"},
     "discovery": LOW | {"builtin", "checkpoint", "download"},
-    "catalog": LOW | {"builtin", "custom", "discovery", "download"},
+    "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),
     "hub_errors": set(),
     "transfer": {"hub_errors", "part"},
@@ -61,9 +62,15 @@ MAY_IMPORT = {
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
     | {"precision"},
     "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
+    "refusals": LOW | {"engines"},
+    "reply": LOW,
+    "loop": set(),
+    "wire": LOW | {"engines", "refusals", "reply"},
+    "chat": LOW | {"engines", "loader", "media"},
+    "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "devices", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "report"},
+    | {"diagnostics", "report", "catalog", "remote"},
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
@@ -71,11 +78,13 @@ MAY_IMPORT = {
     "folder_nodes": LOW | {"folder", "host", "media", "paths"},
     "command": LOW | {"catalog", "devices", "download", "presets"},
     "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
-    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets"},
+    "serving": LOW | {"catalog", "command"},
+    "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
     *("request", "log", "catalog", "paths", "folder", "lists"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
+    *("engines", "refusals", "reply", "loop"),
 }
 
 
@@ -127,7 +136,7 @@ sys.modules["the_pack"] = module
 spec.loader.exec_module(module)
 for node in module.NODE_CLASS_MAPPINGS.values():
     node.INPUT_TYPES()
-heavy = {"transformers", "bitsandbytes", "accelerate", "huggingface_hub", "av", "flash_attn", "torchvision"}
+heavy = {"transformers", "bitsandbytes", "accelerate", "huggingface_hub", "av", "flash_attn", "torchvision", "aiohttp"}
 print("heavy:", sorted(heavy & (set(sys.modules) - before)))
 import torch
 print("cuda:", torch.cuda.is_initialized())

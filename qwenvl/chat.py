@@ -1,0 +1,193 @@
+"""A request as a chat completion: messages, pictures as data URLs, sampling parameters by the names engines know."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .engines import Engine
+from .loader import PICTURE_PIXELS
+from .media import Video
+from .request import AS_SET, AUTO, RESOLUTIONS, Request, Sampling
+
+# Field of the request -> the widget that it comes from, and the value that has no effect.
+EXTRAS: dict[str, tuple[str, Any]] = {
+    "top_p": ("top_p", 1.0),
+    "top_k": ("top_k", -1),
+    "min_p": ("min_p", 0.0),
+    "repetition_penalty": ("repetition_penalty", 1.0),
+    "presence_penalty": ("presence_penalty", 0.0),
+    "frequency_penalty": ("frequency_penalty", 0.0),
+    "seed": ("seed", None),
+    "min_tokens": ("min_new_tokens", 0),
+    "thinking_token_budget": ("thinking_budget", 0),
+    "chat_template_kwargs": ("thinking", None),
+}
+# What an engine need not know. Where it says so, it is asked again without.
+MAY_DROP = {*EXTRAS, "stream_options", "stop"}
+# Engines hold seeds in signed 64 bits.
+_SEEDS = 1 << 63
+# Tokens that make up the structure of a prompt, as all Qwen families write them.
+_CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
+_ZERO_WIDTH_SPACE = "\u200b"
+# Side of the square of pixels that becomes one token, and so what sides are rounded to.
+_FACTOR, _FACTOR_OF_QWEN2 = 32, 28
+
+
+def plain(text: str) -> str:
+    """The text with its control tokens made harmless. Pure.
+
+    A model here is given such a token as the letters that it is written with. An engine reads text and control tokens
+    from the same string, so a space of no width goes into each: the letters stay, and no token comes of them.
+    """
+    return _CONTROL.sub(f"<{_ZERO_WIDTH_SPACE}", text)
+
+
+def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The request's body. Pure.
+
+    Args:
+        seed: None where sampling is greedy.
+        parts: what is shown before the text.
+    """
+    text = plain(request.text)
+    # Models of text alone have templates that want a string.
+    content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+    messages = [{"role": "system", "content": plain(request.system)}] if request.system else []
+    return {
+        "model": engine.model,
+        "messages": [*messages, {"role": "user", "content": content}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **_sampling(request, seed),
+    }
+
+
+def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
+    own = request.sampling
+    fields: dict[str, Any] = {
+        "max_tokens": own.longest,
+        "presence_penalty": own.presence_penalty,
+        "frequency_penalty": own.frequency_penalty,
+        # What is left out is what the engine has from the model's makers.
+        **(_choice(own) if request.sampling_from == AS_SET else {}),
+    }
+    optional = {
+        "seed": None if seed is None else seed % _SEEDS,
+        "stop": list(own.stop),
+        "min_tokens": own.min_new_tokens,
+        "thinking_token_budget": own.thinking_budget,
+        "chat_template_kwargs": None if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
+    }
+    return fields | {name: value for name, value in optional.items() if value not in (None, 0, [])}
+
+
+def _choice(own: Sampling) -> dict[str, Any]:
+    """How a token is chosen. Values without effect are sent too, or the engine would use those of the makers."""
+    penalty = {"repetition_penalty": own.repetition_penalty}
+    if own.greedy:
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0} | penalty
+    return {"temperature": own.temperature, "top_p": own.top_p, "top_k": own.top_k or -1, "min_p": own.min_p} | penalty
+
+
+def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) -> list[str]:
+    """A sentence for each thing that was asked for and that an engine cannot or does not do. Pure.
+
+    Args:
+        sent: the request's body.
+        unknown: its fields that the engine did not know.
+    """
+    spec, own = request.load, request.sampling
+    sentences = []
+    if (spec.quantization, spec.device) != ("none", AUTO) or spec.attention not in ("sdpa", "auto"):
+        sentences.append("quantization, attention_mode and device have no effect: the model is loaded by the engine")
+    if request.sampling_from != AS_SET:
+        sentences.append("the sampling is the engine's own, whose values are not known here")
+    lost = [EXTRAS[name][0] for name in EXTRAS if name in unknown and sent.get(name) not in (EXTRAS[name][1], None)]
+    if lost:
+        sentences.append(f"the engine does not know {', '.join(lost)}")
+    if own.no_repeat_ngram_size:
+        sentences.append("no_repeat_ngram_size has no effect: engines have nothing like it")
+    return sentences
+
+
+def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:
+    """Message parts of pictures and videos, in the order in which a model here sees them.
+
+    One at a time, because each takes a while to pack.
+    """
+    budget = RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+    for picture in pictures:
+        yield _image(scaled(picture, budget, _factor(engine)))
+    for video in videos:
+        if engine.video_url:
+            yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
+            continue
+        for frame, time_s in zip(video.frames, video.times_s, strict=True):
+            # As Qwen3-VL is told the times of a video.
+            yield {"type": "text", "text": f"<{time_s:.1f} seconds>"}
+            yield _image(Image.fromarray(frame))
+
+
+def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.Image:
+    """The picture at the size that a model here would see, where its own is outside the budget.
+
+    One within the budget stays as it is: the engine rounds its sides as the processor does here. The arithmetic
+    of scaling is the processor's, so the engine sees the same pixels.
+
+    Args:
+        budget: pixels, at least and at most.
+        factor: what sides are rounded to.
+    """
+    low, high = budget
+    width, height = picture.size
+    rounded = max(1, round(width / factor)) * max(1, round(height / factor)) * factor**2
+    if low <= rounded <= high:
+        return picture
+    ratio = math.sqrt((high if rounded > high else low) / (width * height))
+    whole = math.floor if rounded > high else math.ceil
+    size = [max(factor, whole(side * ratio / factor) * factor) for side in (height, width)]
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
+    larger = torch.nn.functional.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+    return Image.fromarray(larger[0].permute(1, 2, 0).contiguous().numpy())
+
+
+def _factor(engine: Engine) -> int:
+    """Of the engine's model, by its name. A wrong guess costs a second, small scaling."""
+    return _FACTOR_OF_QWEN2 if re.search(r"qwen2|skycaptioner", engine.model.lower()) else _FACTOR
+
+
+def _image(picture: Image.Image) -> dict[str, Any]:
+    """Without loss, so that the engine sees what a model here would; quickly, because networks are fast."""
+    packed = io.BytesIO()
+    picture.save(packed, "PNG", compress_level=1)
+    return {"type": "image_url", "image_url": {"url": _data_url("image/png", packed.getvalue())}}
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _film(video: Video) -> bytes:
+    """The frames that were picked, as a file that plays them at their pace."""
+    import av
+
+    height, width = (side - side % 2 for side in video.frames.shape[1:3])  # what yuv420p can hold
+    packed = io.BytesIO()
+    with av.open(packed, "w", format="mp4") as container:
+        rate = max(1, round(1000 * len(video.frames) / max(video.duration_s, 0.001)))
+        stream = container.add_stream("libx264", rate=Fraction(rate, 1000), options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in video.frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:height, :width].copy(), format="rgb24")))
+        container.mux(stream.encode())
+    return packed.getvalue()
