@@ -166,7 +166,8 @@ def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, A
     event: dict[str, Any] | None = {}
     with tempfile.TemporaryFile() as complaints, _start(repo_id, folder, complaints) as process:
         said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True).start()
+        listener = threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True)
+        listener.start()
         try:
             while event is not None and "complete" not in event:
                 watch.check()
@@ -174,6 +175,7 @@ def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, A
                 yield event or {}
         finally:
             process.kill()
+            listener.join()  # it reads from what is about to be closed
         if event is None:
             process.wait()
             complaints.seek(0)

@@ -215,7 +215,7 @@ def started(folder, *flags):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 def test_killed_in_the_middle_every_caption_is_whole_and_the_next_run_makes_the_rest(tmp_path, capsys):
-    count = many(tmp_path)
+    count = many(tmp_path, 100)
     process = started(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -232,7 +232,7 @@ def test_killed_in_the_middle_every_caption_is_whole_and_the_next_run_makes_the_
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to others on Windows")
 def test_ctrl_c_ends_it_with_a_sum_and_the_captions_so_far_in_one_file(tmp_path):
-    count = many(tmp_path)
+    count = many(tmp_path, 100)
     process = started(tmp_path, "--jsonl", str(tmp_path / "all.jsonl"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
