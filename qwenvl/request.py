@@ -6,15 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-Quantization = Literal["none", "4bit", "8bit"]
-Attention = Literal[
-    "sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention"
-]
-
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
-ATTENTIONS: tuple[str, ...] = get_args(Attention)
+QUANTIZATIONS = ("none", "4bit", "8bit")
+ATTENTIONS = ("sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention")
 SYSTEM_PROMPT = "You are a helpful assistant."
 # Where a model runs, besides a device by its name in torch.
 AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"

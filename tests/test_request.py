@@ -61,7 +61,7 @@ def test_what_a_model_s_makers_recommend_replaces_what_is_set_and_nothing_else()
     as_set = Sampling(temperature=1.2, top_p=0.5, top_k=7, min_p=0.1, max_new_tokens=99, seed=5)
     own = as_set.with_own({"do_sample": True, "temperature": 0.6, "top_k": 20})
     assert own == Sampling(temperature=0.6, top_p=0.5, top_k=20, min_p=0.1, max_new_tokens=99, seed=5)
-    assert as_set.with_own({"do_sample": False}).greedy
+    assert as_set.with_own({"do_sample": False, "temperature": 0.6}).greedy
     assert not as_set.with_own({"temperature": 0.6}).greedy
 
 
