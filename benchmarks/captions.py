@@ -5,8 +5,9 @@ which are as many for sixteen rows as for one: so batching can gain at most as m
 less where the vision tower, which works picture by picture, takes most of the time; its share is in the result.
 
 Pictures are drawn and written to files first. Every side reads the same files, sides take turns, the first round is
-thrown away, and the figures are medians over the rest with their spread. Answers are greedy and compared with those of
-one by one. The last line is one JSON object.
+thrown away, and the figures are medians over the rest with their spread; the process's own time, in which other
+programs do not count, is given too. Answers are greedy and compared with those of one by one. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -69,10 +69,11 @@ def main() -> None:
             "batches": lambda files: _in_batches(asked, files, models, options.batch_size),
         }
         found = _measure(sides, files, options.rounds)
-    rates = {name: [len(files) / seconds for seconds, _, _ in rounds] for name, rounds in found.items()}
+    rates = {name: [len(files) / each.seconds for each in rounds] for name, rounds in found.items()}
     ratios = [b / a for a, b in zip(rates["one by one"], rates["batches"], strict=True)]
-    expected, made = found["one by one"][0][1], found["batches"][0][1]
-    stats = found["batches"][-1][2]
+    own = {name: statistics.median(each.own_seconds for each in rounds) for name, rounds in found.items()}
+    expected, made = found["one by one"][0].answers, found["batches"][0].answers
+    stats = found["batches"][-1].stats
     result = {
         "model": options.model,
         "device": stats.device,
@@ -88,6 +89,9 @@ def main() -> None:
         "one_by_one_per_s_range": [round(min(rates["one by one"]), 1), round(max(rates["one by one"]), 1)],
         "ratio": round(statistics.median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "own_ms_per_picture": round(1000 * own["batches"] / len(files), 2),
+        "one_by_one_own_ms_per_picture": round(1000 * own["one by one"] / len(files), 2),
+        "own_ratio": round(own["one by one"] / own["batches"], 2),
         "prefill_share": round(stats.prefill_s / stats.total_s, 2),
         "same_answers": sum(a == b for a, b in zip(expected, made, strict=True)),
         "peak_bytes": stats.peak_bytes,
@@ -140,17 +144,27 @@ def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int
     return [answers[index].text for index in range(len(files))], stats
 
 
-def _measure(sides: dict[str, Side], files: list[Path], rounds: int) -> dict[str, list[tuple[float, Any, Stats]]]:
-    """Seconds, answers and figures of every round of each side."""
-    found: dict[str, list[tuple[float, Any, Stats]]] = {name: [] for name in sides}
+@dataclass(frozen=True)
+class Round:
+    """One side, once: on the clock, and of the process alone, all its threads together."""
+
+    seconds: float
+    own_seconds: float
+    answers: list[str]
+    stats: Stats
+
+
+def _measure(sides: dict[str, Side], files: list[Path], rounds: int) -> dict[str, list[Round]]:
+    """Every round of each side but the first."""
+    found: dict[str, list[Round]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start, own = time.perf_counter(), time.process_time()
             answers, stats = side(files)
-            seconds = time.perf_counter() - start
+            made = Round(time.perf_counter() - start, time.process_time() - own, answers, stats)
             if number:
-                found[name].append((seconds, answers, stats))
-                print(f"round {number}, {name}: {len(files) / seconds:.1f} pictures/s", flush=True)
+                found[name].append(made)
+                print(f"round {number}, {name}: {len(files) / made.seconds:.1f} pictures/s", flush=True)
     return found
 
 

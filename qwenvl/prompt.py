@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +32,13 @@ class Prompt:
 
     inputs: dict[str, Any]
     thinks: bool = False
-    # Names the content of the pictures and videos.
-    media: str = ""
+    # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
+    seen: Callable[[], str] = str
+
+    @property
+    def media(self) -> str:
+        """Equal for equal pictures and videos in equal sizes only."""
+        return self.seen()
 
     @property
     def tokens(self) -> int:
@@ -88,12 +94,16 @@ def encode(
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
-    model = handle.model
+    device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
-        moved = {key: _to(value, model.device, model.dtype) for key, value in inputs.items()}
+        moved = {key: _to(value, device, dtype) for key, value in inputs.items()}
+    seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
+    return Prompt(moved, text.rstrip().endswith(THINK_START), seen)
+
+
+def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> str:
     # The same picture in another size is another to the model.
-    media = f"{request.image_resolution} {fingerprint(pictures, videos)}"
-    return Prompt(moved, text.rstrip().endswith(THINK_START), media)
+    return f"{resolution} {fingerprint(pictures, videos)}"
 
 
 def side_by_side(prompts: Sequence[Prompt]) -> dict[str, Any]:
