@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
 import pytest
@@ -7,7 +8,7 @@ from conftest import draw
 from PIL import Image
 from transformers.cache_utils import StaticLayer
 
-from qwenvl.batch import Batches, Room, later_seed, read_ahead
+from qwenvl.batch import READERS, Batches, Room, later_seed, read_ahead
 from qwenvl.budget import OutOfMemoryError
 from qwenvl.decode import Decoder
 from qwenvl.media import MediaError
@@ -159,14 +160,17 @@ def test_a_batch_is_halved_until_it_fits_and_no_finished_answer_is_made_again(de
 
 
 def test_what_was_made_for_a_batch_is_given_back_before_the_next_try(demo, answer, monkeypatch):
-    held = []
-    tried = failing(monkeypatch, 2)
-    real = Decoder.generate
-    monkeypatch.setattr(
-        Decoder, "generate", lambda self, *given: (held.append(self._lanes._kv is not None), real(self, *given))[1]
-    )
-    answer(questions(demo, 4))
-    assert tried == [4, 2, 2]
+    held, real = [], Decoder.generate
+
+    def generate(self, *arguments):
+        held.append(self._lanes._kv is not None)
+        made = real(self, *arguments)
+        if len(held) == 1:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return made
+
+    monkeypatch.setattr(Decoder, "generate", generate)
+    assert [each.text for each in answer(questions(demo, 4))[0]] == CAPTIONS[:4]
     assert held == [False, False, True]
 
 
@@ -176,6 +180,21 @@ def test_one_answer_that_does_not_fit_is_tried_again_once_room_is_made(demo, ans
     answers, _ = answer(questions(demo, 1), out_of_memory=told.append)
     assert answers[0].text == CAPTIONS[0]
     assert (tried, told) == ([1, 1], [False])
+
+
+def test_each_answer_has_its_second_try(demo, answer, monkeypatch):
+    tried, told, real = [], [], Decoder.generate
+
+    def generate(self, *arguments):
+        tried.append(1)
+        if len(tried) in (1, 2, 4):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Decoder, "generate", generate)
+    answers, _ = answer(questions(demo, 3), out_of_memory=told.append)
+    assert [each.text for each in answers] == CAPTIONS[:3]
+    assert told == [False, False]
 
 
 def test_one_answer_that_does_not_fit_twice_is_the_callers_error(demo, answer, monkeypatch):
@@ -252,6 +271,30 @@ def test_no_more_is_read_than_is_needed_soon():
     assert len(asked) <= 9
     ahead.close()
     assert len(asked) <= 9
+
+
+def test_what_waits_to_be_read_is_not_read_after_a_cancel(monkeypatch):
+    read, gate = [], threading.Event()
+
+    class Executor(ThreadPoolExecutor):
+        """Lets those that are being read go on only when the others have been cancelled, or not."""
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            gate.set()
+            super().shutdown(wait=wait)
+
+    def picture(number):
+        read.append(number)
+        if number:
+            gate.wait(10)
+        return Image.new("RGB", (2, 2))
+
+    monkeypatch.setattr("qwenvl.batch.ThreadPoolExecutor", Executor)
+    ahead = read_ahead(((str(n), lambda n=n: picture(n)) for n in range(40)), depth=20)
+    next(ahead)
+    ahead.close()
+    assert len(read) <= 1 + READERS
 
 
 def test_what_cannot_be_read_is_told_in_its_place(tmp_path):

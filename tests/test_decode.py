@@ -107,8 +107,10 @@ def test_a_row_that_the_caller_ends_is_over_while_the_others_go_on(random_model,
     made = generate(GREEDY, given=inputs, on_tokens=end_early)
     assert made.rows == (whole[0][:5], whole[1], whole[2][:9]) == tuple(map(tuple, told))
     assert made.steps == sum(len(row) - 1 for row in made.rows)
-    everyone = generate(GREEDY, given=inputs, on_tokens=lambda new: range(3))
-    assert everyone.rows == tuple(row[:1] for row in whole), "and the loop ends with the last"
+    asked = []
+    everyone = generate(GREEDY, given=inputs, on_tokens=lambda new: asked.append(new) or range(3))
+    assert everyone.rows == tuple(row[:1] for row in whole)
+    assert len(asked) == 1, "the loop ends with the last row"
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -123,6 +123,17 @@ def test_many_answers_are_counted_while_they_are_made(models):
     assert watch.final == "\n\n".join(CAPTIONS)
 
 
+def test_an_answer_whose_thought_was_cut_counts_once(models):
+    watch = Watch()
+    images = {"image1": image(*(draw(*scene) for scene in SCENES[::2]))}
+    sampling = replace(GREEDY, thinking_budget=4)
+    result = run(request(images=images, image_mode=EACH, thinking="on", sampling=sampling), models, watch)
+    assert [answer.text for answer in result.answers] == CAPTIONS[::2]
+    counts = [count for count, _ in watch.updates]
+    assert counts == sorted(counts)
+    assert counts.index(2) > 4
+
+
 def test_a_video_is_shown_beside_each_picture(models, tmp_path):
     path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
     images = {"image1": image(*(draw(*scene) for scene in SCENES[:2]))}
