@@ -82,13 +82,13 @@ def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
         **(_choice(own) if request.sampling_from == AS_SET else {}),
     }
     optional = {
-        "seed": None if seed is None else seed % _SEEDS,
         "stop": list(own.stop),
         "min_tokens": own.min_new_tokens,
         "thinking_token_budget": own.thinking_budget,
-        "chat_template_kwargs": None if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
+        "chat_template_kwargs": {} if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
     }
-    return fields | {name: value for name, value in optional.items() if value not in (None, 0, [])}
+    drawn = {} if seed is None else {"seed": seed % _SEEDS}
+    return fields | drawn | {name: value for name, value in optional.items() if value}
 
 
 def _choice(own: Sampling) -> dict[str, Any]:
@@ -115,6 +115,8 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) ->
     lost = [EXTRAS[name][0] for name in EXTRAS if name in unknown and sent.get(name) not in (EXTRAS[name][1], None)]
     if lost:
         sentences.append(f"the engine does not know {', '.join(lost)}")
+    if own.thinking_budget and "thinking_token_budget" not in unknown:
+        sentences.append("the thinking budget is the engine's to keep, which not every engine does")
     if own.no_repeat_ngram_size:
         sentences.append("no_repeat_ngram_size has no effect: engines have nothing like it")
     return sentences

@@ -126,6 +126,11 @@ class _Job:
     # At a time; None is as many as there is room for.
     most: int | None = None
 
+    @property
+    def rows(self) -> int:
+        """The most that a model here answers at a time."""
+        return self.most or MOST_ROWS
+
     def readable(self) -> Iterator[tuple[int, list[Image.Image]]]:
         """The questions that can be asked; the others are told of."""
         for index, pictures in self.questions:
@@ -211,13 +216,12 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     tokens = prompt_tokens(request.system + request.text, first[1], videos, pixels[1])
     longest = request.sampling.longest
     need = source.request_bytes(tokens + longest, tokens)
-    most = job.most or MOST_ROWS
-    model = models.get(source, need * min(job.expected, most))
+    model = models.get(source, need * min(job.expected, job.rows))
     load_s = time.perf_counter() - before_load
     tell_of(type(model.model.config).model_type)
     check()
 
-    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, most)
+    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, job.rows)
 
     def out_of_memory(again: bool) -> None:
         if again:

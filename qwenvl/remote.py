@@ -135,6 +135,8 @@ class _Asking:
         self._done: list[Writer] = []
         self._sent: dict[str, Any] = {}
         self._now = self._at_once = 0
+        # What ended the run: nothing more is sent then.
+        self._fatal: EngineError | None = None
 
     def all(self) -> None:
         """Put every question, and tell what comes of it."""
@@ -167,10 +169,16 @@ class _Asking:
             self._news.set()
 
         async with self._places:
+            if self._fatal:
+                raise self._fatal
             self._now += 1
             self._at_once = max(self._at_once, self._now)
             try:
                 writer.reply = await self._wire.complete(body, chat.MAY_DROP, grown)
+            except EngineError as error:
+                if not isinstance(error, QuestionError):
+                    self._fatal = error
+                raise
             finally:
                 self._now -= 1
 

@@ -77,10 +77,13 @@ def _tell(name: str | None, gpu_gb: float) -> int:
         if model.repo_id:
             # Engines hold weights as they are on disk; those of a user's own model are not known.
             weights_gb = model.size.disk / 1e9 if model.size else 0.0
-            found = served(model.repo_id, model.name in see, weights_gb, gpu_gb)
-            print(f"{model.name}: {found.gpus} GPU{'s' * (found.gpus > 1)}")
-            for engine, words in found.commands.items():
-                print(f"  {engine}: {words}")
-                if name:
-                    print(f"  in {catalog.CUSTOM_MODELS.name}: {found.entry(engine)}")
+            _print(model.name, served(model.repo_id, model.name in see, weights_gb, gpu_gb), with_entries=bool(name))
     return command.DONE
+
+
+def _print(name: str, found: Served, with_entries: bool) -> None:
+    print(f"{name}: {found.gpus} GPU{'s' * (found.gpus > 1)}")
+    for engine, words in found.commands.items():
+        print(f"  {engine}: {words}")
+        if with_entries:
+            print(f"  in {catalog.CUSTOM_MODELS.name}: {found.entry(engine)}")

@@ -144,6 +144,7 @@ def test_filters_that_are_off_are_sent_as_off_or_the_engine_would_use_the_defaul
 
 def test_a_seed_fits_into_what_engines_hold():
     assert chat.body(STUDIO, request(), 2**64 - 1, [])["seed"] == 2**63 - 1
+    assert chat.body(STUDIO, request(), 0, [])["seed"] == 0
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|image_pad|>", "<think>", "</think>", "<tool_call>"])
@@ -171,6 +172,15 @@ def test_what_was_asked_for_and_cannot_be_had_is_said_in_one_sentence_each():
     assert "quantization, attention_mode and device have no effect" in sentences[0]
     assert sentences[1] == "the engine does not know min_p, thinking"
     assert "no_repeat_ngram_size" in sentences[2]
+
+
+def test_a_thinking_budget_is_sent_and_not_promised():
+    asked = request(sampling=Sampling(thinking_budget=100, max_new_tokens=10))
+    body = chat.body(STUDIO, asked, 1, [])
+    assert (body["thinking_token_budget"], body["max_tokens"]) == (100, 110)
+    (sentence,) = chat.without_effect(asked, body, set())
+    assert "the engine's to keep" in sentence
+    assert chat.without_effect(asked, body, {"thinking_token_budget"}) == ["the engine does not know thinking_budget"]
 
 
 @pytest.mark.parametrize("spec", [("none", "sdpa", "cuda:0"), ("8bit", "sdpa", "auto"), ("none", "eager", "auto")])
