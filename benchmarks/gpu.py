@@ -1,9 +1,9 @@
-"""Every measurement that needs a GPU: python -m benchmarks.gpu [--part N] [--results FOLDER] [--seconds S]
+"""Every measurement that needs a GPU: python -m benchmarks.gpu [--part N] [--seconds S] [--comfyui CHECKOUT]
 
 Each run is a process of its own and is written to the results as soon as it ends, so that a run that is cut off loses
-only itself. The parts are about equally long; the first has the most telling runs. With --seconds, no run starts that
-may not end in time. The results are a JSON line for each run: its command, its allocator, and its figures, or the end
-of its output where it failed.
+only itself. The parts are about equally long; the first has the most telling runs, the last needs a checkout of ComfyUI
+whose requirements this Python has. With --seconds, no run starts that may not end in time. The results are a JSON line
+for each run: its command, its allocator, and its figures, or the end of its output where it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ComfyUI sets the second one by default.
 NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
 TESTS = ("tests/test_graph.py", "tests/test_attend.py")
+LAST = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,7 @@ class Run:
     allocator: str = NATIVE
 
     def command(self) -> list[str]:
-        tier = {"generic": "generic step", "own": "own step"}
-        return [sys.executable, "-m", *(tier.get(word, word) for word in self.arguments.split())]
+        return [sys.executable, "-m", *shlex.split(self.arguments)]
 
 
 def decode(arguments: str, seconds: int = 180, allocator: str = NATIVE) -> Run:
@@ -55,7 +56,7 @@ PARTS: dict[int, list[Run]] = {
     2: [
         decode("--shape 8b"),
         decode("--shape 2b"),
-        decode("--shape 4b --tier generic"),
+        decode("--shape 4b --tier 'generic step'"),
         Run("benchmarks.steady --shape 4b --runs 20", 150),
         Run("benchmarks.steady --shape 4b --runs 20", 150, ASYNC),
     ],
@@ -78,18 +79,30 @@ PARTS: dict[int, list[Run]] = {
 }
 
 
+def with_comfyui(checkout: Path) -> list[Run]:
+    """ComfyUI's memory manager beside ours, and its own model against ours."""
+    where = shlex.quote(str(checkout.resolve()))
+    alternate = [Run(f"benchmarks.alternate {where} --turns 20", 180, each) for each in (NATIVE, ASYNC)]
+    return [
+        *alternate,
+        Run(f"benchmarks.comfyui {where} --shape 4b --device cuda --dtype bfloat16 --rounds 3", 180, ASYNC),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", type=int, choices=PARTS, action="append", help="may be given several times")
+    parser.add_argument("--part", type=int, choices=[*PARTS, LAST], action="append", help="may be given several times")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for all runs together")
+    parser.add_argument("--comfyui", type=Path, help="a checkout, for the last part")
     options = parser.parse_args()
+    parts = {**PARTS, LAST: with_comfyui(options.comfyui) if options.comfyui else []}
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
     results = options.results / f"{time.strftime('%Y-%m-%d')}-{name}.jsonl"
     end = time.monotonic() + options.seconds
     failed = 0
-    for part in options.part or PARTS:
-        for run in PARTS[part]:
+    for part in options.part or parts:
+        for run in parts[part]:
             left = end - time.monotonic()
             if left < run.seconds / 3:
                 print(f"no time left for {run.arguments}", flush=True)
