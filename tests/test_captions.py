@@ -215,7 +215,7 @@ def started(folder, *flags):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 def test_killed_in_the_middle_every_caption_is_whole_and_the_next_run_makes_the_rest(tmp_path, capsys):
-    count = many(tmp_path, 100)
+    count = many(tmp_path, 48)
     process = started(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate()
