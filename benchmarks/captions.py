@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -52,6 +53,16 @@ class Watch:
     def end(self, text: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class Round:
+    """One side, once: on the clock, and of the process alone, all its threads together."""
+
+    seconds: float
+    own_seconds: float
+    answers: list[str]
+    stats: Stats
+
+
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
@@ -69,18 +80,26 @@ def main() -> None:
             "batches": lambda files: _in_batches(asked, files, models, options.batch_size),
         }
         found = _measure(sides, files, options.rounds)
-    rates = {name: [len(files) / each.seconds for each in rounds] for name, rounds in found.items()}
+    line = json.dumps(_result(options, found))
+    if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+def _result(options: argparse.Namespace, found: dict[str, list[Round]]) -> dict[str, Any]:
+    rates = {name: [options.pictures / each.seconds for each in rounds] for name, rounds in found.items()}
     ratios = [b / a for a, b in zip(rates["one by one"], rates["batches"], strict=True)]
     own = {name: statistics.median(each.own_seconds for each in rounds) for name, rounds in found.items()}
     expected, made = found["one by one"][0].answers, found["batches"][0].answers
     stats = found["batches"][-1].stats
-    result = {
+    return {
         "model": options.model,
         "device": stats.device,
         "dtype": stats.dtype,
         "processor": platform.processor() or platform.machine(),
         "threads": options.threads,
-        "pictures": len(files),
+        "pictures": options.pictures,
         "rounds": options.rounds,
         "batch_size": stats.batch_size,
         "pictures_per_s": round(statistics.median(rates["batches"]), 1),
@@ -89,8 +108,8 @@ def main() -> None:
         "one_by_one_per_s_range": [round(min(rates["one by one"]), 1), round(max(rates["one by one"]), 1)],
         "ratio": round(statistics.median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "own_ms_per_picture": round(1000 * own["batches"] / len(files), 2),
-        "one_by_one_own_ms_per_picture": round(1000 * own["one by one"] / len(files), 2),
+        "own_ms_per_picture": round(1000 * own["batches"] / options.pictures, 2),
+        "one_by_one_own_ms_per_picture": round(1000 * own["one by one"] / options.pictures, 2),
         "own_ratio": round(own["one by one"] / own["batches"], 2),
         "prefill_share": round(stats.prefill_s / stats.total_s, 2),
         "same_answers": sum(a == b for a, b in zip(expected, made, strict=True)),
@@ -98,11 +117,6 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
     }
-    line = json.dumps(result)
-    if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(line + "\n", encoding="utf-8")
-    print(line)
 
 
 def draw_pictures(folder: Path, count: int) -> list[Path]:
@@ -142,16 +156,6 @@ def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int
     if stats is None:
         raise SystemExit("There were no pictures.")
     return [answers[index].text for index in range(len(files))], stats
-
-
-@dataclass(frozen=True)
-class Round:
-    """One side, once: on the clock, and of the process alone, all its threads together."""
-
-    seconds: float
-    own_seconds: float
-    answers: list[str]
-    stats: Stats
 
 
 def _measure(sides: dict[str, Side], files: list[Path], rounds: int) -> dict[str, list[Round]]:

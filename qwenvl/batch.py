@@ -63,16 +63,16 @@ class Room:
 def read_ahead(items: Iterable[tuple[str, Any]], depth: int) -> Generator[tuple[int, list[Any] | Exception]]:
     """(index, its pictures or why it cannot be read) of each item in order; the next `depth` are read meanwhile."""
     waiting: deque[tuple[int, Future[list[Any]]]] = deque()
-    with ThreadPoolExecutor(READERS, "qwenvl-read") as readers:
-        try:
-            for index, (name, item) in enumerate(items):
-                waiting.append((index, readers.submit(_read, name, item)))
-                if len(waiting) > depth:
-                    yield _outcome(*waiting.popleft())
-            while waiting:
+    readers = ThreadPoolExecutor(READERS, "qwenvl-read")
+    try:
+        for index, (name, item) in enumerate(items):
+            waiting.append((index, readers.submit(_read, name, item)))
+            if len(waiting) > depth:
                 yield _outcome(*waiting.popleft())
-        finally:
-            readers.shutdown(cancel_futures=True)
+        while waiting:
+            yield _outcome(*waiting.popleft())
+    finally:
+        readers.shutdown(cancel_futures=True)
 
 
 def _read(name: str, item: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
 from .report import tell_of
 from .request import IMAGE_MODES, RELEASES, RESOLUTIONS, Answer, Request, Result, Stats
-from .source import find_source
+from .source import ModelSource, find_source
 
 _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 
@@ -212,16 +212,13 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     before_load = time.perf_counter()
     source = models.source(request.load) or find_source(request.load, job.live.watch, request.download)
     request = source.sampled(request)
-    pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
-    tokens = prompt_tokens(request.system + request.text, first[1], videos, pixels[1])
-    longest = request.sampling.longest
-    need = source.request_bytes(tokens + longest, tokens)
+    need = _bytes_of(source, request, first[1], videos)
     model = models.get(source, need * min(job.expected, job.rows))
     load_s = time.perf_counter() - before_load
     tell_of(type(model.model.config).model_type)
     check()
 
-    room = Room(host.free_bytes(model.machine.device), source.request_bytes, longest, job.rows)
+    room = Room(host.free_bytes(model.machine.device), source.request_bytes, request.sampling.longest, job.rows)
 
     def out_of_memory(again: bool) -> None:
         if again:
@@ -248,6 +245,15 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
         total_s=time.perf_counter() - start,
     )
     return job.diagnosis.finish(stats, batches.made, request.load)
+
+
+def _bytes_of(
+    source: ModelSource, request: Request, pictures: Sequence[Image.Image], videos: Sequence[media.Video]
+) -> int:
+    """What a question needs beside the weights, estimated before there is a model."""
+    pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
+    tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
+    return source.request_bytes(tokens + request.sampling.longest, tokens)
 
 
 def _encoded(
