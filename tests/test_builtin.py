@@ -118,6 +118,8 @@ def test_the_counts_are_those_of_the_class(shape):
     assert sum(weights[name].numel() for name in layers if weights[name].ndim > 1) == expected.matrices
     if expected.linear:
         linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        # Routers are linear layers in version 4, and no quantization touches them.
+        linear = {name for name in linear if not name.endswith("mlp.gate")}
         assert (
             sum(weights[f"{name}.weight"].numel() for name in linear if f"{name}.weight" in layers) == expected.linear
         )
