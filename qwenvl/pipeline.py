@@ -19,6 +19,7 @@ from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current
 from .diagnostics import Diagnosis
+from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
 from .report import tell_of
@@ -253,7 +254,8 @@ def _bytes_of(
     """What a question needs beside the weights, estimated before there is a model."""
     pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
     tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
-    return source.request_bytes(tokens + request.sampling.longest, tokens)
+    # The buffer of keys and values has the size of a bucket, not of the text.
+    return source.request_bytes(capacity_for(tokens + request.sampling.longest), tokens)
 
 
 def _encoded(

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "chat": LOW | {"engines", "loader", "media"},
     "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
     "pipeline": LOW
-    | {"answer", "batch", "source", "cache", "devices", "loader", "prompt", "media", "budget", "host"}
+    | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
     | {"diagnostics", "report", "catalog", "remote"},
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,

@@ -11,6 +11,7 @@ from conftest import draw, image, write_video
 
 from qwenvl import catalog, host, loader
 from qwenvl.budget import OutOfMemoryError
+from qwenvl.cache import ModelCache, OneAtATime
 from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
@@ -463,3 +464,19 @@ def test_running_out_while_loading_frees_what_was_read_and_names_what_would_fit(
     assert [each() for each in half] == [None]
     assert models.held == []
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
+
+
+class Asked(OneAtATime):
+    """Remembers for how many bytes room was asked."""
+
+    def bring(self, resident, others, request_bytes):
+        self.bytes, self.resident = request_bytes, resident
+        super().bring(resident, others, request_bytes)
+
+
+def test_room_is_asked_for_the_whole_buffer_that_a_short_question_takes():
+    """It has the size of a bucket, many times that of the text."""
+    memory = Asked()
+    run(request("hello"), ModelCache(memory), Watch())
+    kv = memory.resident.handle.decoder._lanes.kv
+    assert memory.bytes >= sum(each.numel() * each.element_size() for each in (*kv.keys, *kv.values))
