@@ -202,10 +202,16 @@ def many(folder, count=16):
     return count
 
 
+def hears_ctrl_c():
+    """A shell makes what it starts in the background deaf to Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(folder, *flags):
     """The command in a process of its own, once it has written two captions."""
     command = [sys.executable, "-m", "qwenvl", "caption", str(folder), *ASK, "--batch-size", "2", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=None if os.name == "nt" else hears_ctrl_c, **pipes)
     deadline = time.monotonic() + 240
     while len(list(folder.glob("*.txt"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
