@@ -1,6 +1,7 @@
 """Pass the tests: python3 tests
 
-Sets everything up first. --oldest runs them on the oldest supported transformers; whatever follows goes to pytest.
+Sets everything up first. --oldest runs them on the oldest supported transformers, --long runs those that take minutes to
+hours and nothing else; whatever follows goes to pytest.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 def main() -> int:
     """Exit status of the first check that fails, or of pytest."""
     arguments = sys.argv[1:]
-    oldest = "--oldest" in arguments
-    interpreter = python("oldest" if oldest else "newest")
-    commands = [*CHECKS, ["pytest", *(each for each in arguments if each != "--oldest")]]
+    interpreter = python("oldest" if "--oldest" in arguments else "newest")
+    which = ["-m", "long"] if "--long" in arguments else []
+    commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ("--oldest", "--long"))]]
     statuses = (subprocess.run([interpreter, "-m", *command], cwd=ROOT, check=False).returncode for command in commands)
     return next((status for status in statuses if status), 0)
 
