@@ -86,8 +86,9 @@ def why_no_bitsandbytes(
     device: str, quantization: str = "4bit", capability: tuple[int, int] | None = None
 ) -> str | None:
     """The reason why 4-bit or 8-bit weights cannot be had here, or None."""
-    if not has_package("bitsandbytes"):
-        return "bitsandbytes is not installed (pip install bitsandbytes)"
+    for package in ("bitsandbytes", "accelerate"):
+        if not has_package(package):
+            return f"{package} is not installed (pip install {package})"
     installed = importlib.metadata.version("bitsandbytes")
     if device.startswith("mps"):
         return "bitsandbytes does not run on Apple GPUs"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .capabilities import Machine, machine
+from .capabilities import Machine, has_package, machine
 from .request import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, InvalidSettingError
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
@@ -59,7 +59,9 @@ def machine_for(asked: str, own: str | None) -> Machine:
 
 
 def placement(where: Machine) -> dict[str, Any]:
-    """from_pretrained keywords that say which layer goes where."""
+    """from_pretrained keywords that say which layer goes where. None without accelerate: all is read into RAM."""
+    if not has_package("accelerate"):
+        return {}
     if not where.spreads:
         # One named device: "auto" may put layers on the CPU, and every token would wait for them.
         return {"device_map": {"": where.device}}

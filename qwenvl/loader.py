@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .attention import plan_attention
-from .capabilities import Machine
+from .capabilities import Machine, has_package
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
 from .devices import placement, strays
@@ -77,6 +77,8 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     """
     if reason := why_too_old(checkpoint.family, version("transformers")):
         raise LoadError(f"{spec.model} cannot be loaded. {reason}")
+    if machine.spreads and not has_package("accelerate"):
+        raise LoadError(f"{spec.model} cannot be spread over GPUs without accelerate: pip install accelerate")
     try:
         precision = plan_precision(spec.quantization, checkpoint, machine)
     except PrecisionError as error:
@@ -225,6 +227,8 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
             f"{folder} does not fit in what is free on {', '.join(machine.devices)}. Pick a quantization, "
             f"device {ALL_GPUS_AND_CPU!r} (slow), or a smaller model."
         )
+    if not options.get("device_map"):
+        model.to(machine.device)
     return model.eval()
 
 

@@ -44,7 +44,7 @@ def findings(facts: Facts, family: str = "") -> list[Finding]:
     Args:
         family: model_type of the model that will run, "" where that is not known.
     """
-    checks = (_too_old, _torch_without_gpu, _driver, _conv3d, _bitsandbytes, _flash_attn)
+    checks = (_too_old, _torch_without_gpu, _driver, _conv3d, _accelerate, _bitsandbytes, _flash_attn)
     found = [each for check in checks for each in check(facts)] + list(_linear_attention(facts, family))
     order = ("critical", "warning", "info")
     return sorted(found, key=lambda each: order.index(each.severity))
@@ -132,6 +132,12 @@ def _conv3d(facts: Facts) -> Iterator[Finding]:
     if facts.cuda and numbers(facts.torch)[:2] == (2, 9):
         what = f"torch {facts.torch} computes the Conv3d of vision models 10 to 20 times too slowly"
         yield Finding("info", what, "nothing here, since this pack computes it as a matrix product")
+
+
+def _accelerate(facts: Facts) -> Iterator[Finding]:
+    if not facts.has("accelerate"):
+        cost = "models are read into RAM before they go to the GPU, and 4bit, 8bit and several GPUs cannot be had"
+        yield Finding("warning", "accelerate is not installed", cost, f"{facts.pip} install accelerate")
 
 
 def _bitsandbytes(facts: Facts) -> Iterator[Finding]:

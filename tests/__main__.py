@@ -1,7 +1,7 @@
 """Pass the tests: python3 tests
 
-Sets everything up first. --oldest runs them on the oldest supported transformers, --long runs those that take minutes to
-hours and nothing else; whatever follows goes to pytest.
+Sets everything up first. --oldest runs them on the oldest supported transformers, --long runs only those that take
+minutes to hours; whatever follows goes to pytest.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 
@@ -8,7 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model
-from conftest import draw
+from conftest import ROOT, draw
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -249,3 +252,36 @@ def test_what_cannot_or_should_not_wait_in_ram_is_dropped(demo):
     assert park(demo, free_ram=10**12) is None, "it is in RAM already"
     assert park(elsewhere, free_ram=size) is None, "the RAM is short"
     assert park(replace(elsewhere, plan=LoadPlan("4bit", "sdpa")), free_ram=10**12) is None
+
+
+def test_without_accelerate_a_model_answers_and_only_quantization_is_missed():
+    """In a process of its own, in which the package cannot be found."""
+    ask = """
+import sys
+sys.modules["accelerate"] = None
+from conftest import draw, image
+from qwenvl import loader
+from qwenvl.cache import ModelCache
+from qwenvl.capabilities import Machine
+from qwenvl.catalog import DEMO
+from qwenvl.checkpoint import Checkpoint
+from qwenvl.host import NodeWatch
+from qwenvl.pipeline import run
+from qwenvl.request import LoadSpec, Request, Sampling
+pictures = {"image1": image(draw("circle", "red", "blue"))}
+question = Request(LoadSpec(DEMO, "4bit"), "Describe this image.", images=pictures, sampling=Sampling(do_sample=False))
+result = run(question, ModelCache(), NodeWatch(512))
+print(result.text)
+print(result.stats.quantization, *result.stats.fallbacks)
+spread = Machine("cuda:0", None, "", others=("cuda:1",))
+try:
+    loader.plan_load(LoadSpec(DEMO), spread, Checkpoint(None, "qwen3_vl"))
+except loader.LoadError as error:
+    print(error)
+"""
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=where, cwd=ROOT, check=False)
+    answer, fallback, error = ran.stdout.splitlines()[-3:] if not ran.returncode else pytest.fail(ran.stderr)
+    assert answer == "a red circle on a blue background"
+    assert fallback.startswith("none") and "pip install accelerate" in fallback
+    assert "pip install accelerate" in error

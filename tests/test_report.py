@@ -17,6 +17,7 @@ ROCM = ("gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100")
 BUILDS = ("cpu", "cuda118", "cuda124", "cuda126", "cuda128", "cuda130", "rocm64", "rocm70")
 PACKAGES = {
     "transformers": "5.23.0",
+    "accelerate": "1.15.0",
     "bitsandbytes": "0.50.2",
     "flash-attn": "2.8.3",
     "flash-linear-attention": "0.4.0",
@@ -159,6 +160,11 @@ MACHINES = {
         machine(RTX_4090, flash_attn_error="undefined symbol: _ZN3c10"),
         "",
         [("warning", "flash-attn 2.8.3 does not load (undefined symbol: _ZN3c10)", "--no-cache-dir")],
+    ),
+    "no accelerate": (
+        machine(RTX_4090, without=("accelerate",)),
+        "",
+        [("warning", "accelerate is not installed", "pip install accelerate")],
     ),
     "no bitsandbytes": (
         machine(RTX_4090, without=("bitsandbytes",)),
