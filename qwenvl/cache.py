@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +14,12 @@ import torch
 from .loader import ModelHandle
 from .log import log
 from .request import LoadSpec
+from .turns import Turns
+
+# Of all caches of this process: while transformers loads a model, torch's default precision and its own way to make
+# modules are others, for every thread. A second load meanwhile would leave them so, and an answer would be computed
+# with them.
+TURNS = Turns()
 
 
 class Source(Protocol):
@@ -55,18 +60,22 @@ class Resident:
             self.handle = bring_back() if bring_back else self.source.load()
 
     def give_way(self, for_good: bool = False) -> None:
-        """Leave the device for others: to RAM where that is allowed and there is room for it, else for good."""
-        if for_good:
-            self._parked = None
-        if self.handle is None:
-            return
-        start = time.perf_counter()
-        device = self.handle.machine.device
-        self._parked = None if for_good else self.source.park(self.handle)
-        self.handle = None
-        _give_back(device)
-        seconds = time.perf_counter() - start
-        log.info("%s %s in %.1f s", self.spec.model, "moved to RAM" if self._parked else "unloaded", seconds)
+        """Leave the device for others: to RAM where that is allowed and there is room for it, else for good.
+
+        Another thread's run that is under way is waited for: it may be of this model.
+        """
+        with TURNS.alone():
+            if for_good:
+                self._parked = None
+            if self.handle is None:
+                return
+            start = time.perf_counter()
+            device = self.handle.machine.device
+            self._parked = None if for_good else self.source.park(self.handle)
+            self.handle = None
+            _give_back(device)
+            seconds = time.perf_counter() - start
+            log.info("%s %s in %.1f s", self.spec.model, "moved to RAM" if self._parked else "unloaded", seconds)
 
     @property
     def parked(self) -> bool:
@@ -119,15 +128,17 @@ class ModelCache:
     def __init__(self, memory: Memory | None = None) -> None:
         self._memory = memory or OneAtATime()
         self._residents: dict[LoadSpec, Resident] = {}
-        self._lock = threading.RLock()
 
-    def turn(self, spec: LoadSpec, keep: bool) -> _Turn:
-        """A with-block in which one run has the cache to itself.
+    def turn(self, spec: LoadSpec, keep: bool, check: Callable[[], None] = lambda: None) -> _Turn:
+        """A with-block in which one run has all models of this process to itself.
 
         At its end, error or not, the frames of a failed run are cleared, and without keep the spec's model goes.
         The block must not hold a model in a variable of its own: call a function that does.
+
+        Args:
+            check: called while another run is waited for; raises to cancel.
         """
-        return _Turn(self, spec, keep)
+        return _Turn(self, spec, keep, check)
 
     def source(self, spec: LoadSpec) -> Any:
         """Where a model that is known here comes from; None for one that is not."""
@@ -160,7 +171,8 @@ class ModelCache:
     @property
     def held(self) -> list[LoadSpec]:
         """What is on a device now, least recently used first."""
-        loaded = [each for each in self._residents.values() if each.handle is not None]
+        # A copy at once: this may be asked while another thread runs.
+        loaded = [each for each in list(self._residents.values()) if each.handle is not None]
         return [each.spec for each in sorted(loaded, key=lambda each: each.used_at)]
 
     def forget(self, spec: LoadSpec, unless_used_after: float | None = None) -> None:
@@ -169,7 +181,7 @@ class ModelCache:
         Args:
             unless_used_after: a time.monotonic() after which a run makes this void.
         """
-        with self._lock:
+        with TURNS.alone():
             resident = self._residents.get(spec)
             if resident is None or (unless_used_after is not None and resident.used_at > unless_used_after):
                 return
@@ -178,27 +190,31 @@ class ModelCache:
             self._memory.forget(resident)
 
     def forget_parked(self) -> None:
-        """Let go of what waits in RAM, and of what is where nobody else would unload it."""
-        with self._lock:
-            for resident in list(self._residents.values()):
-                if resident.parked or not self._memory.reaches(resident):
-                    self.forget(resident.spec)
+        """Let go of what waits in RAM, and of what is where nobody else would unload it, as soon as no run is under
+        way. Never waits: the end of a node calls it, which may come by a garbage collection in the middle of a run."""
+        TURNS.when_idle(self._forget_parked)
+
+    def _forget_parked(self) -> None:
+        for resident in list(self._residents.values()):
+            if resident.parked or not self._memory.reaches(resident):
+                self.forget(resident.spec)
 
     def clear(self) -> None:
         """Let all models go."""
-        with self._lock:
+        with TURNS.alone():
             for spec in list(self._residents):
                 self.forget(spec)
 
 
 class _Turn:
-    def __init__(self, cache: ModelCache, spec: LoadSpec, keep: bool) -> None:
+    def __init__(self, cache: ModelCache, spec: LoadSpec, keep: bool, check: Callable[[], None]) -> None:
         self._cache = cache
         self._spec = spec
         self._keep = keep
+        self._check = check
 
     def __enter__(self) -> None:
-        self._cache._lock.acquire()
+        TURNS.take(self._check)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -210,7 +226,7 @@ class _Turn:
             if not self._keep:
                 self._cache.forget(self._spec)
         finally:
-            self._cache._lock.release()
+            TURNS.end()
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -1,7 +1,8 @@
-"""Which devices there are, what a choice of them means, and where a model's layers go."""
+"""Which devices there are, what a choice of them means, where a model's layers go, and the most that was held there."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -92,6 +93,27 @@ def current(device: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the most memory that is held, where a device counts it."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that was held since reset_peak on a GPU; elsewhere the most RAM that the process has ever had."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    used = psutil.Process().memory_info()
+    if hasattr(used, "peak_wset"):  # Windows
+        return used.peak_wset
+    import resource
+
+    # Kilobytes, but bytes on a Mac.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free(gpu: str) -> int:

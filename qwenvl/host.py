@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -115,27 +114,6 @@ def free_ram() -> int:
     import psutil
 
     return psutil.virtual_memory().available
-
-
-def reset_peak(device: str) -> None:
-    """Begin to look for the most memory that is held, where a device counts it."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_bytes(device: str) -> int:
-    """The most that was held since reset_peak on a GPU; elsewhere the most RAM that the process has ever had."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    used = psutil.Process().memory_info()
-    if hasattr(used, "peak_wset"):  # Windows
-        return used.peak_wset
-    import resource
-
-    # Kilobytes, but bytes on a Mac.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_manager() -> ComfyMemory | None:
@@ -250,17 +228,28 @@ def when_prompt_ends(then: Callable[[], None]) -> None:
     threading.Thread(target=wait, name="qwenvl-release", daemon=True).start()
 
 
+def _browser_of(prompt_id: str) -> str | None:
+    """Which page queued the prompt. The server's own client_id is that of the prompt that began last."""
+    server = PromptServer.instance
+    for _, running, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
+        if running == prompt_id:
+            return extra.get("client_id")
+    return server.client_id
+
+
 class NodeWatch:
     """Progress bar, live text and cancel of the node that is running now."""
 
     def __init__(self, max_new_tokens: int) -> None:
         self._bar: Any = None
         self._node_id: str | None = None
+        self._browser: str | None = None
         self._sent_at = 0.0
         self._max_new_tokens = max_new_tokens
         if memory is not None:
             context = get_executing_context()
             self._node_id = context.node_id if context else PromptServer.instance.last_node_id
+            self._browser = _browser_of(context.prompt_id if context else "")
             self._bar = comfy.utils.ProgressBar(max_new_tokens, node_id=self._node_id)
 
     def check(self) -> None:
@@ -296,5 +285,4 @@ class NodeWatch:
     def _show(self, text: str) -> None:
         self._sent_at = time.monotonic()
         if self._node_id is not None:
-            server = PromptServer.instance
-            server.send_progress_text(text, self._node_id, server.client_id)
+            PromptServer.instance.send_progress_text(text, self._node_id, self._browser)

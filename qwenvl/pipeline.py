@@ -17,7 +17,7 @@ from .answer import Writer
 from .batch import MOST_ROWS, Batches, Room, read_ahead, run_seed
 from .budget import prompt_tokens
 from .cache import ModelCache
-from .devices import current
+from .devices import current, peak_bytes, reset_peak
 from .diagnostics import Diagnosis
 from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
@@ -72,7 +72,7 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
         job = _Job(request, enumerate(questions), len(questions), live, diagnosis, answers.__setitem__, _raise)
         return ask(job)
 
-    stats = _where_it_lives(request, models, answer)
+    stats = _where_it_lives(request, models, watch, answer)
     result = Result(tuple(answers[index] for index in sorted(answers)), stats)
     watch.end("\n\n".join(each.text for each in result.answers))
     return result
@@ -108,7 +108,7 @@ def caption(
             live, diagnosis = _Live(watch, total), Diagnosis(request.diagnostics)
             return ask(_Job(request, questions, expected, live, diagnosis, done, failed, batch_size))
 
-    return _where_it_lives(request, models, answer)
+    return _where_it_lives(request, models, watch, answer)
 
 
 @dataclass(slots=True)
@@ -180,18 +180,18 @@ class _Live:
 Ask = Callable[[_Job], "Stats | None"]
 
 
-def _where_it_lives(request: Request, models: ModelCache, work: Callable[[Ask], Any]) -> Any:
+def _where_it_lives(request: Request, models: ModelCache, watch: Watch, work: Callable[[Ask], Any]) -> Any:
     """Do the work with an engine, or with a model here."""
     engine = catalog.engine(request.load.model)
     if engine:
         return work(lambda job: remote.answer(engine, job))
-    return _in_turn(request, models, lambda: work(lambda job: _answer(job, models)))
+    return _in_turn(request, models, watch, lambda: work(lambda job: _answer(job, models)))
 
 
-def _in_turn(request: Request, models: ModelCache, work: Callable[[], Any]) -> Any:
+def _in_turn(request: Request, models: ModelCache, watch: Watch, work: Callable[[], Any]) -> Any:
     """Do the work with the models to ourselves, and let the request's go when it says."""
     # The frame that holds the model is the work's, and it has ended when the turn gives the memory back.
-    with models.turn(request.load, keep=request.release != AFTER_THE_NODE):
+    with models.turn(request.load, request.release != AFTER_THE_NODE, watch.check):
         result = work()
     if request.release == AFTER_THE_PROMPT:
         used_at = time.monotonic()
@@ -227,7 +227,7 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
         models.make_room(request.load, need)
 
     seed = run_seed(request.sampling)
-    host.reset_peak(model.machine.device)
+    reset_peak(model.machine.device)
     batches = Batches(model, request.sampling, seed, room, out_of_memory)
     prompts = _encoded(model, job, chain([first], questions), videos)
     prepared_s = time.perf_counter() - start - load_s
@@ -242,7 +242,7 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
         seed=seed,
         load_s=load_s,
         first_token_s=prepared_s + batches.first_token_s,
-        peak_bytes=host.peak_bytes(model.machine.device),
+        peak_bytes=peak_bytes(model.machine.device),
         total_s=time.perf_counter() - start,
     )
     return job.diagnosis.finish(stats, batches.made, request.load)

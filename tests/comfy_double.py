@@ -120,12 +120,13 @@ class ComfyDouble:
     def __init__(self, models_dir: Path) -> None:
         self.models_dir = models_dir
         self.node_id = "7"
+        self.prompt_id = "p"
         self.executing = True
         self.interrupt_at: int | None = None
         self.cache: dict[Any, tuple] = {}
         self.memory = Memory()
-        # What ComfyUI's queue is working on: number -> (priority, prompt id).
-        self.running: dict[int, tuple[int, str]] = {}
+        # What ComfyUI's queue is working on: number -> (priority, prompt id, graph, who queued it, what is wanted).
+        self.running: dict[int, tuple[int, str, dict, dict, list]] = {}
         # As in ComfyUI beside each other: input, output, temp, user. `listen` is the option of that name.
         self.base = models_dir.parent
         self.args = SimpleNamespace(listen="127.0.0.1")
@@ -210,7 +211,11 @@ class ComfyDouble:
         server = SimpleNamespace(last_node_id="7", client_id="browser", send_progress_text=send_progress_text)
         queue = SimpleNamespace(currently_running=self.running)
         server.prompt_queue = queue
-        context = SimpleNamespace(node_id=self.node_id, prompt_id="p", list_index=None)
+
+        def get_executing_context() -> SimpleNamespace | None:
+            context = SimpleNamespace(node_id=double.node_id, prompt_id=double.prompt_id, list_index=None)
+            return context if double.executing else None
+
         return {
             "comfy": _module("comfy"),
             "comfy.model_management": _module(
@@ -228,9 +233,7 @@ class ComfyDouble:
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
             "comfy.cli_args": _module("comfy.cli_args", args=self.args),
             "comfy_execution": _module("comfy_execution"),
-            "comfy_execution.utils": _module(
-                "comfy_execution.utils", get_executing_context=lambda: context if double.executing else None
-            ),
+            "comfy_execution.utils": _module("comfy_execution.utils", get_executing_context=get_executing_context),
             "folder_paths": _module(
                 "folder_paths",
                 models_dir=str(self.models_dir),

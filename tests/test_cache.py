@@ -151,7 +151,12 @@ def test_a_model_that_failed_to_load_leaves_nothing_and_is_tried_again():
 
 
 class ToRam(OneAtATime):
-    """As ComfyUI does it: a model gives way, but it may wait in RAM."""
+    """As ComfyUI does it: a model gives way, but it may wait in RAM, and be where nobody else unloads it."""
+
+    reach = True
+
+    def reaches(self, resident):
+        return self.reach
 
     def bring(self, resident, others, request_bytes):
         for other in others:
@@ -199,21 +204,82 @@ def test_a_model_that_was_used_again_is_not_let_go_by_an_older_wish():
     assert cache.held == []
 
 
-def test_two_threads_take_turns():
-    cache, loads = ModelCache(), Loads()
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_threads_take_turns_whether_or_not_they_share_a_cache(shared):
+    """transformers changes the precision of everything that is computed in the process while it loads."""
+    caches, loads = [ModelCache()] * 2 if shared else [ModelCache(), ModelCache()], Loads()
     inside, most = [], []
 
-    def work(spec):
+    def work(spec, cache):
         with cache.turn(spec, keep=True):
             inside.append(spec)
             most.append(len(inside))
             use(cache, spec, loads)
             inside.remove(spec)
 
-    threads = [threading.Thread(target=work, args=(spec,)) for spec in (A, B) * 8]
+    threads = [threading.Thread(target=work, args=each) for each in zip((A, B), caches, strict=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=10)
     assert len(most) == 16
     assert max(most) == 1
+
+
+class Elsewhere:
+    """A thread that has begun and may or may not get on."""
+
+    def __init__(self, work):
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=lambda: (work(), self._done.set()))
+        self._thread.start()
+
+    def gets_on(self, within_s):
+        return self._done.wait(within_s)
+
+
+def test_who_needs_the_memory_of_a_model_that_answers_waits_until_it_has_answered():
+    """As another thread of ComfyUI's may: moved to RAM in the middle of an answer, half of it would be elsewhere."""
+    cache, loads = ModelCache(ToRam()), Loads(parks=True)
+    with cache.turn(A, keep=True):
+        use(cache, A, loads)
+        other = Elsewhere(cache._residents[A].give_way)
+        assert not other.gets_on(0.2)
+        assert cache.held == [A]
+    assert other.gets_on(10)
+    assert cache.held == []
+
+
+def test_a_node_that_goes_in_the_middle_of_a_run_neither_waits_nor_takes_the_model_of_the_run():
+    memory = ToRam()
+    memory.reach = False
+    cache, loads = ModelCache(memory), Loads(parks=True)
+    run(cache, A, loads)
+    with cache.turn(B, keep=True):
+        use(cache, B, loads)
+        assert Elsewhere(cache.forget_parked).gets_on(10), "another thread's garbage collection"
+        cache.forget_parked()  # this thread's own
+        assert cache.held == [B]
+        cache.make_room(B, 1)
+        assert loads.living == 2
+    assert cache.held == []
+    assert loads.living == 0
+
+
+def test_who_waits_for_another_run_can_cancel():
+    cache, loads = ModelCache(), Loads()
+    cancelled = []
+
+    def wait():
+        with pytest.raises(KeyboardInterrupt), cache.turn(B, keep=True, check=cancel):
+            use(cache, B, loads)
+        cancelled.append(1)
+
+    def cancel():
+        raise KeyboardInterrupt
+
+    with cache.turn(A, keep=True):
+        use(cache, A, loads)
+        assert Elsewhere(wait).gets_on(10)
+        assert cancelled == [1]
+        assert loads.specs == [A]

@@ -97,7 +97,7 @@ def test_what_unload_models_does_not_reach_goes_with_the_nodes(story, card):
 
 def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     host = sys.modules["the_pack.qwenvl.host"]
-    comfy.running[0] = (0, "p")
+    comfy.running[0] = (0, "p", {}, {}, [])
     gone = []
     host.when_prompt_ends(lambda: gone.append(1))
     time.sleep(3 * host.PROMPT_POLL_S)
@@ -137,3 +137,22 @@ def test_cancel_is_raised_from_a_report_of_a_download(comfy, pack):
     comfy.interrupted = True
     with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
         watch.report(1, 2, "x")
+
+
+def test_live_text_goes_to_the_page_that_queued_the_prompt(comfy, pack, monkeypatch):
+    """Not to that of the prompt that began last: another thread may run one at the same time."""
+    host = sys.modules["the_pack.qwenvl.host"]
+    comfy.running |= {0: (0, "p", {}, {"client_id": "mine"}, []), 1: (1, "q", {}, {"client_id": "theirs"}, [], {})}
+    host.NodeWatch(40).end("for me")
+    monkeypatch.setattr(comfy, "prompt_id", "q")
+    host.NodeWatch(40).end("for them")
+    comfy.running[1] = (1, "q", {}, {}, [])
+    host.NodeWatch(40).end("for nobody in particular")
+    monkeypatch.setattr(comfy, "prompt_id", "unknown")
+    host.NodeWatch(40).end("for the last one")
+    assert comfy.texts == [
+        ("for me", "7", "mine"),
+        ("for them", "7", "theirs"),
+        ("for nobody in particular", "7", None),
+        ("for the last one", "7", "browser"),
+    ]

@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "attention": LOW | {"capabilities", "checkpoint"},
     "precision": LOW | {"capabilities", "checkpoint"},
     "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "precision"},
-    "cache": LOW | {"loader"},
+    "turns": set(),
+    "cache": LOW | {"loader", "turns"},
     "answer": LOW,
     "prompt": LOW | {"answer", "loader", "media"},
     "keyvalues": LOW,
@@ -84,7 +85,7 @@ MAY_IMPORT = {
 STANDARD_ONLY = {
     *("request", "log", "catalog", "paths", "folder", "lists"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
-    *("engines", "refusals", "reply", "loop"),
+    *("engines", "refusals", "reply", "loop", "turns"),
 }
 
 

@@ -390,7 +390,7 @@ def test_release_after_the_node_is_the_same_as_keep_off(ask, pack):
 
 def test_release_after_the_prompt_keeps_the_model_until_then(ask, pack, comfy):
     models = pack.NODE_CLASS_MAPPINGS["QwenVL"].models
-    comfy.running[0] = (0, "p")
+    comfy.running[0] = (0, "p", {}, {}, [])
     for text in ("Describe this image.", "Which shape is it?"):
         ask(text=text, image1=RED_CIRCLE, release="after the prompt")
     time.sleep(1)
