@@ -1,8 +1,11 @@
-"""Many runs of changing kinds in one process, to see whether memory grows: python -m benchmarks.soak --runs 500
+"""Many runs of changing kinds in one process, to see whether anything grows: python -m benchmarks.soak
 
-Each run draws its settings: picture or text, quantization, attention, sampling, release, and one in ten an error or a
-cancel. Resident memory is read after a warm-up of a tenth of the runs and at the end; live models are counted by weak
-references after every run and compared with what the cache says it holds. The last line is one JSON object.
+2,000 runs, drawn by mixed.py: one picture, several, one answer per image, a video, text; quantization, attention,
+sampling, thinking, release and diagnostics vary, one in ten is cancelled and one in ten refused. Then 200 cancels at
+random tokens, each followed by a question whose answer is known. After 100 runs, 1,000, 2,000 and at the end every
+model is let go, and what is left is looked at: resident memory, open files, threads, live tensors. Bounds for each are
+in levels.py. What is beyond one is an error, as is a run that ended otherwise than it must, or after which more models
+were alive than the cache holds: exit status 1. The last line is one JSON object.
 
 On a CPU, oneDNN keeps compiled primitives for up to 1,024 shapes, which takes hundreds of megabytes and hundreds of
 runs to fill; these caches are off here (they are not ours, and have an end), so that what grows would be ours.
@@ -13,139 +16,134 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import sys
+import tempfile
 import time
 import weakref
 from collections import Counter
-from typing import Any
+from dataclasses import asdict, replace
+from pathlib import Path
 
-import psutil
 import torch
-from PIL import Image, ImageDraw
+import transformers
 
-from qwenvl import loader
 from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
-from qwenvl.media import MediaError
-from qwenvl.pipeline import run
-from qwenvl.request import RELEASES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request
+
+from .levels import Levels, look, watched_loads
+from .mixed import CANCELLED, GREEDY, REFUSED, RIGHT, SYSTEM, UNCHECKED, Mix, Run, how_it_ended, write_video
 
 # Read by oneDNN and by torch when they are loaded.
 NO_PRIMITIVE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
 
 
-class Cancel(BaseException):
-    """Stands for the user's click."""
-
-
-class Watch:
-    """Cancels at a token, if told to."""
-
-    def __init__(self, cancel_at: int | None) -> None:
-        self._cancel_at = cancel_at
-
-    def check(self) -> None: ...
-
-    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
-        if new_tokens == self._cancel_at:
-            raise Cancel
-
-    def advance(self, done: int, total: int | None, text: str) -> None: ...
-
-    def end(self, text: str) -> None: ...
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--cancels", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if NO_PRIMITIVE_CACHES.items() - os.environ.items():
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.soak", *sys.argv[1:]],
-            {**os.environ, **NO_PRIMITIVE_CACHES},
-        )
+        command = [sys.executable, "-m", "benchmarks.soak", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **NO_PRIMITIVE_CACHES})
     torch.set_num_threads(1)
-    alive = _watch_loads()
-    models, draw = ModelCache(), random.Random(options.seed)
-    outcomes: Counter[str] = Counter()
-    warm_up = max(1, options.runs // 10)
-    resident: dict[int, int] = {}
-    most = beyond = 0
-    start = time.perf_counter()
-    for number in range(1, options.runs + 1):
-        outcomes[_one(models, draw)] += 1
-        living = sum(each() is not None for each in alive)
-        most = max(most, living)
-        beyond += living > len(models.held)
-        if number % warm_up == 0 or number == options.runs:
-            resident[number] = psutil.Process().memory_info().rss
-    result = {
-        "runs": options.runs,
-        "seconds": round(time.perf_counter() - start, 1),
-        "outcomes": dict(outcomes),
-        "errors": outcomes["unexpected error"],
-        "loads": len(alive),
-        "live_models_max": most,
-        "runs_with_more_alive_than_held": beyond,
-        "rss_megabytes": {number: round(size / 1e6) for number, size in resident.items()},
-        "rss_growth_percent": round(100 * (resident[options.runs] / resident[warm_up] - 1), 2),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    with tempfile.TemporaryDirectory() as folder, watched_loads() as alive:
+        soak = Soak(options.seed, Path(folder), alive)
+        start = time.perf_counter()
+        soak.runs(options.runs, _looked_at(options.runs))
+        soak.cancels(options.cancels)
+        result = {"command": f"python -m benchmarks.soak {' '.join(sys.argv[1:])}".strip(), **_where()}
+        result |= {"seconds": round(time.perf_counter() - start), **soak.figures()}
     print(json.dumps(result))
+    return 1 if result["wrong"] or result["grown"] or result["runs_with_more_models_alive_than_held"] else 0
 
 
-def _one(models: ModelCache, draw: random.Random) -> str:
-    """One run of a drawn kind; how it ended."""
-    kind = draw.choices(["answer", "expected error", "cancel"], [8, 1, 1])[0]
-    images: dict[str, Any] = {f"image{i}": _picture(draw) for i in range(1, draw.randint(0, 3) + 1)}
-    if kind == "expected error":
-        images["image4"] = torch.zeros(0, 8, 8, 3)
-    quantization = draw.choices(["none", "4bit", "8bit"], [8, 1, 1])[0]
-    attention = draw.choice(["sdpa", "eager", "auto"])
-    request = Request(
-        load=LoadSpec(DEMO, quantization, attention),
-        text=draw.choice(["Describe this image.", "Describe each image.", "hello", "Enhance this prompt: a cat"]),
-        system=draw.choice(["", "You are a helpful assistant."]),
-        images=images,
-        sampling=Sampling(do_sample=draw.random() < 0.5, max_new_tokens=draw.randint(4, 60), seed=draw.randint(-1, 99)),
-        release=draw.choices(RELEASES, [8, 1, 1])[0],
-    )
-    try:
-        run(request, models, Watch(draw.randint(1, 3) if kind == "cancel" else None))
-    except Cancel:
-        return "cancel"
-    except MediaError:
-        return "expected error"
-    except (ValueError, RuntimeError) as error:
-        print(f"{type(error).__name__}: {error}")
-        return "unexpected error"
-    return "answer"
+class Soak:
+    """The runs of one process, what came of them, and what was left.
+
+    Args:
+        seed: of all that is drawn.
+        folder: for a video.
+        alive: of levels.watched_loads.
+    """
+
+    def __init__(self, seed: int, folder: Path, alive: list[weakref.ref]) -> None:
+        self._draw = random.Random(seed)
+        self._mix = Mix(self._draw, write_video(folder / "v.mp4"))
+        self._models = ModelCache()
+        self._alive = alive
+        self._beyond = 0
+        self._cancelled = 0
+        self.outcomes: Counter[str] = Counter()
+        self.levels: dict[int, Levels] = {}
+
+    def runs(self, count: int, looked_at: set[int]) -> None:
+        """So many mixed runs; after those whose number is in looked_at everything is let go and looked at."""
+        for number in range(1, count + 1):
+            self._do(self._mix.next())
+            if number in looked_at:
+                self._look(number)
+
+    def cancels(self, count: int) -> None:
+        """So many cancels at random tokens, each followed by a question whose answer is known."""
+        load = LoadSpec(DEMO)
+        for _ in range(count):
+            first, second = self._mix.scene(), self._mix.scene()
+            # Of the same picture too: what the cancelled run has in memory must not be taken for whole.
+            second = self._draw.choice([first, second])
+            ask = Request(load, "Describe this image.", SYSTEM, {"image1": first.image}, sampling=GREEDY)
+            cancelled = Run(ask, (first.caption,), cancel_at=self._draw.randint(0, 7))
+            after = Run(replace(ask, images={"image1": second.image}), (second.caption,))
+            self._cancelled += self._do(cancelled) == CANCELLED
+            self._do(after)
+        self._look(sum(self.outcomes.values()))
+
+    def figures(self) -> dict[str, object]:
+        """All of it, for JSON."""
+        first, *later = self.levels.values() or [None]
+        grown = [each for levels in later for each in levels.growth(first)] if first else []
+        ends = {name: self.outcomes[name] for name in (RIGHT, UNCHECKED, CANCELLED, REFUSED)}
+        return {
+            "ends": ends,
+            "wrong": {name: times for name, times in self.outcomes.items() if name not in ends},
+            "cancels_followed_by_a_known_question": self._cancelled,
+            "loads": len(self._alive),
+            "runs_with_more_models_alive_than_held": self._beyond,
+            "levels": {number: asdict(levels) for number, levels in self.levels.items()},
+            "grown": grown,
+        }
+
+    def _look(self, number: int) -> None:
+        self._models.clear()
+        self.levels[number] = look(self._alive)
+        print(number, self.levels[number], flush=True)
+
+    def _do(self, run: Run) -> str:
+        ended = how_it_ended(run, self._models)
+        self.outcomes[ended] += 1
+        self._beyond += sum(each() is not None for each in self._alive) > len(self._models.held)
+        return ended
 
 
-def _picture(draw: random.Random) -> torch.Tensor:
-    """An IMAGE of a circle, of a drawn size."""
-    side, colors = draw.choice([64, 128, 200]), draw.sample(["red", "blue", "green", "yellow", "black", "white"], 2)
-    picture = Image.new("RGB", (side, side), colors[0])
-    ImageDraw.Draw(picture).ellipse([side // 4, side // 4, 3 * side // 4, 3 * side // 4], fill=colors[1])
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, side, side, 3) / 255
+def _looked_at(runs: int) -> set[int]:
+    """The hundredth, or the last of the first quarter, from which on nothing may grow; the half; and the last."""
+    return {max(1, min(100, runs // 4)), max(1, runs // 2), runs}
 
 
-def _watch_loads() -> list[weakref.ref]:
-    """Weak references to every model that is loaded from now on."""
-    alive: list[weakref.ref] = []
-    real = loader.load
-
-    def load(*arguments: Any) -> loader.ModelHandle:
-        handle = real(*arguments)
-        alive.append(weakref.ref(handle.model))
-        return handle
-
-    loader.load = load
-    return alive
+def _where() -> dict[str, object]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, one thread",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
