@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,9 @@ import av
 import numpy as np
 import pytest
 import torch
+import transformers
 from comfy_double import ComfyDouble
+from engine import Served
 from PIL import Image, ImageDraw
 
 from qwenvl import catalog, host  # noqa: F401 (before the double: this copy must see no ComfyUI)
@@ -102,3 +106,20 @@ def comfy(_comfy_and_pack: tuple[ComfyDouble, ModuleType]) -> Iterator[ComfyDoub
 def pack(_comfy_and_pack: tuple[ComfyDouble, ModuleType]) -> ModuleType:
     """The pack, imported as a ComfyUI custom node."""
     return _comfy_and_pack[1]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo model in `transformers serve`, which draws only where the model's own settings allow it."""
+    if transformers.__version__.startswith("4."):
+        pytest.skip("transformers serve of version 4 is another program")
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        pytest.skip("transformers serve needs: pip install transformers[serving], which needs Python 3.11")
+    home = tmp_path_factory.mktemp("served")
+    folder = shutil.copytree(catalog.PACK / "demo" / "model", home / "Demo")
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": True}))
+    with Served(folder, home / "log.txt") as engine:
+        yield engine

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import shutil
 import threading
 from itertools import pairwise
 
@@ -9,7 +8,6 @@ import torch
 import transformers
 from comfy_double import InterruptProcessingException
 from conftest import draw, image, write_video
-from engine import Served
 from fault_proxy import cut_after, dropped, fault_proxy, passed_on, piece, stalled, status, stream, streamed
 
 from qwenvl import catalog, loader, wire
@@ -54,23 +52,6 @@ class Watch:
 def request(text="Describe this image.", model=PROXY, **changes):
     given = {"load": LoadSpec(model), "sampling": GREEDY, "system": "You are a helpful assistant."} | changes
     return Request(text=text, **given)
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory):
-    """The demo model in `transformers serve`, which draws only where the model's own settings allow it."""
-    if transformers.__version__.startswith("4."):
-        pytest.skip("transformers serve of version 4 is another program")
-    from transformers.utils.import_utils import is_serve_available
-
-    if not is_serve_available():
-        pytest.skip("transformers serve needs: pip install transformers[serving], which needs Python 3.11")
-    home = tmp_path_factory.mktemp("served")
-    folder = shutil.copytree(catalog.PACK / "demo" / "model", home / "Demo")
-    settings = folder / "generation_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": True}))
-    with Served(folder, home / "log.txt") as engine:
-        yield engine
 
 
 def entries(tmp_path, monkeypatch, **engines):
@@ -124,28 +105,6 @@ def nothing_loaded(monkeypatch, models):
 def shown(tmp_path):
     scenes = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
     return str(write_video(tmp_path / "v.mp4", scenes, 2))
-
-
-@pytest.mark.parametrize(
-    ("text", "changes"),
-    [
-        ("hello", {}),
-        ("Enhance this prompt: a cat", {}),
-        ("hello", {"system": ""}),
-        ("Describe this image.", {"images": RED_CIRCLE}),
-        ("Describe this image.", {"images": {"image1": image(draw("star", "green", "white", (640, 360)))}}),
-        ("Describe this image.", {"images": {"image1": image(draw("square", "red", "black", (48, 48)))}}),
-        ("Describe each image.", {"images": {"image1": PICTURES["image1"][:2], "image3": RED_CIRCLE["image1"]}}),
-        ("Describe this image.", {"images": RED_CIRCLE, "thinking": "on"}),
-        ("Describe this image.", {"images": RED_CIRCLE, "thinking": "off"}),
-    ],
-    ids=["hello", "prompt", "no system", "picture", "large", "small", "three pictures", "thinking", "not thinking"],
-)  # fmt: skip
-def test_the_engine_answers_as_the_same_model_does_here(proxy, models, text, changes):
-    there = run(request(text, **changes), models, Watch())
-    here = run(request(text, DEMO, **changes), models, Watch())
-    assert there.answers == here.answers
-    assert there.stats.prompt_tokens == here.stats.prompt_tokens, "the same pictures at the same size"
 
 
 def test_a_video_is_shown_as_frames(proxy, models, tmp_path):
