@@ -89,16 +89,15 @@ class Soak:
 
     def cancels(self, count: int) -> None:
         """So many cancels at random tokens, each followed by a question whose answer is known."""
-        load = LoadSpec(DEMO)
+        ask = Request(LoadSpec(DEMO), "Describe this image.", SYSTEM, sampling=GREEDY)
+        last = self._mix.scene()
         for _ in range(count):
-            first, second = self._mix.scene(), self._mix.scene()
-            # Of the same picture too: what the cancelled run has in memory must not be taken for whole.
-            second = self._draw.choice([first, second])
-            ask = Request(load, "Describe this image.", SYSTEM, {"image1": first.image}, sampling=GREEDY)
-            cancelled = Run(ask, (first.caption,), cancel_at=self._draw.randint(0, 7))
-            after = Run(replace(ask, images={"image1": second.image}), (second.caption,))
-            self._cancelled += self._do(cancelled) == CANCELLED
-            self._do(after)
+            scene = self._mix.scene()
+            about = replace(ask, images={"image1": scene.image})
+            self._cancelled += self._do(Run(about, None, cancel_at=self._draw.randint(0, 7))) == CANCELLED
+            # Of the cancelled picture, or of the one before: what is in memory must not be taken for either's whole.
+            last = self._draw.choice([scene, last, self._mix.scene()])
+            self._do(Run(replace(ask, images={"image1": last.image}), (last.caption,)))
         self._look(sum(self.outcomes.values()))
 
     def figures(self) -> dict[str, object]:

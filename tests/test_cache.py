@@ -213,6 +213,7 @@ def test_two_threads_take_turns_whether_or_not_they_share_a_cache(shared):
     def work(spec, cache):
         with cache.turn(spec, keep=True):
             inside.append(spec)
+            time.sleep(0.005)
             most.append(len(inside))
             use(cache, spec, loads)
             inside.remove(spec)
