@@ -34,7 +34,7 @@ from qwenvl.catalog import DEMO
 from qwenvl.request import LoadSpec, Request
 
 from .levels import Levels, look, watched_loads
-from .mixed import CANCELLED, GREEDY, REFUSED, RIGHT, SYSTEM, UNCHECKED, Mix, Run, how_it_ended, write_video
+from .mixed import CANCELLED, GREEDY, REFUSED, RIGHT, SYSTEM, UNCHECKED, Mix, Run, Scene, how_it_ended, write_video
 
 # Read by oneDNN and by torch when they are loaded.
 NO_PRIMITIVE_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
@@ -89,15 +89,9 @@ class Soak:
 
     def cancels(self, count: int) -> None:
         """So many cancels at random tokens, each followed by a question whose answer is known."""
-        ask = Request(LoadSpec(DEMO), "Describe this image.", SYSTEM, sampling=GREEDY)
         last = self._mix.scene()
         for _ in range(count):
-            scene = self._mix.scene()
-            about = replace(ask, images={"image1": scene.image})
-            self._cancelled += self._do(Run(about, None, cancel_at=self._draw.randint(0, 7))) == CANCELLED
-            # Of the cancelled picture, or of the one before: what is in memory must not be taken for either's whole.
-            last = self._draw.choice([scene, last, self._mix.scene()])
-            self._do(Run(replace(ask, images={"image1": last.image}), (last.caption,)))
+            last = self._cancel_and_ask(last)
         self._look(sum(self.outcomes.values()))
 
     def figures(self) -> dict[str, object]:
@@ -114,6 +108,16 @@ class Soak:
             "levels": {number: asdict(levels) for number, levels in self.levels.items()},
             "grown": grown,
         }
+
+    def _cancel_and_ask(self, last: Scene) -> Scene:
+        """Returns the picture that was asked about at the end."""
+        scene = self._mix.scene()
+        ask = Request(LoadSpec(DEMO), "Describe this image.", SYSTEM, {"image1": scene.image}, sampling=GREEDY)
+        self._cancelled += self._do(Run(ask, None, cancel_at=self._draw.randint(0, 7))) == CANCELLED
+        # Of the cancelled picture, or of the one before: what is in memory must not be taken for either's whole.
+        scene = self._draw.choice([scene, last, self._mix.scene()])
+        self._do(Run(replace(ask, images={"image1": scene.image}), (scene.caption,)))
+        return scene
 
     def _look(self, number: int) -> None:
         self._models.clear()
