@@ -4,13 +4,11 @@ same_answers.json holds the questions and what the demo model says to them, toke
 these tests is compared with that, and so with every other one.
 """
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 
 import pytest
@@ -70,6 +68,12 @@ def request(case, film, model=DEMO, **changes):
     return Request(text=case["text"], **(given | changes))
 
 
+def prompt_tokens(case):
+    """Version 5 leaves the two marks that stand for a video around what it puts in its place, version 4 does not."""
+    marks = 2 if case.get("video") and not transformers.__version__.startswith("4.") else 0
+    return case["prompt_tokens"] + marks
+
+
 def same(case, text):
     """Whether the text is the committed one, but for the numbers of a box where those may differ."""
     if case["name"] != "a box":
@@ -90,9 +94,7 @@ def test_the_tokens_are_the_committed_ones(handle, tier, name, film):
     case = CASES[name]
     asked = request(case, film)
     prompt = encode(handle, asked, pictures(case), media.videos(asked))
-    # Version 5 leaves the two marks that stand for a video around what it puts in its place, version 4 does not.
-    marks = 2 if case.get("video") and not transformers.__version__.startswith("4.") else 0
-    assert prompt.tokens - marks == case["prompt_tokens"]
+    assert prompt.tokens == prompt_tokens(case)
     made = Decoder(handle.model, "sdpa", tier).generate(prompt.inputs, GREEDY, None, lambda _: None, lambda: None)
     if name == "a box" and handle.machine.dtype == torch.bfloat16:
         assert same(case, handle.tokenizer.decode(made.ids))
@@ -144,24 +146,20 @@ def test_padding_changes_the_last_digits_of_the_logits_and_no_token(dtype):
     assert together.argmax(-1).tolist() == alone.argmax(-1).tolist()
 
 
-def on_the_command_line(case, film, folder, *flags):
-    """Standard output of the command, in this process."""
-    arguments = [case["text"], "--system", case.get("system", SYSTEM), "--thinking", case.get("thinking", "auto")]
+@pytest.mark.parametrize("name", ["two pictures", "a thought", "a video", "a letter that is several tokens"])
+def test_the_command_line_says_the_same(name, film, tmp_path, capsys):
+    case = CASES[name]
+    arguments = [case["text"], "--system", SYSTEM, "--thinking", case.get("thinking", "auto")]
     for number, picture in enumerate(pictures(case)):
-        picture.save(folder / f"{number}.png")
-        arguments += ["--image", str(folder / f"{number}.png")]
+        picture.save(tmp_path / f"{number}.png")
+        arguments += ["--image", str(tmp_path / f"{number}.png")]
     arguments += ["--video", str(film)] if case.get("video") else []
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
-        assert main([*arguments, *flags]) == 0
-    return out.getvalue().removesuffix("\n")
-
-
-@pytest.mark.parametrize(
-    "name", ["two pictures", "a thought", "a video", "a prompt", "a letter that is several tokens"]
-)
-def test_the_command_line_says_the_same(name, film, tmp_path):
-    flags = ("--no-do-sample", "--max-new-tokens", "80")
-    assert on_the_command_line(CASES[name], film, tmp_path, *flags) == CASES[name]["answer"]
+    assert main([*arguments, "--no-do-sample", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{case['answer']}\n"
+    figures = json.loads(err[err.index("{") :])
+    # The token that ends the answer is not counted.
+    assert (figures["prompt_tokens"], figures["new_tokens"]) == (prompt_tokens(case), len(case["tokens"]))
 
 
 @pytest.fixture
