@@ -3,12 +3,15 @@
 Short versions of what `python -m benchmarks.soak` and the tests marked long do many times over.
 """
 
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks.levels import look, watched_loads
 from benchmarks.mixed import GREEDY, SYSTEM, Cancel, Scene, Watch
@@ -52,16 +55,15 @@ def test_what_is_run_again_leaves_nothing_behind(alive, tmp_path):
 
 
 @pytest.mark.long
-def test_two_thousand_mixed_runs_leave_nothing_behind(alive, tmp_path):
-    soak = Soak(SEED, tmp_path, alive)
-    soak.runs(2000, {100, 1000, 2000})
-    assert well(soak), soak.figures()
-    # What oneDNN keeps of shapes it has met is in the memory of the process here: the benchmark looks at that.
-    assert soak.levels[1000].growth(soak.levels[100], resident=False) == []
-    assert soak.levels[2000].growth(soak.levels[100], resident=False) == []
+def test_two_thousand_mixed_runs_and_two_hundred_cancels_leave_nothing_behind():
+    """The benchmark itself: without what oneDNN keeps of shapes, its process shows whether memory grows."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.long)])
 def test_a_right_answer_follows_every_cancel(alive, tmp_path, count):
     soak = Soak(SEED, tmp_path, alive)
     soak.cancels(count)
@@ -132,12 +134,11 @@ CALLERS = {
 @pytest.mark.parametrize(
     ("callers", "shared"), [*((each, True) for each in CALLERS), ("one model", False), ("two models", False)]
 )
-def test_two_threads_at_once_are_told_what_each_is_told_alone(callers, shared, rounds):
+def test_two_threads_at_once_are_told_what_each_is_told_alone(models, callers, shared, rounds):
     requests = CALLERS[callers]
-    expected = [told(request, ModelCache()) for request in requests]
+    expected = [told(request, models) for request in requests]
     assert expected[0] != expected[1]
-    common = ModelCache()
-    caches = [common, common] if shared else [ModelCache(), ModelCache()]
+    caches = [models, models] if shared else [ModelCache(), ModelCache()]
     found, start = {}, threading.Barrier(2)
 
     def ask(number):
@@ -181,7 +182,7 @@ def test_an_error_of_one_thread_costs_the_other_nothing(models):
     expected, found = told(requests[1], models), []
 
     def ask(number):
-        for _ in range(3):
+        for _ in range(2):
             if number:
                 found.append(told(requests[1], models))
             else:
@@ -189,4 +190,4 @@ def test_an_error_of_one_thread_costs_the_other_nothing(models):
                     run(requests[0], models, Watch())
 
     at_once(ask)
-    assert found == [expected] * 3
+    assert found == [expected] * 2
