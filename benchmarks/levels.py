@@ -65,7 +65,8 @@ def look(alive: list[weakref.ref]) -> Levels:
     process = psutil.Process()
     # Types and not isinstance, which would have lazy objects of others make themselves.
     tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-    stored = {storage.data_ptr(): storage.nbytes() for storage in map(_storage, tensors) if storage is not None}
+    # By address: many tensors may be views of one memory.
+    stored = dict(filter(None, map(_stored, tensors)))
     return Levels(
         resident_bytes=process.memory_info().rss,
         files=process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
@@ -94,9 +95,10 @@ def watched_loads() -> Iterator[list[weakref.ref]]:
         loader.load = real
 
 
-def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
-    """None where it has none: on no device, or of a kind of its own."""
+def _stored(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Address and bytes of what it lies in; None where it lies nowhere, as those by which torch's compiler plans."""
     try:
-        return tensor.untyped_storage() if tensor.device.type != "meta" else None
+        storage = tensor.untyped_storage()
+        return (storage.data_ptr(), storage.nbytes()) if storage.data_ptr() else None
     except (NotImplementedError, RuntimeError):
         return None
