@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
+import templates
 from comfyui_server import Client, Graph, Run, Server
 from conftest import write_video
 from PIL import Image, ImageDraw
@@ -467,3 +470,41 @@ def test_the_boxes_are_those_of_comfyuis_own_nodes(client: Client, build: Callab
     graph["save"] = {"class_type": "SaveImage", "inputs": {"images": ["draw", 0], "filename_prefix": "theirs"}}
     run = client.run(graph)
     assert run.status == "success", run.message
+
+
+def test_the_templates_are_listed_and_served_with_their_pictures(client: Client) -> None:
+    assert sorted(client.get("/workflow_templates")["ComfyUI_QwenVL"]) == templates.names()
+    for name in templates.names():
+        address = f"http://{client.address}/api/workflow_templates/ComfyUI_QwenVL/{quote(name)}"
+        with urlopen(f"{address}.json", timeout=30) as saved, urlopen(f"{address}.jpg", timeout=30) as picture:
+            assert json.load(saved) == templates.workflow(name)
+            assert picture.headers["Content-Type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_the_nodes_of_a_template_are_as_this_comfyui_has_them(client: Client, name: str) -> None:
+    info = client.get("/object_info")
+    for node in templates.workflow(name)["nodes"]:
+        if node["type"] in templates.NOTES:
+            continue
+        groups = info[node["type"]]["input"]
+        inputs = {**groups["required"], **groups.get("optional", {})}
+        widgets = [each for each in templates.widget_names(node) if each and each != "upload"]
+        assert [each for each in inputs if each in widgets] == widgets
+        sockets = {slot["name"]: slot["type"] for slot in node["inputs"] if "widget" not in slot}
+        assert {each: inputs[each][0] for each in sockets} == sockets
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_a_template_runs(client: Client, name: str) -> None:
+    """Those that end in a sampler up to the prompt: they need a checkpoint, and nothing else is wrong with them."""
+    graph = templates.graph(name)
+    if name in templates.DIFFUSION:
+        _, reply = client.post("/prompt", {"prompt": graph})
+        kinds = {graph[number]["class_type"]: found["errors"] for number, found in reply["node_errors"].items()}
+        assert list(kinds) == ["CheckpointLoaderSimple"]
+        assert [error["type"] for error in kinds["CheckpointLoaderSimple"]] == ["value_not_in_list"]
+    run = client.run(graph)
+    assert run.status == "success", run.message
+    (asked,) = [number for number, node in graph.items() if node["class_type"] in NODES]
+    assert run.outputs[asked]["text"] == templates.ANSWERS[name]
