@@ -1,4 +1,4 @@
-"""The templates say what the nodes declare, and answer rightly with the double. In ComfyUI test_comfyui.py runs them."""
+"""The templates say what the nodes declare and answer rightly with the double; test_comfyui.py runs them in ComfyUI."""
 
 import shutil
 from dataclasses import dataclass
