@@ -11,11 +11,16 @@ import importlib.util
 import json
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# For help_pages.py, which imports this file first, run without pytest.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
 FOLDER = ROOT / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
 # Its tooltip ends in the sizes of the models on this machine's list, which no file can hold: it stays as Python has
@@ -25,8 +30,9 @@ DYNAMIC = "model"
 Definitions = dict[str, Any]
 
 
+@lru_cache
 def english(pack: ModuleType) -> Definitions:
-    """The page's table of node texts, as the classes have them."""
+    """The page's table of node texts, as the classes have them. Nobody may change it."""
     table: Definitions = {}
     for name, node in pack.NODE_CLASS_MAPPINGS.items():
         shown = {"display_name": pack.NODE_DISPLAY_NAME_MAPPINGS[name], "description": node.DESCRIPTION}
@@ -80,7 +86,7 @@ def file(language: str) -> Path:
     return FOLDER / language / "nodeDefs.json"
 
 
-def _pack() -> ModuleType:
+def pack() -> ModuleType:
     """As ComfyUI loads it, but for ComfyUI."""
     spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec and spec.loader
@@ -91,7 +97,7 @@ def _pack() -> ModuleType:
 
 
 if __name__ == "__main__":
-    words = english(_pack())
+    words = english(pack())
     for each in ("en", *LANGUAGES):
         file(each).parent.mkdir(parents=True, exist_ok=True)
         file(each).write_text(made(each, words), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import node_texts
 import pytest
 import templates
 from comfyui_server import Client, Graph, Run, Server
@@ -508,3 +510,22 @@ def test_a_template_runs(client: Client, name: str) -> None:
     assert run.status == "success", run.message
     (asked,) = [number for number, node in graph.items() if node["class_type"] in NODES]
     assert run.outputs[asked]["text"] == templates.ANSWERS[name]
+
+
+def test_the_nodes_texts_are_served_in_every_language(client: Client) -> None:
+    served = client.get("/i18n")
+    for language in ("en", *node_texts.LANGUAGES):
+        mine = json.loads(node_texts.file(language).read_text(encoding="utf-8"))
+        assert {name: served[language]["nodeDefs"].get(name) for name in mine} == mine
+
+
+def test_help_pages_and_their_pictures_are_served_where_the_page_looks_for_them(client: Client) -> None:
+    folder = f"http://{client.address}/extensions/ComfyUI_QwenVL/docs"
+    for name in NODES.keys() | SMALL_NODES:
+        for place in (f"{name}.md", f"{name}/zh.md"):
+            with urlopen(f"{folder}/{place}", timeout=30) as page:
+                text = page.read().decode()
+            assert text.startswith("# Qwen")
+            for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+                with urlopen(f"{folder}/{picture}", timeout=30) as served:
+                    assert served.headers["Content-Type"] == "image/jpeg"
