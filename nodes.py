@@ -104,7 +104,11 @@ class QwenVL:
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
-    SEARCH_ALIASES = ("caption", "describe", "vlm", "interrogate", "image to prompt")
+    SEARCH_ALIASES = (
+        *("caption", "describe", "interrogate", "image to prompt", "image to text", "img2txt", "ocr", "tagger"),
+        *("vision", "vlm", "llm", "chat", "prompt", "video to text", "qwen2.5-vl", "qwen3-vl"),
+        *("反推", "打标", "图像描述"),
+    )
 
     models: ClassVar[ModelCache] = MODELS
 
@@ -201,7 +205,11 @@ class Qwen:
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
     # The page is told the text again where it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
-    SEARCH_ALIASES = ("llm", "prompt enhancer", "chat")
+    SEARCH_ALIASES = (
+        *("llm", "chat", "prompt", "prompt enhancer", "enhance", "rewrite", "translate"),
+        *("language model", "text generation", "qwen2.5", "qwen3"),
+        *("提示词", "扩写", "翻译"),
+    )
 
     models: ClassVar[ModelCache] = MODELS
 

@@ -35,7 +35,7 @@ class QwenVLBoxes:
         "White where a box is, and a small disc for each point.",
         "x, y, width, height and label of each box in pixels: a list for each picture. Points are not among them.",
     )
-    SEARCH_ALIASES = ("bounding box", "bbox", "detection", "grounding", "locate", "draw boxes")
+    SEARCH_ALIASES = ("bounding box", "bbox", "detection", "grounding", "locate", "draw boxes", "vlm", "mask")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

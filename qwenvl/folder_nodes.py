@@ -37,7 +37,7 @@ class QwenVLLoadFolder:
         "The pictures' file names, for QwenVL Save Captions.",
         "The folder, for QwenVL Save Captions: captions then lie beside their pictures.",
     )
-    SEARCH_ALIASES = ("load images", "directory", "dataset", "batch", "image list")
+    SEARCH_ALIASES = ("load images", "directory", "dataset", "batch", "image list", "caption")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class QwenVLSaveCaptions:
     RETURN_TYPES = ()
     RETURN_NAMES = ()
     OUTPUT_TOOLTIPS = ()
-    SEARCH_ALIASES = ("save text", "caption files", "dataset", "txt")
+    SEARCH_ALIASES = ("save text", "caption files", "dataset", "txt", "tags")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
+import node_texts
 import pytest
+import templates
 from comfyui_server import Client, Graph, Run, Server, record_event, websocket
 from conftest import draw, write_video
 from PIL import Image, ImageDraw
@@ -623,3 +628,60 @@ def test_the_boxes_are_those_of_comfyuis_own_nodes(client: Client, build: Callab
     graph["save"] = {"class_type": "SaveImage", "inputs": {"images": ["draw", 0], "filename_prefix": "theirs"}}
     run = client.run(graph)
     assert run.status == "success", run.message
+
+
+def test_the_templates_are_listed_and_served_with_their_pictures(client: Client) -> None:
+    assert sorted(client.get("/workflow_templates")["ComfyUI_QwenVL"]) == templates.names()
+    for name in templates.names():
+        address = f"http://{client.address}/api/workflow_templates/ComfyUI_QwenVL/{quote(name)}"
+        with urlopen(f"{address}.json", timeout=30) as saved, urlopen(f"{address}.jpg", timeout=30) as picture:
+            assert json.load(saved) == templates.workflow(name)
+            assert picture.headers["Content-Type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_the_nodes_of_a_template_are_as_this_comfyui_has_them(client: Client, name: str) -> None:
+    info = client.get("/object_info")
+    for node in templates.workflow(name)["nodes"]:
+        if node["type"] in templates.NOTES:
+            continue
+        groups = info[node["type"]]["input"]
+        inputs = {**groups["required"], **groups.get("optional", {})}
+        widgets = [each for each in templates.widget_names(node) if each and each != "upload"]
+        assert [each for each in inputs if each in widgets] == widgets
+        sockets = {slot["name"]: slot["type"] for slot in node["inputs"] if "widget" not in slot}
+        assert {each: inputs[each][0] for each in sockets} == sockets
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_a_template_runs(client: Client, name: str) -> None:
+    """Those that end in a sampler up to the prompt: they need a checkpoint, and nothing else is wrong with them."""
+    graph = templates.graph(name)
+    if name in templates.DIFFUSION:
+        _, reply = client.post("/prompt", {"prompt": graph})
+        kinds = {graph[number]["class_type"]: found["errors"] for number, found in reply["node_errors"].items()}
+        assert list(kinds) == ["CheckpointLoaderSimple"]
+        assert [error["type"] for error in kinds["CheckpointLoaderSimple"]] == ["value_not_in_list"]
+    run = client.run(graph)
+    assert run.status == "success", run.message
+    (asked,) = [number for number, node in graph.items() if node["class_type"] in NODES]
+    assert run.outputs[asked]["text"] == templates.ANSWERS[name]
+
+
+def test_the_nodes_texts_are_served_in_every_language(client: Client) -> None:
+    served = client.get("/i18n")
+    for language in ("en", *node_texts.LANGUAGES):
+        mine = json.loads(node_texts.file(language).read_text(encoding="utf-8"))
+        assert {name: served[language]["nodeDefs"].get(name) for name in mine} == mine
+
+
+def test_help_pages_and_their_pictures_are_served_where_the_page_looks_for_them(client: Client) -> None:
+    folder = f"http://{client.address}/extensions/ComfyUI_QwenVL/docs"
+    for name in NODES.keys() | SMALL_NODES:
+        for place in (f"{name}.md", f"{name}/zh.md"):
+            with urlopen(f"{folder}/{place}", timeout=30) as page:
+                text = page.read().decode()
+            assert text.startswith("# Qwen")
+            for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+                with urlopen(f"{folder}/{picture}", timeout=30) as served:
+                    assert served.headers["Content-Type"] == "image/jpeg"

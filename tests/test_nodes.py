@@ -633,3 +633,19 @@ def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, co
 def test_sizes_are_shown_where_a_model_is_chosen(pack):
     tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
     assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("word", "node_id"),
+    [
+        *((word, "QwenVL") for word in ("caption", "describe", "interrogate", "img2txt", "vlm", "vision", "反推")),
+        *((word, "Qwen") for word in ("llm", "prompt", "chat", "enhance", "translate", "提示词")),
+        *((word, "QwenVLBoxes") for word in ("bbox", "detection", "grounding")),
+        *((word, "QwenVLLoadFolder") for word in ("dataset", "load images")),
+        *((word, "QwenVLSaveCaptions") for word in ("dataset", "txt")),
+    ],
+)
+def test_nodes_are_found_by_what_they_are_for(pack, word, node_id):
+    aliases = pack.NODE_CLASS_MAPPINGS[node_id].SEARCH_ALIASES
+    assert word in aliases
+    assert len(set(aliases)) == len(aliases) and all(alias == alias.lower() for alias in aliases)

@@ -37,7 +37,7 @@ def stored(how, **more):
 @pytest.fixture
 def packages(monkeypatch):
     """The packages that are installed, as a set to change."""
-    installed = {"bitsandbytes", "gptqmodel", "optimum", "awq", "compressed_tensors", "triton", "kernels"}
+    installed = {"accelerate", "bitsandbytes", "gptqmodel", "optimum", "awq", "compressed_tensors", "triton", "kernels"}
     monkeypatch.setattr(capabilities, "has_package", lambda name: name in installed)
     return installed
 
