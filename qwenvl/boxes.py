@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .settings import whole_characters
+
 # How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
 COORDINATES = ("auto", "0-1000", "pixels")
 THOUSAND = 1000
@@ -40,6 +42,7 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
 
     The answer may be JSON, JSON in a code block or among words, one object or lists of them, and may be cut off.
     """
+    text = whole_characters(text)
     marks: list[Mark] = []
     problems: list[str] = []
     around = ""
@@ -155,7 +158,7 @@ def _read_objects(value: Any, marks: list[Mark], problems: list[str]) -> None:
 
 
 def _read_object(value: dict[str, Any], marks: list[Mark], problems: list[str]) -> None:
-    label = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), str)), "")
+    label = whole_characters(next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), str)), ""))
     for key, count in _KEYS.items():
         if key not in value:
             continue

@@ -9,6 +9,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ MIN_FRAMES = 4
 TOKEN_PIXELS = 28 * 28
 # Frames are made smaller to this size so that many fit; where it is not enough, fewer are shown.
 SMALLEST_FRAME_PIXELS = 256 * 28 * 28
+
+_PLAYLISTS = {"concat", "dash", "hds", "hls", "image2", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest"}
 
 
 class MediaError(ValueError):
@@ -154,15 +157,23 @@ def read_video(
     import av
 
     shown = f"{name}: {source!r}" if isinstance(source, str) else f"{name}: the video"
-    if isinstance(source, str) and not Path(source).is_file():
-        raise MediaError(f"{name}: there is no file {source!r}.")
     try:
-        with av.open(source) as container:
+        if isinstance(source, str) and not Path(source).is_file():
+            raise MediaError(f"{name}: there is no file {source!r}.")
+        with av.open(source, container_options={"format_whitelist": _formats()}) as container:
             if not container.streams.video:
                 raise MediaError(f"{shown} holds no video stream.")
             return _sample(shown, container, frames, start_s, duration_s)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(f"{shown} cannot be read as a video ({error}).") from error
+
+
+@cache
+def _formats() -> str:
+    """What a video may be: files that hold pictures, and none that only name other files or addresses to read."""
+    import av
+
+    return ",".join(sorted(set(av.formats_available) - _PLAYLISTS))
 
 
 def _from_stream(name: str, video: Any, frames: Frames) -> Video:

@@ -10,10 +10,11 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "log"}
+LOW = {"request", "settings", "log"}
 MAY_IMPORT = {
     "__init__": set(),
-    "request": set(),
+    "settings": set(),
+    "request": {"settings"},
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host"},
-    "budget": LOW | {"download", "media"},
+    "budget": LOW | {"checkpoint", "download", "media"},
     "devices": LOW | {"capabilities"},
     "attention": LOW | {"capabilities", "checkpoint"},
     "precision": LOW | {"capabilities", "checkpoint"},
@@ -83,7 +84,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("request", "log", "catalog", "paths", "folder", "lists"),
+    *("settings", "request", "log", "catalog", "paths", "folder", "lists"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "turns"),
 }
