@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What is instrumented; torch, numpy and Pillow would only be slower.
-OURS = ("qwenvl", "json", "yaml")
+# What is instrumented, of what is written in Python.
+OURS = ("qwenvl", "json", "yaml", "PIL")
 # Seconds for one input, after which it counts as a hang; and the most memory.
 LONGEST_S, MOST_MB = 10, 4096
 
@@ -60,15 +60,17 @@ def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     told = done.stderr + done.stdout
     counts = re.findall(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)", told, re.MULTILINE)
     executions, covered, features, corpus = map(int, counts[-1]) if counts else (0, 0, 0, 0)
+    ended = re.findall(r"^Done (\d+) in", told, re.MULTILINE)
     result = {
-        "executions": int((re.findall(r"stat::number_of_executed_units:\s*(\d+)", told) or [executions])[-1]),
+        "executions": int(ended[-1]) if ended else executions,
         "coverage": covered,
         "features": features,
         "corpus": corpus,
         "seconds": round(time.perf_counter() - start, 1),
         "finding": "",
     }
-    if done.returncode:
+    # Once it is done, the timer for hangs may still end the process.
+    if not ended:
         said = [line for line in told.splitlines() if "Error" in line or "ERROR" in line or "Exception" in line]
         kept = re.findall(r"Test unit written to (\S+)", told)
         result["finding"] = f"{said[0] if said else f'status {done.returncode}'} {' '.join(kept)}"
@@ -114,7 +116,6 @@ def _fuzz(options: argparse.Namespace) -> None:
         "timeout": LONGEST_S,
         "rss_limit_mb": MOST_MB,
         "artifact_prefix": f"{options.findings}/{name}-",
-        "print_final_stats": 1,
         **({"dict": words} if target.words else {}),
     }
     atheris.Setup([sys.argv[0], *(f"-{key}={value}" for key, value in arguments.items()), str(folder)], target)

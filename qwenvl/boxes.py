@@ -23,9 +23,10 @@ _MAX_LABEL = 60
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#808000")
 
 _NUMBER = r"-?\d{1,9}(?:\.\d+)?"
-# In an object that is no JSON: quotes of any kind or none, an end that is missing.
-_BROKEN_MARK = re.compile(rf"(bbox_2d|point_2d)[\"']?\s*:\s*\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*\]")
-_BROKEN_LABEL = re.compile(r"[\"']?label[\"']?\s*:\s*([\"'])(.*?)\1\s*[,}\n]")
+# In an object that is no JSON: quotes of any kind or none, an end that is missing. What float() takes, and not so long
+# that a text of quotes alone is read over and over.
+_BROKEN_MARK = re.compile(rf"(bbox_2d|point_2d)[\"']?\s*:\s*\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*\]", re.ASCII)
+_BROKEN_LABEL = re.compile(r"[\"']?label[\"']?\s*:\s*([\"'])(.{0,200}?)\1\s*[,}\n]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import yaml
 from . import host
 from .log import log
 from .request import SYSTEM_PROMPT
-from .settings import shown, whole_characters
+from .settings import shown, text_of, whole_characters
 
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
@@ -66,12 +66,12 @@ def find(name: str) -> Preset:
     Raises:
         UnknownPresetError: no file has that name; the message says where it would be, and which there are.
     """
-    if name == NONE:
+    if text_of("preset", name) == NONE:
         return Preset()
     presets = listed()
     if name not in presets:
         raise UnknownPresetError(
-            f"preset {name!r} does not exist. Put its file into {host.preset_folder()}, "
+            f"preset {shown(name)} does not exist. Put its file into {host.preset_folder()}, "
             f"or pick one of: {', '.join((NONE, *presets))}."
         )
     return presets[name]

@@ -126,7 +126,9 @@ class Sampling:
         """
         known = {name: value for name, value in own.items() if name in RANGES and isinstance(value, int | float)}
         # NaN is no recommendation.
-        given = {name: _nearest(value, *RANGES[name]) for name, value in known.items() if value == value}
+        given: dict[str, Any] = {
+            name: _nearest(value, *RANGES[name]) for name, value in known.items() if value == value
+        }
         return replace(self, **given, do_sample=bool(own.get("do_sample", self.do_sample)))
 
     def __str__(self) -> str:

@@ -95,16 +95,19 @@ def _switch(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, Real) or value != int(value):
+    number = _number(value)
+    if number != int(number):
         raise TypeError
-    return int(value)
+    return int(number)
 
 
 def _number(value: Any) -> float:
+    # A whole number stays one, so that a message repeats what was given.
+    if isinstance(value, Integral):
+        return int(value)
     if not isinstance(value, Real):
         raise TypeError
-    # A whole number stays one, so that a message repeats what was given.
-    return int(value) if isinstance(value, Integral) else float(value)
+    return float(value)
 
 
 def _images(value: Any) -> Any:

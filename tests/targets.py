@@ -86,7 +86,8 @@ class Target:
 @cache
 def _folder(name: str) -> Path:
     """One for each target and process, with the small files of the demo model in it."""
-    folder = Path(tempfile.mkdtemp(prefix=f"qwenvl-{name}-"))
+    in_memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix=f"qwenvl-{name}-", dir=in_memory if in_memory.is_dir() else None))
     for file in DEMO.iterdir():
         if file.suffix in (".json", ".jinja"):
             (folder / file.name).write_bytes(file.read_bytes())
@@ -129,7 +130,7 @@ def _presets(data: bytes) -> None:
 
 
 def _boxes(data: bytes) -> None:
-    marks, problems = outcome(boxes.read, data.decode("utf-8", "surrogatepass" if data[:1] == b"s" else "replace"))
+    marks, problems = outcome(boxes.read, data.decode("utf-8", "surrogateescape"))
     placed, outside = boxes.place(marks, (1000, 1000), (64, 48))
     assert len(placed) + len(outside) == len(marks)
     for line in (*problems, *outside, *(mark.label for mark in placed)):
@@ -242,7 +243,9 @@ def _tensor(data: bytes) -> None:
     shape = [each % 9 for each in head[1 : 1 + (head[0] % 6 if head else 0)]]
     dtype = types[head[5] % len(types)] if len(head) > 5 else torch.float32
     count = int(np.prod(shape))
-    bits = torch.frombuffer(bytearray((values * (8 * count // max(1, len(values)) + 1))[: 8 * count] or b"\0" * 8), dtype=torch.uint8)
+    bits = torch.frombuffer(
+        bytearray((values * (8 * count // max(1, len(values)) + 1))[: 8 * count] or b"\0" * 8), dtype=torch.uint8
+    )
     numbers = bits.view(torch.float16).float() if dtype.is_floating_point or dtype.is_complex else bits
     image = numbers[:count].reshape(shape).to(dtype) if len(numbers) >= count else torch.zeros(shape, dtype=dtype)
     found = outcome(media.pictures, {"image1": image})
@@ -277,7 +280,9 @@ def _settings(data: bytes) -> None:
 
 
 def _json_seeds(*documents: Any) -> Callable[[], list[bytes]]:
-    return lambda: [json.dumps(document).encode() for document in documents] + [b"[" * 5000, b'{"a":' * 5000, b"1" * 5000]
+    return lambda: (
+        [json.dumps(document).encode() for document in documents] + [b"[" * 5000, b'{"a":' * 5000, b"1" * 5000]
+    )
 
 
 def _prefixed(seeds: Callable[[], list[bytes]], count: int) -> Callable[[], list[bytes]]:
@@ -367,7 +372,15 @@ def _picture_seeds() -> list[bytes]:
     seeds = []
     for kind, mode in (
         *(("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGBA")),
-        *(("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "F"), ("PPM", "RGB"), ("ICO", "RGBA"), ("TGA", "RGB")),
+        *(
+            ("GIF", "P"),
+            ("BMP", "RGB"),
+            ("TIFF", "RGB"),
+            ("TIFF", "F"),
+            ("PPM", "RGB"),
+            ("ICO", "RGBA"),
+            ("TGA", "RGB"),
+        ),
     ):
         file, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = 6
@@ -379,7 +392,13 @@ def _picture_seeds() -> list[bytes]:
 
 def _video_seeds() -> list[bytes]:
     seeds = []
-    for kind, codec in (("mp4", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mjpeg"), ("mpegts", "mpeg2video"), ("gif", "gif")):
+    for kind, codec in (
+        ("mp4", "mpeg4"),
+        ("matroska", "mpeg4"),
+        ("avi", "mjpeg"),
+        ("mpegts", "mpeg2video"),
+        ("gif", "gif"),
+    ):
         file = io.BytesIO()
         with av.open(file, "w", format=kind) as container:
             stream = container.add_stream(codec, rate=8)
@@ -389,11 +408,16 @@ def _video_seeds() -> list[bytes]:
                 container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 16), (shade, 9, 9)))))
             container.mux(stream.encode())
         seeds.append(file.getvalue())
-    return [*seeds, b"#EXTM3U\n#EXTINF:1,\na.ts\n", b"ffconcat version 1.0\nfile a.mp4\n", b""]
+    return [*seeds, b"#EXTM3U\n#EXTINF:1,\na.ts\n", b""]
 
 
 _CUSTOM = (
-    {"hf_models": {"A": {"repo_id": "a/b"}, "B": {"path": "/data/b", "default": True, "vram_requirement": {"full": 5}}}},
+    {
+        "hf_models": {
+            "A": {"repo_id": "a/b"},
+            "B": {"path": "/data/b", "default": True, "vram_requirement": {"full": 5}},
+        }
+    },
     {"models": {"x": {"path": "/a\0b"}, "y": {"path": "/\ud800"}, "z": {"repo_id": "a/" + "b" * 300}}, "odd": 1},
     {"hf_vl_models": {"n": {"path": "/" + "n" * 300}, "m": 5}, "_comment": [], "engines": {}},
 )
@@ -415,7 +439,9 @@ TARGETS = {
     for target in (
         Target("custom_models", _custom_models, _json_seeds(*_CUSTOM), (*custom.MODEL_KEYS, *custom._ENTRY, "\\u0000")),
         Target("engines", _engines, _json_seeds(*_ENGINE), tuple(engines._SETTINGS)),
-        Target("presets", _presets, _prefixed(_yaml_seeds, 3), ("text", "system", "!!int", "!!float", "<<", "&a", "*a")),
+        Target(
+            "presets", _presets, _prefixed(_yaml_seeds, 3), ("text", "system", "!!int", "!!float", "<<", "&a", "*a")
+        ),
         Target("boxes", _boxes, _box_seeds, ("bbox_2d", "point_2d", "label", "NaN", "Infinity", "\\ud800")),
         Target("config", _config, _json_seeds(_demo_file("config.json"), {"model_type": "qwen3", "num_experts": 5})),
         Target(
@@ -434,7 +460,9 @@ TARGETS = {
         Target("stream", _stream, _stream_seeds, ("data: ", "choices", "delta", "content", "finish_reason", "\\ud83d")),
         Target("refusal", _refusal, _refusal_seeds, ("error", "message", "detail", "loc", "param")),
         Target("picture", _picture, _picture_seeds),
-        Target("tensor", _tensor, lambda: [bytes([4, 1, 2, 2, 3, 0, 9, 9]), bytes([3, 1, 1, 5, 0, 1]), b"\x04\0\0\0\0\0"]),
+        Target(
+            "tensor", _tensor, lambda: [bytes([4, 1, 2, 2, 3, 0, 9, 9]), bytes([3, 1, 1, 5, 0, 1]), b"\x04\0\0\0\0\0"]
+        ),
         Target("video", _video, _video_seeds),
         Target("settings", _settings, _json_seeds(*_SETTINGS), (*_NAMES, "NaN", "Infinity", "null")),
     )
