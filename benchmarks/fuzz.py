@@ -30,10 +30,10 @@ LONGEST_S, MOST_MB = 10, 4096
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", action="append", help="one of tests/targets.py; may be repeated")
+    parser.add_argument("--target", action="append", help="one of tests/targets.py, or one:executions; may be repeated")
     parser.add_argument("--executions", type=int, default=10_000, help="of each target")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest-input", type=int, default=4096, help="bytes")
+    parser.add_argument("--longest-input", type=int, default=512, help="bytes")
     parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "qwenvl-findings")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,7 +43,9 @@ def main() -> None:
     from tests.targets import TARGETS
 
     start, results = time.perf_counter(), {}
-    for name in options.target or TARGETS:
+    for asked in options.target or TARGETS:
+        name, _, executions = asked.partition(":")
+        options.executions = int(executions or options.executions)
         results[name] = _in_a_process(name, options)
         print(name, json.dumps(results[name]), flush=True)
     print(json.dumps(_summary(results, time.perf_counter() - start)))
@@ -96,9 +98,8 @@ def _fuzz(options: argparse.Namespace) -> None:
 
     # Before ours are imported: instrumentation happens at import.
     with atheris.instrument_imports(include=list(OURS), enable_loader_override=False):
-        from tests.targets import TARGETS
-
         from qwenvl.log import log
+        from tests.targets import TARGETS
     (name,) = options.target
     target = TARGETS[name]
     log.logger.propagate = False

@@ -6,7 +6,6 @@ errors with a sentence; anything else escapes, and so is a finding. A target lea
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -47,6 +46,10 @@ def outcome(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         return error
 
 
+# Deeper than any reader follows, and longer than Python takes a number: what the fuzzer's inputs are too short for.
+DEEP = (b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"- " * 2000, b'{"bbox_2d": ' + b"[" * 3000)
+
+
 @contextmanager
 def unchanged() -> Iterator[None]:
     """A block that leaves what belongs to the whole process as it was, and no file open."""
@@ -59,7 +62,8 @@ def unchanged() -> Iterator[None]:
 
 def _globals() -> dict[str, Any]:
     return {
-        "environment": dict(os.environ),
+        # As it is kept: decoding all of it would take as long as most of the readers.
+        "environment": dict(os.environ._data),
         "working directory": os.getcwd(),  # noqa: PTH109 (faster)
         "open files": len(os.listdir("/proc/self/fd")) if os.name == "posix" else 0,  # noqa: PTH208
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
@@ -280,9 +284,7 @@ def _settings(data: bytes) -> None:
 
 
 def _json_seeds(*documents: Any) -> Callable[[], list[bytes]]:
-    return lambda: (
-        [json.dumps(document).encode() for document in documents] + [b"[" * 5000, b'{"a":' * 5000, b"1" * 5000]
-    )
+    return lambda: [json.dumps(document).encode() for document in documents]
 
 
 def _prefixed(seeds: Callable[[], list[bytes]], count: int) -> Callable[[], list[bytes]]:
@@ -305,7 +307,7 @@ def _yaml_seeds() -> list[bytes]:
         "? [a]\n: b",
         "text: !!timestamp x",
     )
-    return [text.encode() for text in texts] + [b"[" * 3000]
+    return [text.encode() for text in texts]
 
 
 def _box_seeds() -> list[bytes]:
@@ -316,7 +318,6 @@ def _box_seeds() -> list[bytes]:
         "{'bbox_2d': [1, 2, 3, 4], 'label': 'x', }",
         json.dumps({"bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]], "label": "\ud800"}),
         '{"bbox_2d": [1e999, NaN, -Infinity, true], "label": "x"}',
-        '{"bbox_2d": ' + "[" * 3000,
     )
     return [text.encode() for text in texts]
 
@@ -333,7 +334,6 @@ def _weight_seeds() -> list[bytes]:
     return [
         *(whole, whole[:20], b"", b"\0" * 8, b"\xff" * 20, _weight_file([]), _weight_file({"a": 1}), _weight_file({})),
         *(_weight_file({"a.weight": {**tensor, **each}}) for each in odd),
-        len(b"[" * 5000).to_bytes(8, "little") + b"[" * 5000 + b"\0",
     ]
 
 
@@ -350,9 +350,7 @@ def _stream_seeds() -> list[bytes]:
         event(content="\ud83d") + event(content="\ude00") + end,
         'data: {"error": {"message": "full", "code": 503}}\n\n',
         ": ping\r\nid: 1\r\ndata:{}\r\n\r\n",
-        "data: " + "[" * 3000 + "\n",
         'data: {"choices": [{"delta": {"content": 5}}]}\n',
-        "data: " + "1" * 5000 + "\n",
     )
     return [bytes([size]) + text.encode() for text in texts for size in (6, 255)]
 
@@ -363,7 +361,7 @@ def _refusal_seeds() -> list[bytes]:
         {"detail": [{"loc": ["body", "stop"], "msg": "Extra inputs are not permitted"}]},
         {"message": "context length exceeded"},
     )
-    texts = [json.dumps(body) for body in bodies] + ["<html><b>502</b></html>", '{"error":' * 900, "[" * 5000]
+    texts = [json.dumps(body) for body in bodies] + ["<html><b>502</b></html>"]
     return [b"\0" + text.encode() for text in texts]
 
 
