@@ -150,7 +150,7 @@ def _preset(content: bytes, suffix: str) -> Preset:
 
 
 def _texts(document: yaml.Node | None) -> dict[str, str]:
-    """The texts of a preset. Nothing is made of other values: they are wrong, and a tag or a merge could do anything."""
+    """The texts of a preset. Nothing is made of other values: a tag or a merge could do anything."""
     if not isinstance(document, yaml.MappingNode):
         raise ValueError("it must hold `text: ...`, `system: ...` or both")
     parts = {key.value: part for key, part in document.value if _is_text(key)}
