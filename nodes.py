@@ -164,7 +164,7 @@ class QwenVL:
         return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
 
     def _run(self, text: str = "", bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([text], [""], [""]) if bypass else _answer(type(self), text, given)
+        return _outputs([text], [""], [""]) if _is_on(bypass) else _answer(type(self), text, given)
 
 
 class Qwen2VL(QwenVL):
@@ -239,7 +239,11 @@ class Qwen:
         return float("nan") if seed == -1 and not bypass else presets.stamp(preset)
 
     def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([prompt], [""], [""]) if bypass else _answer(type(self), prompt, given)
+        return _outputs([prompt], [""], [""]) if _is_on(bypass) else _answer(type(self), prompt, given)
+
+
+def _is_on(bypass: Any) -> bool:
+    return checked({"bypass": widgets.BYPASS}, {"bypass": bypass})["bypass"]
 
 
 def _video_file(value: str) -> str:

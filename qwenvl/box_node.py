@@ -19,6 +19,10 @@ from .request import RESOLUTIONS
 from .settings import checked, one_of, text_of
 
 
+class BoxesError(ValueError):
+    """Answers cannot be paired with pictures."""
+
+
 class QwenVLBoxes:
     """INPUT_IS_LIST: a batch has one text for each of its pictures, which ComfyUI would not pair by itself."""
 
@@ -94,7 +98,7 @@ class QwenVLBoxes:
         batches = [media.pictures({"image": batch}) for batch in image]
         count = sum(len(batch) for batch in batches)
         if len(text) not in (1, count):
-            raise ValueError(
+            raise BoxesError(
                 f"There are {len(text)} texts for {count} pictures. Connect the image that the QwenVL node was asked "
                 "about; with several pictures set its image_mode to 'one answer per image'."
             )

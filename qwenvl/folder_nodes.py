@@ -66,7 +66,7 @@ class QwenVLLoadFolder:
 
     @classmethod
     def IS_CHANGED(cls, **values: Any) -> Any:
-        if None in values.values():
+        if any(value is None for value in values.values()):
             return ""  # a value that another node will deliver
         try:
             states = [(file.name, file.stat()) for file in _listed(**values)[1]]
@@ -75,8 +75,7 @@ class QwenVLLoadFolder:
         return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
 
     def load(self, folder: str, pattern: str, sort: str, limit: int) -> tuple[list[torch.Tensor], list[str], str]:
-        values = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit}
-        where, files = _listed(**checked(self.INPUT_TYPES()["required"], values))
+        where, files = _listed(folder, pattern, sort, limit)
         _require_memory(files)
         watch = host.NodeWatch(max(1, len(files)))
         images, names, unreadable = [], [], []
@@ -160,6 +159,8 @@ class QwenVLSaveCaptions:
 
 def _listed(folder: str, pattern: str, sort: str, limit: int) -> tuple[Path, list[Path]]:
     """The folder that the widget names, and its pictures."""
+    given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit}
+    folder, pattern, sort, limit = checked(QwenVLLoadFolder.INPUT_TYPES()["required"], given).values()
     roots = host.reachable()
     where = paths.resolve("folder", folder, roots, host.reading_bases())
     # A link in an allowed folder may lead out of it.

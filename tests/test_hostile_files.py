@@ -15,7 +15,7 @@ from targets import DEEP, TARGETS
 
 # The same examples in every run: what is new is looked for by the fuzzer.
 FEW = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 MANY = settings(FEW, max_examples=20_000)
 SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
