@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", action="append", help="one of tests/targets.py, or one:executions; may be repeated")
     parser.add_argument("--executions", type=int, default=10_000, help="of each target")
+    parser.add_argument("--seconds", type=int, default=3600, help="the most for each target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--longest-input", type=int, default=512, help="bytes")
     parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "qwenvl-findings")
@@ -55,7 +56,7 @@ def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one target; libFuzzer ends its process, and may end it by a signal."""
     options.findings.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.fuzz", "--inside", "--target", name]
-    for option in ("executions", "seed", "longest_input", "findings"):
+    for option in ("executions", "seconds", "seed", "longest_input", "findings"):
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -114,6 +115,7 @@ def _fuzz(options: argparse.Namespace) -> None:
         "atheris_runs": options.executions,
         "max_len": options.longest_input,
         "seed": options.seed,
+        "max_total_time": options.seconds,
         "timeout": LONGEST_S,
         "rss_limit_mb": MOST_MB,
         "artifact_prefix": f"{options.findings}/{name}-",

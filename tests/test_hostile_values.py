@@ -82,6 +82,14 @@ def handed(node, values):
     return {name: value if not lists or isinstance(value, list) else [value] for name, value in values.items()}
 
 
+@pytest.fixture(autouse=True)
+def what_is_there_already_is_not_looked_through_after_every_error():
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", NODES)
 def test_an_odd_value_in_any_input_is_refused_with_a_sentence_or_does_no_harm(comfy, pack, name, kind):
