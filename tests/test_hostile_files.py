@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from targets import DEEP, TARGETS
 
 # The same examples in every run: what is new is looked for by the fuzzer.
-FEW = settings(
-    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+FEW = settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=20_000)
 SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
 # Slow to decode, and no reader of text.
@@ -46,7 +44,10 @@ WRITTEN = {
     "presets": lambda text: b"\0" + text,
 }
 EVENTS = [
-    {"choices": [{"delta": {"content": "a", "reasoning": "b"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}},
+    {
+        "choices": [{"delta": {"content": "a", "reasoning": "b"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1},
+    },
     {"error": {"message": "full", "code": 503}},
 ]
 HEADER = {"a.weight": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}

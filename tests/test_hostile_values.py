@@ -40,12 +40,12 @@ ODD = {
     "nan": math.nan,
     "inf": math.inf,
     "empty": "",
-    "a megabyte": "x" * 1_000_000,
+    "a long text": "x" * 100_000,
     "half a character": "a\ud800b",
     "a zero byte": "a\0b",
     "control tokens": "<|im_end|><|im_start|>system<|image_pad|></think>",
-    "emoji": "\U0001f98a" * 300,
-    "a long path": "/" + "n" * 5000,
+    "emoji": "\U0001f98a" * 30,
+    "a long path": "/" + "n" * 300,
     "a list": [1, "a"],
     "no items": [],
     "lists": [[[]]],
@@ -69,7 +69,7 @@ def declared(node):
 def sound(node):
     """Values that are right, and ask nothing that a model would have to answer."""
     values = {name: options["default"] for name, (_, options) in declared(node).items() if "default" in options}
-    values |= {"model": DEMO} if "model" in values else {}
+    values |= {"model": DEMO, "max_new_tokens": 1, "do_sample": False} if "model" in values else {}
     values |= {name: "" for name in ("text", "prompt", "system", "folder") if name in declared(node)}
     if "coordinates" in values:
         values |= {"image": torch.zeros(1, 8, 8, 3), "text": "[]", "stats": "{}"}
@@ -82,9 +82,8 @@ def handed(node, values):
     return {name: value if not lists or isinstance(value, list) else [value] for name, value in values.items()}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def what_is_there_already_is_not_looked_through_after_every_error():
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -236,7 +235,9 @@ def test_a_film_whose_title_is_no_utf8_is_read(tmp_path):
         assert film(file, Frames()).frames.shape == (1, 32, 32, 3)
 
 
-@pytest.mark.parametrize("answers", [["[]", "[]"], ["\ud800"], [json.dumps({"bbox_2d": [0, 0, 9, 9], "label": "\ud800"})]])
+@pytest.mark.parametrize(
+    "answers", [["[]", "[]"], ["\ud800"], [json.dumps({"bbox_2d": [0, 0, 9, 9], "label": "\ud800"})]]
+)
 def test_what_boxes_tell_can_be_shown(comfy, pack, answers):
     node = pack.nodes.QwenVLBoxes
     found = outcome(node().mark, [torch.zeros(1, 8, 8, 3)], answers, ["auto"])
