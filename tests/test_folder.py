@@ -165,3 +165,8 @@ def test_killed_in_the_middle_of_a_file_there_is_none_and_the_leftover_goes_late
     os.utime(left, (old, old))
     remove_leftovers([tmp_path])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_that_is_none_is_said(tmp_path):
+    with pytest.raises(FolderError, match="pattern"):
+        find_pictures(tmp_path, "x" * 300 + "/")

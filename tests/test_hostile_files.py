@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from targets import DEEP, TARGETS
 
 # The same examples in every run: what is new is looked for by the fuzzer.
-FEW = settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=20_000)
 SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
 # Slow to decode, and no reader of text.

@@ -25,7 +25,7 @@ from qwenvl.reply import Reply
 from qwenvl.request import LoadSpec
 from qwenvl.source import ModelSource
 
-FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 
 
