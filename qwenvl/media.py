@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from .log import log
 from .request import Frames, Request
+from .settings import shown
 
 if TYPE_CHECKING:
     import torch
@@ -93,12 +94,7 @@ def _from_file(name: str, path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise MediaError(f"{name}: there is no file {str(path)!r}.") from error
     except BROKEN_PICTURE as error:
-        raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({_words(error)}).") from error
-
-
-def _words(error: Exception) -> str:
-    """What it says, in one line that a person reads: some repeat what the file holds."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({shown(str(error))}).") from error
 
 
 def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
@@ -166,19 +162,18 @@ def read_video(
     """
     import av
 
-    shown = f"{name}: {source!r}" if isinstance(source, str) else f"{name}: the video"
+    told = f"{name}: {source!r}" if isinstance(source, str) else f"{name}: the video"
     try:
         if isinstance(source, str) and not Path(source).is_file():
             raise MediaError(f"{name}: there is no file {source!r}.")
-        # Titles are in any encoding.
-        with av.open(source, metadata_errors="replace") as container:
+        with av.open(source, metadata_errors="replace") as container:  # titles are in any encoding
             if not container.streams.video:
-                raise MediaError(f"{shown} holds no video stream.")
-            return _sample(shown, container, frames, start_s, duration_s)
+                raise MediaError(f"{told} holds no video stream.")
+            return _sample(told, container, frames, start_s, duration_s)
     except (av.FFmpegError, *BROKEN_PICTURE) as error:
         if isinstance(error, MediaError):
             raise
-        raise MediaError(f"{shown} cannot be read as a video ({_words(error)}).") from error
+        raise MediaError(f"{told} cannot be read as a video ({shown(str(error))}).") from error
 
 
 def _from_stream(name: str, video: Any, frames: Frames) -> Video:
@@ -214,8 +209,8 @@ def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> V
     duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = _frame_size(width, height, len(picked), frames)
-    shown = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
-    return Video(np.stack(shown), tuple(index / fps for index in picked), duration)
+    seen = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
+    return Video(np.stack(seen), tuple(index / fps for index in picked), duration)
 
 
 def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_s: float) -> Video:

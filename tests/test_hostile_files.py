@@ -7,11 +7,12 @@ that benchmarks/fuzz.py feeds by the million; an input that it finds becomes a t
 import json
 import math
 
+import guarded
 import pytest
-import targets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from targets import DEEP, TARGETS
+from seeds import DEEP
+from targets import TARGETS
 
 # The same examples in every run: what is new is looked for by the fuzzer.
 FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -152,12 +153,12 @@ def test_a_reader_stands_documents_with_any_values_many_times(name, data):
 def test_a_target_notices_what_it_is_for(monkeypatch):
     """Errors of another kind, errors without a sentence, and what is left changed."""
     with pytest.raises(KeyError):
-        targets.outcome({}.__getitem__, "x")
+        guarded.outcome({}.__getitem__, "x")
     with pytest.raises(ValueError, match="invalid literal"):
-        targets.outcome(int, "x")
-    with pytest.raises(AssertionError, match="changed: environment"), targets.unchanged():
+        guarded.outcome(int, "x")
+    with pytest.raises(AssertionError, match="changed: environment"), guarded.unchanged():
         monkeypatch.setenv("QWENVL_HOSTILE", "1")
     kept = []
-    with pytest.raises(AssertionError, match="changed: open files"), targets.unchanged():
+    with pytest.raises(AssertionError, match="changed: open files"), guarded.unchanged():
         kept.append(open(__file__))  # noqa: PTH123, SIM115
     kept[0].close()

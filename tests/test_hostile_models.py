@@ -11,9 +11,10 @@ import struct
 import pytest
 import torch
 from fault_proxy import STREAM, fault_proxy, piece, raw, streamed
+from guarded import outcome, unchanged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from targets import DEMO, outcome, unchanged
+from seeds import DEMO
 from test_hostile_files import ANYTHING, places
 
 from qwenvl import download, loader, wire

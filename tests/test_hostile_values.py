@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import image, write_video
+from guarded import outcome, unchanged
 from PIL import Image
-from targets import outcome, unchanged
 from transformers import PreTrainedModel
 
 from qwenvl import catalog, media

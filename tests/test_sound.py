@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from targets import DEMO
+from seeds import DEMO
 
 from qwenvl.sound import LoadError, Understood, require_backing
 
