@@ -73,7 +73,7 @@ def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "finding": "",
     }
     # Once it is done, the timer for hangs may still end the process.
-    if not ended:
+    if done.returncode and not ended:
         said = [line for line in told.splitlines() if "Error" in line or "ERROR" in line or "Exception" in line]
         kept = re.findall(r"Test unit written to (\S+)", told)
         result["finding"] = f"{said[0] if said else f'status {done.returncode}'} {' '.join(kept)}"

@@ -22,6 +22,8 @@ _LABEL_KEYS = ("label", "text_content", "text", "name")
 _MAX_LABEL = 60
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#808000")
 
+# Characters; and what a nesting counts for that is too deep to be read.
+_MOST_EFFORT, _DEEP = 20_000_000, 100_000
 _NUMBER = r"-?\d{1,9}(?:\.\d+)?"
 # In an object that is no JSON: quotes of any kind or none, an end that is missing. What float() takes, and not so long
 # that a text of quotes alone is read over and over.
@@ -47,15 +49,20 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
     marks: list[Mark] = []
     problems: list[str] = []
     around = ""
-    position = 0
+    position = effort = 0
     while (start := text.find("{", position)) >= 0:
         around += text[position:start]
         try:
             value, position = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             end = text.find("{", start + 1)
             position = end if end >= 0 else len(text)
             _read_broken(text[start:position], marks, problems)
+            # What was read for nothing, and the lines that json counts for its message.
+            effort += getattr(error, "pos", len(text) + _DEEP) - start + len(text) // 100
+            if effort > _MOST_EFFORT:
+                problems.append("the rest is left out, because there is too much before it that is no JSON")
+                break
         else:
             _read_objects(value, marks, problems)
     around += text[position:]
@@ -108,9 +115,10 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     short = min(picture.size)
     font = ImageFont.load_default(max(10, round(short / 36)))
-    labels = list(dict.fromkeys(mark.label for mark in marks))
+    labels = dict.fromkeys(mark.label for mark in marks)
+    colors = {label: _COLORS[number % len(_COLORS)] for number, label in enumerate(labels)}
     for mark in marks:
-        color = _COLORS[labels.index(mark.label) % len(_COLORS)]
+        color = colors[mark.label]
         if mark.is_point:
             pen.ellipse(_disc(mark, picture.size), fill=color, outline="white")
         else:
@@ -118,7 +126,7 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     # Labels last: a box must not cross one.
     for mark in marks:
         if mark.label:
-            _write(pen, mark, font, _COLORS[labels.index(mark.label) % len(_COLORS)], picture.size)
+            _write(pen, mark, font, colors[mark.label], picture.size)
     return drawn
 
 
