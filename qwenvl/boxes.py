@@ -62,7 +62,7 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
             effort += getattr(error, "pos", len(text) + _DEEP) - start + len(text) // 100
             if effort > _MOST_EFFORT:
                 problems.append("the rest is left out, because there is too much before it that is no JSON")
-                break
+                position = len(text)
         else:
             _read_objects(value, marks, problems)
     around += text[position:]
