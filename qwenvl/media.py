@@ -38,7 +38,7 @@ SMALLEST_FRAME_PIXELS = 256 * 28 * 28
 
 # A picture that claims more would take gigabytes before it shows that it holds nothing. Pillow's own limit, which is
 # the same, is switched off by some programs.
-MOST_PIXELS = 178_956_970
+MOST_PIXELS, MOST_FRAME_PIXELS = 178_956_970, 1 << 26
 
 
 class MediaError(ValueError):
@@ -226,8 +226,10 @@ def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_
     duration = times[-1] - start + (times[-1] - start) / max(1, len(times) - 1)
     # A stream of an unknown codec has neither.
     size = (getattr(stream, "width", 0), getattr(stream, "height", 0))
-    if not all(size):
-        raise MediaError(f"{name}: the size or the codec of its frames is not known.")
+    if not 0 < size[0] * size[1] <= MOST_FRAME_PIXELS:
+        raise MediaError(
+            f"{name}: the size or the codec of its frames is unknown, or {size[0]} x {size[1]} are too many."
+        )
     _require_shape(name, size)
     wanted = [times[i] for i in pick_frames(name, len(times), duration, size, frames)]
     keys = sorted(time for time, is_key in packets if is_key)

@@ -394,6 +394,14 @@ def test_a_stream_of_frames_without_a_size_is_no_video(tmp_path):
         read(str(path))
 
 
+def test_a_film_whose_header_claims_huge_frames_is_refused_before_one_is_decoded(tmp_path):
+    """Found by fuzzing: 108 bytes took 4 GB."""
+    path = tmp_path / "v.gif"
+    path.write_bytes(b"GIF89a ::::::::::::::::::::::::::::::::IF89a2\xd7" + b"\xff" * 5 + b"\x0b\x99\0" + b":" * 60)
+    with pytest.raises(MediaError, match=r"\d{5} x \d{5} are too many"):
+        read(str(path))
+
+
 def test_frames_too_narrow_for_the_model_are_refused_by_name():
     with pytest.raises(MediaError, match=r"video_frames is 900 x 2 pixels.*at most 200 times"):
         looked_at(video_frames=torch.zeros(4, 2, 900, 3))
