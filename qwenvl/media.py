@@ -227,9 +227,7 @@ def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_
     # A stream of an unknown codec has neither.
     size = (getattr(stream, "width", 0), getattr(stream, "height", 0))
     if not 0 < size[0] * size[1] <= MOST_FRAME_PIXELS:
-        raise MediaError(
-            f"{name}: the size or the codec of its frames is unknown, or {size[0]} x {size[1]} are too many."
-        )
+        raise MediaError(f"{name}: frames of {size[0]} x {size[1]} pixels, or of an unknown codec, are not read.")
     _require_shape(name, size)
     wanted = [times[i] for i in pick_frames(name, len(times), duration, size, frames)]
     keys = sorted(time for time, is_key in packets if is_key)

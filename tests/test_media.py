@@ -390,7 +390,7 @@ def test_a_stream_of_frames_without_a_size_is_no_video(tmp_path):
     """Found by fuzzing: a stream whose codec is unknown has no size at all."""
     path = write_video(tmp_path / "v.mkv", RED_THEN_BLUE, 1)
     path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_MPEX4/ISO/ASP"))
-    with pytest.raises(MediaError, match="size or the codec"):
+    with pytest.raises(MediaError, match="frames of 0 x 0 pixels, or of an unknown codec"):
         read(str(path))
 
 
@@ -398,7 +398,7 @@ def test_a_film_whose_header_claims_huge_frames_is_refused_before_one_is_decoded
     """Found by fuzzing: 108 bytes took 4 GB."""
     path = tmp_path / "v.gif"
     path.write_bytes(b"GIF89a ::::::::::::::::::::::::::::::::IF89a2\xd7" + b"\xff" * 5 + b"\x0b\x99\0" + b":" * 60)
-    with pytest.raises(MediaError, match=r"\d{5} x \d{5} are too many"):
+    with pytest.raises(MediaError, match=r"frames of \d{5} x \d{5} pixels"):
         read(str(path))
 
 
