@@ -15,6 +15,7 @@ from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.host import NodeWatch, memory_manager, model_roots
 from .qwenvl.pipeline import run
 from .qwenvl.request import IMAGE_MODES, RELEASES, Frames, LoadSpec, Request, Sampling
+from .qwenvl.settings import checked, text_of
 
 MODELS = ModelCache(memory_manager())
 
@@ -50,7 +51,8 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     inputs = node.INPUT_TYPES()
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
-    values = {**defaults, **given}
+    values = checked(declared, {**defaults, **given})
+    question = text_of("prompt" if "prompt" in declared else "text", question)
     system, question = presets.find(values["preset"]).fill(values["system"], question)
     request = Request(
         load=LoadSpec(values["model"], values["quantization"], values["attention_mode"], values["device"]),
@@ -165,8 +167,8 @@ class QwenVL:
         made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
         return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
 
-    def _run(self, text: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([text], [""], [""]) if bypass else _answer(type(self), text, given)
+    def _run(self, text: str = "", bypass: bool = False, **given: Any) -> dict[str, Any]:
+        return _outputs([text], [""], [""]) if _is_on(bypass) else _answer(type(self), text, given)
 
 
 class Qwen2VL(QwenVL):
@@ -245,12 +247,16 @@ class Qwen:
         return float("nan") if seed == -1 and not bypass else presets.stamp(preset)
 
     def inference(self, prompt: str, bypass: bool = False, **given: Any) -> dict[str, Any]:
-        return _outputs([prompt], [""], [""]) if bypass else _answer(type(self), prompt, given)
+        return _outputs([prompt], [""], [""]) if _is_on(bypass) else _answer(type(self), prompt, given)
+
+
+def _is_on(bypass: Any) -> bool:
+    return checked({"bypass": widgets.BYPASS}, {"bypass": bypass})["bypass"]
 
 
 def _video_file(value: str) -> str:
     """The file that the widget names; nothing where it is empty."""
-    if not value.strip():
+    if not text_of("video_path", value).strip():
         return ""
     return str(paths.resolve("video_path", value, host.reachable(), host.reading_bases()))
 
@@ -260,7 +266,7 @@ def _stamp(video_path: str) -> tuple[int, int] | str:
     try:
         file = _video_file(video_path)
         state = Path(file).stat() if file else None
-    except (OSError, paths.ForbiddenPathError):
+    except (OSError, ValueError):
         return "missing"  # what is wrong is said when the node runs
     return (state.st_mtime_ns, state.st_size) if state else ""
 

@@ -43,7 +43,7 @@ def cut_before(text: str, stops: Sequence[str]) -> str:
 
 def certain(text: str, stops: Sequence[str]) -> str:
     """The text without an end that may be the beginning of a stop. Pure."""
-    sizes = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    sizes = (size for stop in stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size]))
     return text[: len(text) - max(sizes, default=0)]
 
 

@@ -12,9 +12,15 @@ import torch
 from PIL import Image
 
 from . import boxes, host, media
+from .lists import first
 from .loader import PICTURE_PIXELS
 from .log import log
 from .request import RESOLUTIONS
+from .settings import checked, one_of, text_of
+
+
+class BoxesError(ValueError):
+    """Answers cannot be paired with pictures."""
 
 
 class QwenVLBoxes:
@@ -85,10 +91,14 @@ class QwenVLBoxes:
         stats: Sequence[str] = (),
         image_resolution: Sequence[str] = tuple(RESOLUTIONS),
     ) -> dict[str, Any]:
+        image = checked({"image": ("IMAGE", {})}, {"image": image})["image"]
+        text = [text_of("text", each) for each in text]
+        one_of("coordinates", first(coordinates), boxes.COORDINATES)
+        one_of("image_resolution", first(image_resolution), tuple(RESOLUTIONS))
         batches = [media.pictures({"image": batch}) for batch in image]
         count = sum(len(batch) for batch in batches)
         if len(text) not in (1, count):
-            raise ValueError(
+            raise BoxesError(
                 f"There are {len(text)} texts for {count} pictures. Connect the image that the QwenVL node was asked "
                 "about; with several pictures set its image_mode to 'one answer per image'."
             )
@@ -150,7 +160,7 @@ def _model(stats: Sequence[str]) -> str:
     """The model's name in a run's stats; nothing where there are none."""
     try:
         return str(json.loads(stats[0])["model"]) if stats else ""
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         log.warning("boxes: stats are not those of a QwenVL node, so auto does without them")
         return ""
 

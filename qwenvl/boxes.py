@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .settings import whole_characters
+
 # How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
 COORDINATES = ("auto", "0-1000", "pixels")
 THOUSAND = 1000
@@ -20,10 +22,13 @@ _LABEL_KEYS = ("label", "text_content", "text", "name")
 _MAX_LABEL = 60
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#808000")
 
+# Characters; and what a nesting counts for that is too deep to be read.
+_MOST_EFFORT, _DEEP = 20_000_000, 100_000
 _NUMBER = r"-?\d{1,9}(?:\.\d+)?"
-# In an object that is no JSON: quotes of any kind or none, an end that is missing.
-_BROKEN_MARK = re.compile(rf"(bbox_2d|point_2d)[\"']?\s*:\s*\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*\]")
-_BROKEN_LABEL = re.compile(r"[\"']?label[\"']?\s*:\s*([\"'])(.*?)\1\s*[,}\n]")
+# In an object that is no JSON: quotes of any kind or none, an end that is missing. What float() takes, and not so long
+# that a text of quotes alone is read over and over.
+_BROKEN_MARK = re.compile(rf"(bbox_2d|point_2d)[\"']?\s*:\s*\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*\]", re.ASCII)
+_BROKEN_LABEL = re.compile(r"[\"']?label[\"']?\s*:\s*([\"'])(.{0,200}?)\1\s*[,}\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +45,24 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
 
     The answer may be JSON, JSON in a code block or among words, one object or lists of them, and may be cut off.
     """
+    text = whole_characters(text)
     marks: list[Mark] = []
     problems: list[str] = []
     around = ""
-    position = 0
+    position = effort = 0
     while (start := text.find("{", position)) >= 0:
         around += text[position:start]
         try:
             value, position = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             end = text.find("{", start + 1)
             position = end if end >= 0 else len(text)
             _read_broken(text[start:position], marks, problems)
+            # What was read for nothing, and the lines that json counts for its message.
+            effort += getattr(error, "pos", len(text) + _DEEP) - start + len(text) // 100
+            if effort > _MOST_EFFORT:
+                problems.append("the rest is left out, because there is too much before it that is no JSON")
+                position = len(text)
         else:
             _read_objects(value, marks, problems)
     around += text[position:]
@@ -104,9 +115,10 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     short = min(picture.size)
     font = ImageFont.load_default(max(10, round(short / 36)))
-    labels = list(dict.fromkeys(mark.label for mark in marks))
+    labels = dict.fromkeys(mark.label for mark in marks)
+    colors = {label: _COLORS[number % len(_COLORS)] for number, label in enumerate(labels)}
     for mark in marks:
-        color = _COLORS[labels.index(mark.label) % len(_COLORS)]
+        color = colors[mark.label]
         if mark.is_point:
             pen.ellipse(_disc(mark, picture.size), fill=color, outline="white")
         else:
@@ -114,7 +126,7 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     # Labels last: a box must not cross one.
     for mark in marks:
         if mark.label:
-            _write(pen, mark, font, _COLORS[labels.index(mark.label) % len(_COLORS)], picture.size)
+            _write(pen, mark, font, colors[mark.label], picture.size)
     return drawn
 
 
@@ -155,7 +167,7 @@ def _read_objects(value: Any, marks: list[Mark], problems: list[str]) -> None:
 
 
 def _read_object(value: dict[str, Any], marks: list[Mark], problems: list[str]) -> None:
-    label = next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), str)), "")
+    label = whole_characters(next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), str)), ""))
     for key, count in _KEYS.items():
         if key not in value:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .checkpoint import part, read_object
 from .download import weight_headers
 from .media import Video
 from .request import LoadSpec
@@ -27,6 +27,8 @@ _UNREAD = re.compile(r"^(model\.)?mtp\.")
 _PACKED = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 # A token of a prompt passes every layer's widest activation once; this many of them are alive at a time.
 _ALIVE = 6
+# No model has so many of anything.
+_NO_COUNT = 1 << 32
 
 
 def model_bytes(
@@ -62,21 +64,27 @@ def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
 
 def _stored_bits(folder: Path) -> int:
     """How many bits the checkpoint's own quantization gives a weight."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = config.get("quantization_config") or config.get("compression_config") or {}
-    groups = settings.get("config_groups") or {}
-    return next((group["weights"]["num_bits"] for group in groups.values() if group.get("weights")), 8)
+    config = read_object(folder / "config.json")
+    settings = part(config, "quantization_config") or part(config, "compression_config")
+    groups = part(settings, "config_groups")
+    return next((bits for name in groups if (bits := _count(part(part(groups, name), "weights"), "num_bits"))), 8)
 
 
 def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:
     """Keys and values of so many tokens, and the activations of the prompt among them, beside the weights."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text: dict[str, Any] = config.get("text_config") or config
-    hidden, heads = text.get("hidden_size", 0), text.get("num_attention_heads", 1)
-    head_dim = text.get("head_dim") or hidden // heads
-    cache = 2 * text.get("num_hidden_layers", 0) * text.get("num_key_value_heads", heads) * head_dim
-    widest = max(text.get("intermediate_size") or 0, 2 * hidden)
+    config = read_object(folder / "config.json")
+    text = part(config, "text_config") or config
+    hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads") or 1
+    head_dim = _count(text, "head_dim") or hidden // heads
+    cache = 2 * _count(text, "num_hidden_layers") * (_count(text, "num_key_value_heads") or heads) * head_dim
+    widest = max(_count(text, "intermediate_size"), 2 * hidden)
     return dtype.itemsize * (cache * tokens + _ALIVE * widest * prompt_tokens)
+
+
+def _count(settings: dict[str, Any], name: str) -> int:
+    """A number of a configuration; 0 for what can be none, which is for the loader to refuse."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and 0 < value < _NO_COUNT else 0
 
 
 def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], largest_picture: int) -> int:

@@ -13,6 +13,7 @@ from .custom import custom_models
 from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
 from .engines import SUFFIX, Engine, read_engines
+from .settings import shown, text_of
 
 PACK = Path(__file__).resolve().parent.parent
 CUSTOM_MODELS = PACK / "custom_models.json"
@@ -47,11 +48,11 @@ def find(name: str, roots: Sequence[Path] = ()) -> Model:
         UnknownModelError: no list has it; the message names those that come close.
     """
     models = all_models(roots)
-    if name not in models:
+    if text_of("model", name) not in models:
         holding = [known for known in models if name.lower() in known.lower()]
         close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
         raise UnknownModelError(
-            f"Model {name!r} is not in the list, and no model folder has that name. Put its folder into "
+            f"Model {shown(name)} is not in the list, and no model folder has that name. Put its folder into "
             f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "
             f"{', '.join(close)}."
         )

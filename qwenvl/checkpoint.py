@@ -34,6 +34,10 @@ _SILENT_MTP = {"qwen3_next"}
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+# The index of a model of a terabyte has 5 MB.
+_LARGEST = 64 << 20
+
+
 class CheckpointError(ValueError):
     """A model folder whose own description cannot be read."""
 
@@ -73,11 +77,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: config.json is missing or broken, or another of its files is no JSON object.
     """
-    config = _object(folder / "config.json")
+    config = read_object(folder / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str) or not family:
         raise CheckpointError(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
-    text = _part(config, "text_config") or config
+    text = part(config, "text_config") or config
     opening = _template(folder).rpartition("add_generation_prompt")[2]
     return Checkpoint(
         folder=folder,
@@ -108,7 +112,7 @@ def _sees(config: dict[str, Any], family: str) -> bool:
     """A finetune may have dropped the tower: its architecture then is the language model's alone."""
     names = config.get("architectures")
     text_only = isinstance(names, list) and bool(names) and all(str(name).endswith("ForCausalLM") for name in names)
-    return family in _SEEING and bool(_part(config, "vision_config")) and not text_only
+    return family in _SEEING and bool(part(config, "vision_config")) and not text_only
 
 
 def _has_mtp(folder: Path, family: str, text: dict[str, Any]) -> bool:
@@ -118,11 +122,11 @@ def _has_mtp(folder: Path, family: str, text: dict[str, Any]) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return family not in _SILENT_MTP
-    return any(re.match(r"(model\.)?mtp\.", name) for name in _part(_object(index), "weight_map"))
+    return any(re.match(r"(model\.)?mtp\.", name) for name in part(read_object(index), "weight_map"))
 
 
 def _quantized(config: dict[str, Any]) -> str | None:
-    settings = _part(config, "quantization_config") or _part(config, "compression_config")
+    settings = part(config, "quantization_config") or part(config, "compression_config")
     method = settings.get("quant_method")
     if method in (None, "bitsandbytes"):
         bits = [bits for bits in ("4bit", "8bit") if settings.get(f"load_in_{bits}")]
@@ -137,7 +141,7 @@ def _dtype(config: dict[str, Any]) -> str:
 
 def _sampling(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
-    settings = _object(path) if path.is_file() else {}
+    settings = read_object(path) if path.is_file() else {}
     return {name: settings[name] for name in _SAMPLING if isinstance(settings.get(name), int | float)}
 
 
@@ -148,19 +152,20 @@ def _template(folder: Path) -> str:
         return _text(file)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
-        template = _object(path).get("chat_template") if path.is_file() else None
+        template = read_object(path).get("chat_template") if path.is_file() else None
         if isinstance(template, list):
-            named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-            template = named.get("default")
+            named = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+            template = next(named, {}).get("template")
         if isinstance(template, str):
             return template
     return ""
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a model folder's file, or CheckpointError."""
     try:
         content = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} cannot be read: it must hold a JSON object.")
@@ -169,15 +174,23 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # Opening what is no file may wait for ever.
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise OSError(f"it is larger than {_LARGEST:,} bytes")
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(f"{path} cannot be read: {reason}.") from error
 
 
-def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
-    part = config.get(key)
-    return part if isinstance(part, dict) else {}
+def part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of a configuration; {} where there is none."""
+    section = config.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

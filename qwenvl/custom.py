@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from .builtin import Model
 from .log import log
+from .settings import shown
 
 # The keys under which this pack and the most used other one keep models. `engines` is read elsewhere.
 MODEL_KEYS = ("hf_models", "hf_vl_models", "hf_text_models", "models")
@@ -28,7 +30,10 @@ _ENTRY: dict[str, type] = {
     "vram_requirement": dict,
     "description": str,
 }
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Longer names are none on the hub, and none that a disk takes.
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# Complaints about one file: each is looked up in its text.
+_MOST_COMPLAINTS = 20
 _JSON_NAMES: dict[type, str] = {str: "a text", bool: "true or false", dict: "an object"}
 
 
@@ -50,7 +55,7 @@ def _read(path: Path, modified: int, size: int) -> tuple[Model, ...]:
     except json.JSONDecodeError as error:
         log.warning("%s, line %d, column %d: %s. Its models are left out.", path, error.lineno, error.colno, error.msg)
         return ()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, too deep
         log.warning("%s cannot be read: %s. Its models are left out.", path, error)
         return ()
     return tuple(_File(path, text).models(content))
@@ -70,6 +75,7 @@ class _File:
     def __init__(self, path: Path, text: str) -> None:
         self._path = path
         self._text = text
+        self._complaints = 0
 
     def models(self, content: Any) -> Iterator[Model]:
         if not isinstance(content, dict):
@@ -97,12 +103,17 @@ class _File:
             if key not in _ENTRY:
                 self._complain((*where, key), f"there is no such key; known are {', '.join(_ENTRY)}")
             elif not isinstance(value, _ENTRY[key]):
-                raise _EntryError((*where, key), f"it must be {_JSON_NAMES[_ENTRY[key]]}, got {value!r}")
+                raise _EntryError((*where, key), f"it must be {_JSON_NAMES[_ENTRY[key]]}, got {shown(value)}")
         return entry
 
     def _complain(self, keys: tuple[str, ...], what: str) -> None:
+        self._complaints += 1
+        if self._complaints == _MOST_COMPLAINTS:
+            log.warning("%s: there is more that is wrong with it, which is not listed.", self._path)
+        if self._complaints >= _MOST_COMPLAINTS:
+            return
         line, column = self._position(keys)
-        named = " > ".join(map(repr, keys)) or "the file"
+        named = " > ".join(map(shown, keys)) or "the file"
         log.warning("%s, line %d, column %d: %s: %s.", self._path, line, column, named, what)
 
     def _position(self, keys: tuple[str, ...]) -> tuple[int, int]:
@@ -122,7 +133,14 @@ def _model(name: str, entry: dict[str, Any], where: tuple[str, ...]) -> Model:
     if not repo_id and not path:
         raise _EntryError(where, "it needs repo_id or path")
     if repo_id and not _REPO_ID.fullmatch(repo_id):
-        raise _EntryError((*where, "repo_id"), f"it must look like 'owner/name', got {repo_id!r}")
-    if path and not Path(path).is_absolute():
-        raise _EntryError((*where, "path"), f"it must be an absolute folder, got {path!r}")
+        raise _EntryError((*where, "repo_id"), f"it must look like 'owner/name', got {shown(repo_id)}")
+    if path and not (Path(path).is_absolute() and _can_be_a_path(path)):
+        raise _EntryError((*where, "path"), f"it must be an absolute folder, got {shown(path)}")
     return Model(name, repo_id, Path(path) if path else None)
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

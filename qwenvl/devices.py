@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from .capabilities import Machine, has_package, machine
-from .request import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, InvalidSettingError
+from .request import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
+from .settings import InvalidSettingError, shown
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85
@@ -37,7 +38,7 @@ def require_device(asked: str) -> None:
     """Raise InvalidSettingError, which names those that exist, where this machine has no such device."""
     if asked not in device_choices():
         raise InvalidSettingError(
-            f"device {asked!r} does not exist on this machine. Pick one of: {', '.join(device_choices())}."
+            f"device {shown(asked)} does not exist on this machine. Pick one of: {', '.join(device_choices())}."
         )
 
 

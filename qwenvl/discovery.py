@@ -72,12 +72,19 @@ def _in_roots(roots: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
     """Name, repository (as far as the folder's name tells it), folder."""
     for root in roots:
         for folder in _folders(root):
-            if (folder / "config.json").is_file():
+            if _has_config(folder):
                 owner, separator, last = folder.name.partition("--")
                 yield (f"{owner}/{last}", f"{owner}/{last}", folder) if separator else (folder.name, "", folder)
                 continue
             for deeper in _folders(folder):
                 yield f"{folder.name}/{deeper.name}", "", deeper
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # a folder that may be listed but not entered
+        return False
 
 
 def _in_hub_cache() -> Iterator[tuple[str, str, Path]]:
@@ -100,15 +107,14 @@ def _folders(parent: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=4096)
 def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
-    names = {entry.name for entry in folder.iterdir()}
-    weights = [folder / name for name in names if name.endswith(".safetensors")]
-    if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
-        return None
     try:
+        names = {entry.name for entry in folder.iterdir()}
+        weights = [folder / name for name in names if name.endswith(".safetensors")]
+        if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
+            return None
         checkpoint = read_checkpoint(folder)
-    except CheckpointError as error:
+        size = sum(file.stat().st_size for file in weights if file.exists())
+    except (CheckpointError, OSError) as error:
         log.info("not in the list of models: %s", error)
         return None
-    if checkpoint.family not in SUPPORTED:
-        return None
-    return Description(checkpoint.sees, sum(file.stat().st_size for file in weights if file.exists()))
+    return Description(checkpoint.sees, size) if checkpoint.family in SUPPORTED else None

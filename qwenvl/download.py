@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from .hub_errors import redacted
 from .log import log
 from .request import DOWNLOADS
+from .settings import shown
 from .transfer import INDEX, UNFINISHED
 
 _PACK = Path(__file__).resolve().parent.parent
@@ -27,6 +29,8 @@ _LOOK_S = 0.1
 # Live text and progress bar; and the log, where a line stays.
 _REPORT_S = 0.5
 _LOG_S = 15.0
+# The most that safetensors itself reads.
+_LONGEST_HEADER = 100_000_000
 # The speed shown is that of so many seconds.
 _SPEED_OVER_S = 10.0
 
@@ -47,17 +51,17 @@ class Onlooker(Protocol):
 
 def why_incomplete(folder: Path) -> str | None:
     """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
-    if (folder / UNFINISHED).exists():
-        return "its download has not finished"
-    return _why_not_whole(folder)
+    try:
+        return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return f"its index or a weight file cannot be read ({shown(str(error))})"
 
 
 def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and header (dtype, shape, data_offsets) of every tensor of a whole model."""
     for path in _weight_files(folder):
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+            yield from _tensors(file.read(int.from_bytes(file.read(8), "little"))).items()
 
 
 def default_policy() -> str:
@@ -228,13 +232,10 @@ def _why_not_whole(folder: Path) -> str | None:
         return "config.json is missing"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return "the tokenizer is missing"
-    try:
-        weights = _weight_files(folder)
-        if not weights:
-            return "it holds no .safetensors weights"
-        return next((reason for reason in map(_why_broken, weights) if reason), None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its index or a weight file cannot be read ({error})"
+    weights = _weight_files(folder)
+    if not weights:
+        return "it holds no .safetensors weights"
+    return next((reason for reason in map(_why_broken, weights) if reason), None)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -256,7 +257,22 @@ def _why_broken(path: Path) -> str | None:
         header_size = int.from_bytes(file.read(8), "little")
         if not 0 < header_size < size:
             return f"{path.name} is cut short"
-        header = json.loads(file.read(header_size))
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    expected = 8 + header_size + max(ends, default=0)
+        if header_size > _LONGEST_HEADER:
+            return f"{path.name} is no safetensors file"
+        tensors = _tensors(file.read(header_size))
+    expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
+
+
+def _tensors(header: bytes) -> dict[str, dict[str, Any]]:
+    """Name -> what a safetensors header says of a tensor; ValueError, LookupError or TypeError where it is none."""
+    tensors = json.loads(header)
+    tensors.pop("__metadata__", None)
+    for name, tensor in tensors.items():
+        start, end = tensor["data_offsets"]
+        sides = tensor["shape"]
+        # A number takes half a byte at least.
+        fits = 0 <= start <= end and min(sides, default=0) >= 0 and math.prod(sides) <= 2 * (end - start)
+        if not (fits and isinstance(tensor["dtype"], str) and all(type(each) is int for each in (start, end, *sides))):
+            raise ValueError(f"tensor {shown(name)} is not as long as its shape says")
+    return tensors

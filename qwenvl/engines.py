@@ -69,7 +69,7 @@ def _read(path: Path, modified: int, size: int) -> tuple[Engine, ...]:
     """Cached by what changes when the file does."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ()  # whoever reads the models of the same file says so
     section = content.get("engines", {}) if isinstance(content, dict) else {}
     if not isinstance(section, dict):
@@ -93,7 +93,7 @@ def _engine(name: str, entry: object) -> Engine:
     if not isinstance(entry, dict):
         raise EngineEntryError("it must be an object with base_url and model")
     if unknown := sorted(set(entry) - set(_SETTINGS)):
-        raise EngineEntryError(f"there is no setting {', '.join(unknown)}. There are: {', '.join(_SETTINGS)}")
+        raise EngineEntryError(f"there is no setting {', '.join(unknown)[:200]}. There are: {', '.join(_SETTINGS)}")
     if missing := [each for each in ("base_url", "model") if each not in entry]:
         raise EngineEntryError(f"{' and '.join(missing)} must be given")
     if not name.strip():

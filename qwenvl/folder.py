@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .log import log
+from .settings import shown, whole_characters
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 SORTS = ("name", "oldest first", "newest first")
@@ -41,10 +42,13 @@ def find_pictures(
     if not folder.is_dir():
         raise FolderError(f"There is no folder {str(folder)!r}.")
     if "/" in pattern or "\\" in pattern:
-        raise FolderError(f"pattern {pattern!r} must be that of a file's name, without a folder, such as '*.png'.")
+        raise FolderError(f"pattern {shown(pattern)} must be that of a file's name, without a folder, such as '*.png'.")
     if sort not in SORTS:
-        raise FolderError(f"sort {sort!r} does not exist. Pick one of: {', '.join(SORTS)}.")
-    wanted = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE)
+        raise FolderError(f"sort {shown(sort)} does not exist. Pick one of: {', '.join(SORTS)}.")
+    try:
+        wanted = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FolderError(f"pattern {shown(pattern)} is none ({error}).") from error
     found = [file for file in _files(folder, recursive) if _is_picture(file) and wanted.match(file.name)]
     found.sort(key=lambda file: _natural(file.relative_to(folder)))
     if sort != "name":
@@ -74,7 +78,7 @@ def write_whole(file: Path, text: str) -> None:
     temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as opened:
-            opened.write(text)
+            opened.write(whole_characters(text))
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(file)

@@ -12,7 +12,9 @@ from PIL import Image
 
 from . import host, media, paths
 from .folder import SORTS, FolderError, caption_files, find_pictures, write_whole
+from .lists import first
 from .log import log
+from .settings import checked, one_of, text_of
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
 # A picture in memory: three channels of 4 bytes.
@@ -64,7 +66,7 @@ class QwenVLLoadFolder:
 
     @classmethod
     def IS_CHANGED(cls, **values: Any) -> Any:
-        if None in values.values():
+        if any(value is None for value in values.values()):
             return ""  # a value that another node will deliver
         try:
             states = [(file.name, file.stat()) for file in _listed(**values)[1]]
@@ -137,13 +139,18 @@ class QwenVLSaveCaptions:
                 f"There are {len(text)} texts for {len(names)} names. Set the QwenVL node's image_mode to "
                 "'one answer per image', and connect the names that came with its images."
             )
-        where = paths.resolve("folder", folder[0], host.reachable(), host.writing_bases())
-        files = _caption_files(where, names)
-        where.mkdir(parents=True, exist_ok=True)
-        kept = {file for file in files if existing[0] == "skip" and file.exists()}
-        for file, caption in zip(files, text, strict=True):
-            if file not in kept:
-                write_whole(file, caption)
+        one_of("existing", first(existing), EXISTING)
+        where = paths.resolve("folder", text_of("folder", first(folder)), host.reachable(), host.writing_bases())
+        files = _caption_files(where, [text_of("names", name) for name in names])
+        captions = [text_of("text", each) for each in text]
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            kept = {file for file in files if existing[0] == "skip" and file.exists()}
+            for file, caption in zip(files, captions, strict=True):
+                if file not in kept:
+                    write_whole(file, caption)
+        except OSError as error:
+            raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
         told = f"{len(files) - len(kept)} captions written to {where}, {len(kept)} were there and stayed"
         host.NodeWatch(1).end(told)
         log.info("%s", told)
@@ -152,10 +159,14 @@ class QwenVLSaveCaptions:
 
 def _listed(folder: str, pattern: str, sort: str, limit: int) -> tuple[Path, list[Path]]:
     """The folder that the widget names, and its pictures."""
+    given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit}
+    folder, pattern, sort, limit = checked(QwenVLLoadFolder.INPUT_TYPES()["required"], given).values()
     roots = host.reachable()
     where = paths.resolve("folder", folder, roots, host.reading_bases())
     # A link in an allowed folder may lead out of it.
     files = [file for file in find_pictures(where, pattern, sort) if paths.is_within(file, roots)]
+    if limit < 0:
+        raise FolderError(f"limit must be 0 or more, got {limit}.")
     return where, files[:limit] if limit else files
 
 

@@ -26,15 +26,12 @@ from .precision import (
     quiet_casts,
 )
 from .request import ALL_GPUS_AND_CPU, LoadSpec
+from .sound import LoadError, Understood, require_backing
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
 # A model is kept in RAM only where this many times its size is free.
 PARK_SHARE = 1.5
-
-
-class LoadError(RuntimeError):
-    """A model folder is there but cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +112,11 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     if plan.hint:
         log.warning("%s: %s", spec.model, plan.hint)
     machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
-    processor = _processor(folder) if checkpoint.sees else None
-    tokenizer = processor.tokenizer if processor else _tokenizer(folder)
-    model = _read(checkpoint, plan, machine)
+    config = _config(folder)
+    with Understood(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
+        processor = _processor(folder) if checkpoint.sees else None
+        tokenizer = processor.tokenizer if processor else _tokenizer(folder)
+    model = _read(checkpoint, config, plan, machine)
     if checkpoint.quantized:
         # Some ways of storing weights are computed with in one precision only.
         machine = replace(machine, dtype=model.config.dtype)
@@ -193,7 +192,7 @@ def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
             module.proj = PatchLinear(conv)
 
 
-def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
+def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine) -> Any:
     """The weights, in transformers' class for them.
 
     Raises:
@@ -204,7 +203,6 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
 
     folder = checkpoint.folder
     auto: Any = transformers.AutoModelForImageTextToText if checkpoint.sees else transformers.AutoModelForCausalLM
-    config = _config(folder)
     if type(config) not in auto._model_mapping:
         raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
     if plan.expands:
@@ -212,15 +210,21 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
     if plan.quantization.endswith("8bit"):
         quiet_casts()
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
-    try:
+    # Which is then told in words of ours.
+    options["ignore_mismatched_sizes"] = True
+    with Understood(f"{folder} cannot be loaded"):
+        require_backing(folder, lambda: auto.from_config(config))
         model, report = auto.from_pretrained(folder, config=config, **options)
-    except (ImportError, ValueError) as error:
-        raise LoadError(f"{folder} cannot be loaded: {error}") from error
     # transformers gives random numbers to what it does not find, and goes on.
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
             f"{folder} cannot be loaded: its files lack {len(missing)} of the weights that a {config.model_type!r} "
             f"model has, {missing[0]} among them. Download it again, or ask for another version of it."
+        )
+    if wrong := sorted(map(str, report["mismatched_keys"])):
+        raise LoadError(
+            f"{folder} cannot be loaded: {len(wrong)} of its weights have another shape than config.json says, "
+            f"{wrong[0]} among them. Download it again."
         )
     if strays(model, machine):
         raise LoadError(
@@ -240,12 +244,8 @@ def _can_offload(quantization: str) -> bool:
 def _config(folder: Path) -> Any:
     import transformers
 
-    try:
+    with Understood(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}"):
         return transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
-    except (ValueError, OSError) as error:
-        raise LoadError(
-            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__} ({error})."
-        ) from error
 
 
 def _tokenizer(folder: Path) -> Any:

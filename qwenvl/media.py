@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from .log import log
 from .request import Frames, Request
+from .settings import shown
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,10 @@ MIN_FRAMES = 4
 TOKEN_PIXELS = 28 * 28
 # Frames are made smaller to this size so that many fit; where it is not enough, fewer are shown.
 SMALLEST_FRAME_PIXELS = 256 * 28 * 28
+
+# A picture that claims more would take gigabytes before it shows that it holds nothing. Pillow's own limit, which is
+# the same, is switched off by some programs.
+MOST_PIXELS, MOST_FRAME_PIXELS = 178_956_970, 1 << 26
 
 
 class MediaError(ValueError):
@@ -66,14 +71,14 @@ def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
         else:
             made = [_as_rgb(image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
         for picture in made:
-            _require_shape(name, picture)
+            _require_shape(name, picture.size)
         found += made
     return found
 
 
-def _require_shape(name: str, picture: Image.Image) -> None:
+def _require_shape(name: str, size: tuple[int, int]) -> None:
     """Qwen's processors take no narrower ones, and say so in words that name no input."""
-    width, height = picture.size
+    width, height = size
     if max(width, height) > MOST_NARROW * min(width, height):
         raise MediaError(
             f"{name} is {width} x {height} pixels: a picture may be at most {MOST_NARROW} times as long as it is wide."
@@ -83,14 +88,18 @@ def _require_shape(name: str, picture: Image.Image) -> None:
 def _from_file(name: str, path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels, too many to be read")
             return _as_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
         raise MediaError(f"{name}: there is no file {str(path)!r}.") from error
     except BROKEN_PICTURE as error:
-        raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({error}).") from error
+        raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({shown(str(error))}).") from error
 
 
 def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
+    if not hasattr(image, "ndim") or not hasattr(image, "is_complex") or image.is_complex():
+        raise MediaError(f"{name} must be an IMAGE of numbers, got {type(image).__name__}.")
     batch = image.unsqueeze(0) if image.ndim == 3 else image
     if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
         raise MediaError(
@@ -153,16 +162,18 @@ def read_video(
     """
     import av
 
-    shown = f"{name}: {source!r}" if isinstance(source, str) else f"{name}: the video"
-    if isinstance(source, str) and not Path(source).is_file():
-        raise MediaError(f"{name}: there is no file {source!r}.")
+    told = f"{name}: {source!r}" if isinstance(source, str) else f"{name}: the video"
     try:
-        with av.open(source) as container:
+        if isinstance(source, str) and not Path(source).is_file():
+            raise MediaError(f"{name}: there is no file {source!r}.")
+        with av.open(source, metadata_errors="replace") as container:  # titles are in any encoding
             if not container.streams.video:
-                raise MediaError(f"{shown} holds no video stream.")
-            return _sample(shown, container, frames, start_s, duration_s)
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"{shown} cannot be read as a video ({error}).") from error
+                raise MediaError(f"{told} holds no video stream.")
+            return _sample(told, container, frames, start_s, duration_s)
+    except (av.FFmpegError, *BROKEN_PICTURE) as error:
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"{told} cannot be read as a video ({shown(str(error))}).") from error
 
 
 def _from_stream(name: str, video: Any, frames: Frames) -> Video:
@@ -188,14 +199,18 @@ def _holds_its_frames(video: Any) -> bool:
 
 def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> Video:
     """Frames that are there already; only those that are shown are converted."""
-    if batch.ndim != 4 or 0 in batch.shape:
-        raise MediaError(f"{name} must have the shape (frames, height, width, channels), got {tuple(batch.shape)}.")
+    if getattr(batch, "ndim", 0) != 4 or 0 in batch.shape:
+        shape = tuple(getattr(batch, "shape", ()))
+        raise MediaError(f"{name} must have the shape (frames, height, width, channels), got {shape}.")
+    if not 0 < fps < float("inf"):
+        raise MediaError(f"{name} has {fps:g} frames a second, which cannot be played.")
     total, height, width = batch.shape[:3]
+    _require_shape(name, (width, height))
     duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = _frame_size(width, height, len(picked), frames)
-    shown = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
-    return Video(np.stack(shown), tuple(index / fps for index in picked), duration)
+    seen = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
+    return Video(np.stack(seen), tuple(index / fps for index in picked), duration)
 
 
 def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_s: float) -> Video:
@@ -209,7 +224,11 @@ def _sample(name: str, container: Any, frames: Frames, start_s: float, duration_
         raise MediaError(f"{name} holds no frame{where}.")
     start = times[0]
     duration = times[-1] - start + (times[-1] - start) / max(1, len(times) - 1)
-    size = (stream.width, stream.height)
+    # A stream of an unknown codec has neither.
+    size = (getattr(stream, "width", 0), getattr(stream, "height", 0))
+    if not 0 < size[0] * size[1] <= MOST_FRAME_PIXELS:
+        raise MediaError(f"{name}: frames of {size[0]} x {size[1]} pixels, or of an unknown codec, are not read.")
+    _require_shape(name, size)
     wanted = [times[i] for i in pick_frames(name, len(times), duration, size, frames)]
     keys = sorted(time for time, is_key in packets if is_key)
     size = _frame_size(*size, len(wanted), frames)

@@ -11,11 +11,15 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
+from .settings import shown
+
 ALLOWED = "ComfyUI's input, output, temp or user folder"
 # Two letters at least: one is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _DEVICE_FOLDERS = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
+# In characters, and in bytes: what Linux takes.
+_LONGEST, _LONGEST_NAME = 3000, 255
 # Files in memory, an ordinary place for large data.
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 
@@ -38,7 +42,7 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
     """
     value = value.strip()
     if reason := why_not_local(value, windows=os.name == "nt"):
-        raise ForbiddenPathError(f"{name}: {value!r} {reason}.")
+        raise ForbiddenPathError(f"{name}: {shown(value)} {reason}.")
     if roots is not None and ".." in PurePath(value.replace("\\", "/")).parts:
         raise _outside(name, value)
     given = Path(value)
@@ -68,6 +72,8 @@ def why_not_local(value: str, *, windows: bool) -> str | None:
         return "is empty: give a path"
     if not _is_text(value):
         return "holds a character that no path can hold"
+    if len(value) > _LONGEST or any(len(os.fsencode(part)) > _LONGEST_NAME for part in re.split(r"[\\/]", value)):
+        return "is longer than a path can be"
     # Before anything asks Windows about them: a mere look at \\host\share sends the user's credentials there.
     if re.match(r"[\\/]{2}|[\\/]\?\?[\\/]", value):
         return "is a network or device path. Give a local one"

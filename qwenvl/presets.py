@@ -18,11 +18,14 @@ import yaml
 from . import host
 from .log import log
 from .request import SYSTEM_PROMPT
+from .settings import shown, text_of, whole_characters
 
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
 _SUFFIXES = (".yaml", ".yml", ".txt")
 _MAX_BYTES = 100_000
+_DEEPEST = 8
+_TEXT_TAG = "tag:yaml.org,2002:str"
 # Files that have been complained of: the lists are made for every look at a node.
 _told: set[tuple[Path, str]] = set()
 
@@ -63,12 +66,12 @@ def find(name: str) -> Preset:
     Raises:
         UnknownPresetError: no file has that name; the message says where it would be, and which there are.
     """
-    if name == NONE:
+    if text_of("preset", name) == NONE:
         return Preset()
     presets = listed()
     if name not in presets:
         raise UnknownPresetError(
-            f"preset {name!r} does not exist. Put its file into {host.preset_folder()}, "
+            f"preset {shown(name)} does not exist. Put its file into {host.preset_folder()}, "
             f"or pick one of: {', '.join((NONE, *presets))}."
         )
     return presets[name]
@@ -99,7 +102,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
             if name in taken:
                 raise ValueError(f"the name {name!r} stands for {taken[name]} already")
             preset = _read(file)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             _complain(file, str(error))
         else:
             taken[name] = file.name
@@ -107,29 +110,59 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
 
 
 def _read(file: Path) -> Preset:
-    """Raises OSError, ValueError or yaml.YAMLError where the file holds no preset."""
+    """Raises OSError or ValueError where the file holds no preset."""
     with file.open("rb") as opened:
         content = opened.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES:,} bytes")
-    return _parsed(content, file.suffix.lower())
+    found = _parsed(content, file.suffix.lower())
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 # ComfyUI asks for a node's inputs dozens of times a prompt. libyaml would be fast enough without, but nesting that is
 # too deep for it ends the process.
 @lru_cache(maxsize=256)
-def _parsed(content: bytes, suffix: str) -> Preset:
+def _parsed(content: bytes, suffix: str) -> Preset | str:
+    """The preset, or what is wrong with it."""
+    try:
+        return _preset(content, suffix)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return str(error)
+
+
+class _Shallow(yaml.SafeLoader):
+    """Brackets within brackets take it a time that grows with the square of their depth, and a preset has none."""
+
+    def fetch_flow_collection_start(self, token: type) -> None:
+        if self.flow_level > _DEEPEST:
+            raise ValueError("it is nested too deep for a preset")
+        super().fetch_flow_collection_start(token)
+
+
+def _preset(content: bytes, suffix: str) -> Preset:
     text = content.decode("utf-8-sig")
-    parts = {"text": text} if suffix == ".txt" else yaml.safe_load(text)
-    if not isinstance(parts, dict):
-        raise ValueError("it must hold `text: ...`, `system: ...` or both")
-    if unknown := [key for key in parts if key not in ("text", "system")]:
-        raise ValueError(f"it may hold `text` and `system`, but it has {', '.join(map(repr, unknown))}")
-    if wrong := [key for key, part in parts.items() if not isinstance(part, str)]:
-        raise ValueError(f"{wrong[0]!r} must be text: put it in quotes, or behind `|` on lines of its own")
+    parts = {"text": text} if suffix == ".txt" else _texts(yaml.compose(text, _Shallow))
     if not any(part.strip() for part in parts.values()):
         raise ValueError("it is empty")
     return Preset(**parts)
+
+
+def _texts(document: yaml.Node | None) -> dict[str, str]:
+    """The texts of a preset. Nothing is made of other values: a tag or a merge could do anything."""
+    if not isinstance(document, yaml.MappingNode):
+        raise ValueError("it must hold `text: ...`, `system: ...` or both")
+    parts = {key.value: part for key, part in document.value if _is_text(key)}
+    if unknown := [key for key, _ in document.value if not _is_text(key) or key.value not in ("text", "system")]:
+        raise ValueError(f"it may hold `text` and `system`, but it has {shown(unknown[0].value)}")
+    if wrong := [key for key, part in parts.items() if not _is_text(part)]:
+        raise ValueError(f"{wrong[0]!r} must be text: put it in quotes, or behind `|` on lines of its own")
+    return {key: whole_characters(part.value) for key, part in parts.items()}
+
+
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _TEXT_TAG
 
 
 def _complain(file: Path, reason: str) -> None:

@@ -80,7 +80,7 @@ def encode(
         phase: a block that times one of the parts "template", "processor" and "transfer".
 
     Raises:
-        PromptError: the model cannot see and there is something to look at.
+        PromptError: the model cannot see and there is something to look at, or the question is too long for it.
     """
     videos = videos or ()
     if (pictures or videos) and handle.processor is None:
@@ -94,11 +94,26 @@ def encode(
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
+    _require_room(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
         moved = {key: _to(value, device, dtype) for key, value in inputs.items()}
     seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
     return Prompt(moved, text.rstrip().endswith(THINK_START), seen)
+
+
+def _require_room(handle: ModelHandle, request: Request, tokens: int) -> None:
+    """A prompt beyond the model's positions would take long and give nothing that makes sense."""
+    config = handle.model.config.get_text_config()
+    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    most = getattr(config, "max_position_embeddings", None) or tokens
+    # YaRN stretches them.
+    longest = max(most, round((scaling.get("original_max_position_embeddings") or most) * (scaling.get("factor") or 1)))
+    if tokens > longest:
+        raise PromptError(
+            f"The question has {tokens:,} tokens, and {request.load.model} reads {longest:,} at most. "
+            "Shorten the text, or show fewer or smaller pictures."
+        )
 
 
 def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> str:
@@ -152,6 +167,7 @@ def _tokenize(
 ) -> dict[str, Any]:
     if handle.processor is None:
         return dict(handle.tokenizer(text, return_tensors="pt"))
+    videos = [_in_pairs(video) for video in videos]
     given: dict[str, Any] = {"text": [text]}
     if pictures:
         given |= {"images": list(pictures), "images_kwargs": _size(handle.processor.image_processor, resolution)}
@@ -194,6 +210,13 @@ def _timing(videos: Sequence[Video]) -> dict[str, Any]:
         for video in videos
     ]
     return {"video_metadata": metadata, "do_sample_frames": False}
+
+
+def _in_pairs(video: Video) -> Video:
+    """A single frame twice: processors join two and take no fewer."""
+    if len(video.frames) > 1:
+        return video
+    return replace(video, frames=video.frames.repeat(2, axis=0), times_s=video.times_s * 2)
 
 
 def _rate(video: Video) -> float:

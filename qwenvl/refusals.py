@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .engines import Engine
+from .settings import whole_characters
 
 _LONGEST_WORDS = 400
 _UNKNOWN_FIELD = re.compile(
@@ -32,8 +33,8 @@ class QuestionError(EngineError):
 def words(body: str) -> str:
     """What an error response says, in whichever of the usual forms. Pure."""
     try:
-        said = _said(json.loads(body))
-    except ValueError:
+        said = whole_characters(_said(json.loads(body)))
+    except (ValueError, RecursionError):
         said = re.sub(r"<[^>]*>", " ", body)
     said = " ".join(said.split())
     return said if len(said) <= _LONGEST_WORDS else f"{said[:_LONGEST_WORDS]} ..."

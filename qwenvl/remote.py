@@ -24,6 +24,7 @@ from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
 from .request import AS_SET, Answer, Request, Sampling, Stats
+from .settings import whole_characters
 from .wire import Wire
 
 # How often a cancel is looked for while nothing comes.
@@ -88,10 +89,12 @@ class Writer:
 
     def _split(self) -> tuple[str, str | None]:
         """(thinking, answer) as far as they have come."""
-        if self.reply.thinking:
-            return self.reply.thinking.strip(), self.reply.text.strip()
-        closed = self._may_think and THINK_END in self.reply.text
-        return split_thinking(self.reply.text, self._thinks or closed)
+        # Only here: the halves of a character may come in two pieces.
+        text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
+        if thinking:
+            return thinking.strip(), text.strip()
+        closed = self._may_think and THINK_END in text
+        return split_thinking(text, self._thinks or closed)
 
 
 def answer(engine: Engine, job: Job) -> Stats | None:

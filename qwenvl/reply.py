@@ -72,7 +72,7 @@ def event_of(data: str) -> dict[str, Any] | None:
     """A piece of an answer, or an object with an `error`; None where it is neither. Pure."""
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(event, dict):
         return None
@@ -105,4 +105,4 @@ async def stream_data(blocks: AsyncIterable[bytes]) -> AsyncIterator[str]:
 
 
 def _whole(number: object) -> int:
-    return number if isinstance(number, int) else 0
+    return number if isinstance(number, int) and number > 0 else 0

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .settings import InvalidSettingError, in_ranges, one_of, shown, text_of
+
 QUANTIZATIONS = ("none", "4bit", "8bit")
 ATTENTIONS = ("sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention")
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -64,21 +66,10 @@ FRAME_RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-class InvalidSettingError(ValueError):
-    """A setting has a value that it cannot have."""
-
-
-def _in_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        # Written so that NaN, which compares as false, is refused too.
-        if isinstance(value, str) or not low <= value <= high:
-            raise InvalidSettingError(f"{name} must be between {low} and {high}, got {value!r}.")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidSettingError(f"{name} {value!r} does not exist. Pick one of: {', '.join(allowed)}.")
+def _nearest(value: float, low: float, high: float) -> float:
+    """Within the range, and whole where the range is."""
+    inside = min(max(value, low), high)
+    return int(inside) if isinstance(low, int) else float(inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +82,11 @@ class LoadSpec:
     device: str = AUTO
 
     def __post_init__(self) -> None:
-        _one_of("quantization", self.quantization, QUANTIZATIONS)
-        _one_of("attention_mode", self.attention, ATTENTIONS)
-        if not _DEVICE.fullmatch(self.device):
-            raise InvalidSettingError(f"device must be like auto, cpu, cuda:0 or all GPUs, got {self.device!r}.")
+        text_of("model", self.model)
+        one_of("quantization", self.quantization, QUANTIZATIONS)
+        one_of("attention_mode", self.attention, ATTENTIONS)
+        if not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
+            raise InvalidSettingError(f"device must be like auto, cpu, cuda:0 or all GPUs, got {shown(self.device)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +114,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _in_ranges(self, RANGES)
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {self.stop!r}.")
+        in_ranges(self, RANGES)
+        if not isinstance(self.stop, tuple) or not all(isinstance(each, str) and each for each in self.stop):
+            raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {shown(self.stop)}.")
 
     def with_own(self, own: Mapping[str, Any]) -> Sampling:
         """What a model's makers recommend, in place of what is set; what they do not name stays.
@@ -132,8 +124,10 @@ class Sampling:
         Args:
             own: values by name. Those outside our ranges become the nearest that is inside, as a top_k of -1 for off.
         """
-        given = {
-            name: min(max(value, RANGES[name][0]), RANGES[name][1]) for name, value in own.items() if name in RANGES
+        known = {name: value for name, value in own.items() if name in RANGES and isinstance(value, int | float)}
+        # NaN is no recommendation.
+        given: dict[str, Any] = {
+            name: _nearest(value, *RANGES[name]) for name, value in known.items() if value == value
         }
         return replace(self, **given, do_sample=bool(own.get("do_sample", self.do_sample)))
 
@@ -168,7 +162,7 @@ class Frames:
     fps: float = 24.0
 
     def __post_init__(self) -> None:
-        _in_ranges(self, FRAME_RANGES)
+        in_ranges(self, FRAME_RANGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +192,15 @@ class Request:
     sampling_from: str = AS_SET
 
     def __post_init__(self) -> None:
-        _one_of("release", self.release, RELEASES)
-        _one_of("diagnostics", self.diagnostics, DIAGNOSTICS)
-        _one_of("image_mode", self.image_mode, IMAGE_MODES)
-        _one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
-        _one_of("thinking", self.thinking, THINKING)
-        _one_of("download", self.download, DOWNLOADS)
-        _one_of("sampling", self.sampling_from, SAMPLING_FROM)
+        one_of("release", self.release, RELEASES)
+        one_of("diagnostics", self.diagnostics, DIAGNOSTICS)
+        one_of("image_mode", self.image_mode, IMAGE_MODES)
+        one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
+        one_of("thinking", self.thinking, THINKING)
+        one_of("download", self.download, DOWNLOADS)
+        one_of("sampling", self.sampling_from, SAMPLING_FROM)
+        for name in ("text", "system"):
+            object.__setattr__(self, name, text_of(name, getattr(self, name)))
 
     @property
     def shows_something(self) -> bool:

@@ -129,3 +129,7 @@ def test_a_thought_that_the_model_ends_without_an_answer_counts_as_over_budget(d
         writer, _ = write(demo, "I see", thinks=True, thinking_budget=budget)
         writer.push([])
         assert (writer.ended, writer.over_budget) == (True, budget > 0)
+
+
+def test_a_stop_that_is_longer_than_the_text_holds_back_what_begins_it():
+    assert certain("xab", ["ab" + "c" * 10**6]) == "x"

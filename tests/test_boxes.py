@@ -214,3 +214,28 @@ def test_any_label_fits_on_any_picture(label, size):
 def test_json_in_a_label_is_a_label():
     label = json.dumps([{"bbox_2d": [1, 2, 3, 4]}])
     assert read(json.dumps({"bbox_2d": [10, 20, 30, 40], "label": label})) == ([Mark((10, 20, 30, 40), label)], [])
+
+
+def test_a_number_is_followed_by_nothing_that_float_does_not_take():
+    """Found by fuzzing: to a regular expression, U+001C is a space."""
+    marks, problems = read('{"bbox_2d": [1, 2, 3, 50\x1c], "label": "x",')
+    assert (marks, len(problems)) == ([], 1)
+
+
+def test_half_a_character_in_an_answer_can_be_shown():
+    marks, problems = read('[{"bbox_2d": [1, 2, 3, 4], "label": "\\ud800"}, {"bbox_2d": "\ud800"}, {bbox_2d: \ud800}]')
+    assert marks[0].label == "\ufffd"
+    "".join(problems).encode()
+
+
+@pytest.mark.parametrize("text", ["{" * 500_000, "{label:'" * 60_000, '{"a":' * 100_000, ('{"k":[' + "1," * 500) * 800])
+def test_a_text_that_is_no_json_over_and_over_is_given_up(text):
+    """Each of these took minutes: json counts the lines up to every mistake."""
+    marks, problems = read(f'{{"bbox_2d": [1, 2, 3, 4]}} {text}')
+    assert [mark.box for mark in marks] == [(1, 2, 3, 4)]
+    assert "too much before it that is no JSON" in problems[-1]
+
+
+def test_many_objects_that_are_nearly_json_are_all_read():
+    text = "".join(f"{{'bbox_2d': [{n}, 2, {n + 1}, 4], 'label': 'x'}}, " for n in range(1000))
+    assert len(read(text)[0]) == 1000

@@ -101,3 +101,12 @@ def test_comfyui_knows_the_error_for_what_it_is():
     assert is_out_of_memory(OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.parametrize(
+    "odd", [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"num_hidden_layers": None}, {"head_dim": 10**300}]
+)
+def test_a_configuration_that_makes_no_sense_is_for_the_loader_to_refuse(tmp_path, odd):
+    sound = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps({**sound, **odd}))
+    assert 0 <= request_bytes(tmp_path, torch.float32, 100, 10) < 10**9

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -152,3 +153,29 @@ def test_a_transformers_that_is_too_old_is_told_with_the_command_that_mends_it()
     )
     for family, version in (("qwen3_5", "5.2.0.dev0"), ("qwen3_5", "5.10.1"), ("qwen3_vl", "4.57.1"), ("bert", "4.0")):
         assert why_too_old(family, version) is None
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "1" * 5000, '{"a": ' * 5000])
+def test_a_file_that_no_reader_follows_is_an_error_of_ours(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_pipe_and_a_file_without_end_are_not_read(tmp_path):
+    file = tmp_path / "config.json"
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="it is no file"):
+        read_checkpoint(tmp_path)
+    file.unlink()
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="larger than"):
+        read_checkpoint(tmp_path)
+
+
+def test_names_of_templates_that_are_none_are_passed_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    templates = [{"name": [], "template": "x"}, 5, {"name": "default", "template": "add_generation_prompt<think>"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    assert read_checkpoint(tmp_path).thinks

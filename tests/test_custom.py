@@ -118,3 +118,30 @@ def test_a_file_that_is_no_text_costs_the_custom_models_only(tmp_path, caplog):
     (tmp_path / "c.json").write_bytes(b"\xff\xfe{}")
     assert custom_models(tmp_path / "c.json") == ()
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "1" * 5000, '{"models": ' * 3000])
+def test_a_file_that_no_reader_follows_is_said_and_holds_no_models(tmp_path, caplog, content):
+    file = tmp_path / "custom_models.json"
+    file.write_text(content)
+    assert custom_models(file) == ()
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "entry", [{"path": "/a\0b"}, {"path": "/a\ud800"}, {"repo_id": f"a/{'b' * 200}"}, {"repo_id": "x" * 10**5}]
+)
+def test_a_place_that_no_disk_can_have_costs_its_model_only(tmp_path, caplog, entry):
+    file = tmp_path / "custom_models.json"
+    file.write_text(json.dumps({"models": {"bad": entry, "good": {"path": "/m"}}}))
+    assert [model.name for model in custom_models(file)] == ["good"]
+    assert max(map(len, caplog.messages)) < 600
+
+
+def test_a_file_of_nothing_but_mistakes_is_complained_of_for_a_while(tmp_path, caplog):
+    """Each is looked up in the text, which takes as long as it is."""
+    file = tmp_path / "custom_models.json"
+    file.write_text(json.dumps({"models": {str(number): 5 for number in range(10_000)}}))
+    assert custom_models(file) == ()
+    assert len(caplog.records) == 20
+    assert "more that is wrong" in caplog.messages[-1]

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import hub_server
@@ -151,6 +152,7 @@ class CancelLater(Watch):
 KILLED = """
 import sys
 from pathlib import Path
+from pathlib import Path
 from qwenvl.download import fetch
 
 class Watch:
@@ -236,3 +238,40 @@ def test_an_administrator_sets_the_default_and_a_slip_forbids(monkeypatch, value
     if value:
         monkeypatch.setenv("QWENVL_DOWNLOAD", value)
     assert default_policy() == policy
+
+
+def safetensors(**tensor):
+    tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **tensor}
+    header = json.dumps({"w": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0" * 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(safetensors(**odd) for odd in ({"data_offsets": []}, {"data_offsets": [0, "8"]}, {"shape": [10**30]})),
+        *(safetensors(**odd) for odd in ({"shape": "x"}, {"shape": [-1]}, {"dtype": []}, {"shape": [2.0]})),
+        *((2).to_bytes(8, "little") + each + b"12345678" for each in (b"[]", b"5 ", b"\xff\xff")),
+        (5000).to_bytes(8, "little") + b"[" * 5000 + b"12345678",
+    ],
+)
+def test_weights_with_a_header_of_anything_are_incomplete_with_a_reason(tmp_path, content):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    assert why_incomplete(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert "cannot be read" in why_incomplete(tmp_path)
+
+
+def test_a_header_that_claims_a_terabyte_is_not_read(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write((1 << 40).to_bytes(8, "little"))
+        file.truncate(1 << 41)
+    assert "is no safetensors file" in why_incomplete(tmp_path)
+
+
+def test_a_folder_with_a_name_that_no_disk_takes_is_incomplete():
+    assert "cannot be read" in why_incomplete(Path("/" + "n" * 300))

@@ -141,3 +141,9 @@ def test_a_bad_entry_is_named_once_until_the_file_changes(tmp_path, warnings):
             read_engines(file)
     assert len(warnings()) == 2
     assert [each.name for each in read_engines(file)] == ["good"]
+
+
+@pytest.mark.parametrize("content", ['{"engines": ' + "[" * 5000, "1" * 5000])
+def test_a_file_that_no_reader_follows_holds_no_engines(tmp_path, content):
+    (tmp_path / "custom_models.json").write_text(content)
+    assert read_engines(tmp_path / "custom_models.json") == ()

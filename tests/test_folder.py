@@ -129,11 +129,16 @@ def test_others_may_read_a_caption_as_any_new_file(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
 
 
+def test_half_a_character_is_written_as_what_stands_for_one(tmp_path):
+    write_whole(tmp_path / "a.txt", "new \ud800")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new \ufffd"
+
+
 def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
     file = tmp_path / "a.txt"
     write_whole(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "new \ud800")
+    with pytest.raises(AttributeError):
+        write_whole(file, None)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -160,3 +165,8 @@ def test_killed_in_the_middle_of_a_file_there_is_none_and_the_leftover_goes_late
     os.utime(left, (old, old))
     remove_leftovers([tmp_path])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_that_is_none_is_said(tmp_path):
+    with pytest.raises(FolderError, match="pattern"):
+        find_pictures(tmp_path, "x" * 300 + "/")

@@ -10,10 +10,11 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "log"}
+LOW = {"request", "settings", "log"}
 MAY_IMPORT = {
     "__init__": set(),
-    "request": set(),
+    "settings": set(),
+    "request": {"settings"},
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
@@ -40,11 +41,12 @@ MAY_IMPORT = {
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host"},
-    "budget": LOW | {"download", "media"},
+    "budget": LOW | {"checkpoint", "download", "media"},
     "devices": LOW | {"capabilities"},
     "attention": LOW | {"capabilities", "checkpoint"},
     "precision": LOW | {"capabilities", "checkpoint"},
-    "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "precision"},
+    "sound": LOW | {"budget", "checkpoint", "download"},
+    "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "precision", "sound"},
     "turns": set(),
     "cache": LOW | {"loader", "turns"},
     "answer": LOW,
@@ -75,15 +77,15 @@ MAY_IMPORT = {
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
-    "box_node": LOW | {"boxes", "host", "loader", "media"},
-    "folder_nodes": LOW | {"folder", "host", "media", "paths"},
+    "box_node": LOW | {"boxes", "host", "lists", "loader", "media"},
+    "folder_nodes": LOW | {"folder", "host", "lists", "media", "paths"},
     "command": LOW | {"catalog", "devices", "download", "presets"},
     "captions": LOW | {"pipeline", "cache", "command", "folder", "presets"},
     "serving": LOW | {"catalog", "command"},
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("request", "log", "catalog", "paths", "folder", "lists"),
+    *("settings", "request", "log", "catalog", "paths", "folder", "lists"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "turns"),
 }

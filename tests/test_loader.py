@@ -187,7 +187,7 @@ def test_pickled_weights_are_not_opened(tmp_path):
     folder = tiny.save("qwen3", tmp_path / "m")
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(LoadError, match="safetensors"):
         load(LoadSpec("m"), folder, CPU)
 
 

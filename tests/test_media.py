@@ -384,3 +384,30 @@ def test_a_damaged_picture_is_an_error_that_names_it(tmp_path, kind):
     path.write_bytes(damaged(kind))
     with pytest.raises(MediaError, match=r"image2: .*damaged.* cannot be read as a picture"):
         pictures({"image2": path})
+
+
+def test_a_stream_of_frames_without_a_size_is_no_video(tmp_path):
+    """Found by fuzzing: a stream whose codec is unknown has no size at all."""
+    path = write_video(tmp_path / "v.mkv", RED_THEN_BLUE, 1)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_MPEX4/ISO/ASP"))
+    with pytest.raises(MediaError, match="frames of 0 x 0 pixels, or of an unknown codec"):
+        read(str(path))
+
+
+def test_a_film_whose_header_claims_huge_frames_is_refused_before_one_is_decoded(tmp_path):
+    """Found by fuzzing: 108 bytes took 4 GB."""
+    path = tmp_path / "v.gif"
+    path.write_bytes(b"GIF89a ::::::::::::::::::::::::::::::::IF89a2\xd7" + b"\xff" * 5 + b"\x0b\x99\0" + b":" * 60)
+    with pytest.raises(MediaError, match=r"frames of \d{5} x \d{5} pixels"):
+        read(str(path))
+
+
+def test_frames_too_narrow_for_the_model_are_refused_by_name():
+    with pytest.raises(MediaError, match=r"video_frames is 900 x 2 pixels.*at most 200 times"):
+        looked_at(video_frames=torch.zeros(4, 2, 900, 3))
+
+
+@pytest.mark.parametrize("image", ["/etc/passwd", None, 5, torch.zeros(1, 2, 2, 3, dtype=torch.complex64)])
+def test_what_is_no_image_of_numbers_is_refused_by_name(image):
+    with pytest.raises(MediaError, match="video_frames must"):
+        looked_at(video_frames=image if image is not None else object())

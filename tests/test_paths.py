@@ -155,8 +155,10 @@ def test_a_link_to_itself_leads_nowhere(tmp_path, exposed):
     assert found.parent in (tmp_path / "a", tmp_path / "b")
 
 
-def test_a_path_that_is_too_long_is_found_to_be_nothing(tmp_path):
-    assert resolve("folder", "a" * 5000, None, [tmp_path]) == tmp_path / ("a" * 5000)
+def test_a_path_that_is_too_long_is_refused_before_a_disk_sees_it(tmp_path):
+    for value in ("x" * 300, "\u00e9" * 200, "a/" * 2000):
+        with pytest.raises(ForbiddenPathError, match="longer than a path can be"):
+            resolve("folder", value, [tmp_path], [tmp_path])
 
 
 @pytest.mark.parametrize("windows", [True, False])

@@ -215,3 +215,18 @@ def test_the_times_of_every_video_are_told_to_qwen3(demo):
     videos = [Video(frames, (0.0, 1.0, 2.0, 3.0), 4.0), Video(frames, (0.0, 5.0, 10.0, 15.0), 20.0)]
     text = demo.tokenizer.decode(encode(demo, Request(demo.spec, "?"), [], videos).inputs["input_ids"][0])
     assert re.findall(r"<([\d.]+) seconds>", text) == ["0.5", "2.5", "2.5", "12.5"]
+
+
+def test_a_single_frame_is_a_video(demo):
+    """Qwen's processors take no fewer than two."""
+    video = Video(np.zeros((1, 64, 64, 3), np.uint8), (0.0,), 0.1)
+    assert encode(demo, Request(LoadSpec("demo"), "?"), [], [video]).tokens > 4
+
+
+def test_a_question_beyond_the_model_s_positions_is_refused_with_both_numbers(demo, monkeypatch):
+    request = Request(LoadSpec("demo"), "word " * 10_000)
+    with pytest.raises(PromptError, match=r"has 20,\d{3} tokens, and demo reads 8,192 at most"):
+        encode(demo, request, [])
+    text = demo.model.config.get_text_config()
+    monkeypatch.setattr(text, "rope_parameters", {"factor": 4.0, "original_max_position_embeddings": 8192})
+    assert encode(demo, request, []).tokens > 20_000, "YaRN has them stretched"

@@ -78,3 +78,9 @@ def test_a_status_within_a_stream_counts_where_it_is_one():
     assert refusals.status_in({"error": {"message": "x", "code": 400}}) == 400
     assert refusals.status_in({"error": "x"}) == 500
     assert refusals.status_in({"error": {"code": "bad_thing"}}) == 500
+
+
+def test_words_are_few_and_whole_however_deep_they_are():
+    assert len(words("[" * 5000)) < 500
+    assert words('{"error": "a\\ud800"}') == "a\ufffd"
+    assert len(words('{"error": ' * 800 + '"x"' + "}" * 800)) < 500

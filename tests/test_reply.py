@@ -87,3 +87,13 @@ def test_what_is_no_piece_of_an_answer_is_recognised(odd):
 def test_what_is_no_json_is_recognised_and_an_error_kept():
     assert event_of("{") is None
     assert event_of('{"error": "full"}') == {"error": "full"}
+
+
+def test_what_is_nested_deeper_than_anybody_follows_is_no_event():
+    assert event_of("[" * 5000) is None
+    assert event_of('{"a":' * 5000) is None
+
+
+def test_a_count_below_nothing_is_none():
+    reply, _ = grown({"choices": [], "usage": {"prompt_tokens": -5}})
+    assert reply.count("prompt_tokens") == 0

@@ -76,3 +76,35 @@ def test_a_recommendation_outside_of_our_ranges_becomes_the_nearest_inside(given
 def test_sampling_says_what_it_is():
     assert str(Sampling(do_sample=False)) == "greedy"
     assert str(Sampling(top_k=20)) == "temperature 0.7, top_p 0.9, top_k 20, min_p 0, repetition_penalty 1"
+
+
+@pytest.mark.parametrize("value", [None, True, [1], "1", 1.5, pytest.param(10**5000, id="thousands of digits")])
+def test_a_whole_number_is_nothing_else(value):
+    with pytest.raises(InvalidSettingError, match="top_k must be a whole number between 0 and 200"):
+        Sampling(top_k=value)
+
+
+@pytest.mark.parametrize("own", [{"temperature": math.nan}, {"top_k": "20"}, {"top_p": None}])
+def test_a_recommendation_that_is_no_number_is_none(own):
+    assert Sampling().with_own(own) == Sampling()
+
+
+def test_a_whole_number_stays_one_where_makers_wrote_a_fraction():
+    assert Sampling().with_own({"top_k": 20.0, "temperature": 1}).top_k == 20
+
+
+@pytest.mark.parametrize("given", [{"text": 5}, {"system": None}])
+def test_a_question_is_text(given):
+    with pytest.raises(InvalidSettingError, match="must be a text"):
+        Request(LoadSpec("any"), **{"text": "?", **given})
+
+
+def test_half_a_character_in_a_question_becomes_what_stands_for_one():
+    """Nothing could encode it: not the tokenizer, not the page, not an engine's JSON."""
+    assert Request(LoadSpec("any"), "a\ud800").text == "a\ufffd"
+
+
+@pytest.mark.parametrize("given", [{"model": []}, {"model": "m", "device": 5}, {"model": "m", "quantization": []}])
+def test_a_load_is_asked_for_in_texts(given):
+    with pytest.raises(InvalidSettingError):
+        LoadSpec(**given)
