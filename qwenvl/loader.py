@@ -16,6 +16,7 @@ from .capabilities import Machine, has_package
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
 from .devices import placement, strays
+from .faults import running_out_at_once
 from .log import log
 from .precision import (
     PrecisionError,
@@ -213,7 +214,8 @@ def _read(checkpoint: Checkpoint, plan: LoadPlan, machine: Machine) -> Any:
         quiet_casts()
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     try:
-        model, report = auto.from_pretrained(folder, config=config, **options)
+        with running_out_at_once():
+            model, report = auto.from_pretrained(folder, config=config, **options)
     except (ImportError, ValueError) as error:
         raise LoadError(f"{folder} cannot be loaded: {error}") from error
     # transformers gives random numbers to what it does not find, and goes on.

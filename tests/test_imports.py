@@ -40,13 +40,14 @@ MAY_IMPORT = {
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host"},
-    "budget": LOW | {"download", "media"},
+    "faults": LOW,
+    "budget": LOW | {"download", "faults", "media"},
     "devices": LOW | {"capabilities"},
     "attention": LOW | {"capabilities", "checkpoint"},
     "precision": LOW | {"capabilities", "checkpoint"},
-    "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "precision"},
+    "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "faults", "precision"},
     "turns": set(),
-    "cache": LOW | {"loader", "turns"},
+    "cache": LOW | {"faults", "loader", "turns"},
     "answer": LOW,
     "prompt": LOW | {"answer", "loader", "media"},
     "keyvalues": LOW,
@@ -61,8 +62,8 @@ MAY_IMPORT = {
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
-    | {"precision"},
-    "batch": LOW | {"answer", "budget", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
+    | {"faults", "precision"},
+    "batch": LOW | {"answer", "faults", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "refusals": LOW | {"engines"},
     "reply": LOW,
     "loop": set(),
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "report", "catalog", "remote"},
+    | {"diagnostics", "faults", "report", "catalog", "remote"},
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
