@@ -1,0 +1,187 @@
+"""Killed in the middle of a download, a load, an answer, or a folder of captions: nothing is half-written, and the next
+run works and gives the same answer."""
+
+import os
+import random
+import re
+import time
+
+import hub_server
+import psutil
+import pytest
+from conftest import draw
+from test_captions import CAPTIONS, SCENES
+from tiny import DEMO_FOLDER
+
+from qwenvl.download import why_incomplete
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+fork_server = pytest.importorskip("fork_server", reason="no fork on Windows")
+
+ASK = ("Describe this image.", "--no-do-sample", "--verbose")
+# Long enough to be killed in; what it says after its caption makes no sense, and is the same every time.
+LONG = ("--min-new-tokens", "150", "--max-new-tokens", "150")
+KILLED = -9
+# Where nothing is drawn.
+SEED = 20261124
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "tmp").mkdir()
+    draw("circle", "red", "blue").save(home / "picture.png")
+    server = fork_server.Server(
+        home / "picture.png", {**os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "OMP_NUM_THREADS": "1"}
+    )
+    server.home = home
+    yield server
+    server.close()
+
+
+def below(folder):
+    """Every file in it, with its content."""
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class Answers:
+    """Asks about a picture with the demo model, which must stay as it is, as must home and temporary files."""
+
+    def __init__(self, server, folder, *more):
+        self.server, self.log, picture = server, folder / "log", folder / "red circle.png"
+        draw("circle", "red", "blue").save(picture)
+        self.do = ("command", "--image", str(picture), *ASK, *more)
+        self.seconds, self.text = self.whole()
+        assert self.text.startswith("a red circle on a blue background")
+        self.kept = self.on_disk()
+
+    def start(self):
+        return self.server.start(self.log, *self.do)
+
+    def whole(self):
+        run = self.start()
+        status, seconds = run.end()
+        assert status == 0, run.said()
+        return seconds, re.search(r"^a red circle.*?(?=\[QwenVL\]|$)", run.said(), re.MULTILINE).group()
+
+    def on_disk(self):
+        return below(DEMO_FOLDER), below(self.server.home)
+
+    def check(self):
+        """After a kill."""
+        assert self.on_disk() == self.kept
+        assert self.whole()[1] == self.text
+        assert self.on_disk() == self.kept
+
+
+def killed_at(run, delay):
+    """Whether it was still there to be killed."""
+    time.sleep(max(0.0, delay))
+    return run.kill() == KILLED
+
+
+def test_killed_while_it_loads(server, tmp_path):
+    answers = Answers(server, tmp_path)
+    assert killed_at(answers.start(), 0.02)
+    answers.check()
+
+
+def test_killed_while_it_answers(server, tmp_path):
+    answers = Answers(server, tmp_path, *LONG)
+    run = answers.start()
+    run.wait_for(lambda: "loaded Demo" in run.said() and "a red" in run.said())
+    assert killed_at(run, 0)
+    assert "new tokens" not in run.said()
+    answers.check()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(12):
+        draw(*list(SCENES.values())[number % 4]).save(folder / f"{number}.png")
+    return folder
+
+
+def caption(server, folder, **order):
+    do = ("command", "caption", str(folder), "--prompt", *ASK, "--batch-size", "2")
+    return server.start(folder.parent / "log", *do, **order)
+
+
+def check_captions(folder):
+    """Those that are there are whole; returns them, and what lies there besides."""
+    found = {file.name: file.read_text() for file in folder.glob("*.txt")}
+    assert found == {name: list(CAPTIONS.values())[int(name.partition(".")[0]) % 4] for name in found}
+    left = [file for file in folder.iterdir() if file.suffix not in (".txt", ".png")]
+    assert all(file.name.startswith(".qwenvl-") for file in left)
+    return found, left
+
+
+def goes_on(server, folder, count=12):
+    """The next run makes the rest, and takes away what an old one left."""
+    for file in check_captions(folder)[1]:
+        os.utime(file, (time.time() - 120,) * 2)
+    run = caption(server, folder)
+    assert run.end()[0] == 0, run.said()
+    found, left = check_captions(folder)
+    assert (len(found), left) == (count, [])
+
+
+def test_killed_in_the_middle_of_writing_a_caption(server, folder):
+    """The kernel ends the process at the tenth byte of whatever it writes, after the two captions of a batch."""
+    run = caption(server, folder, longest_file=10)
+    assert run.end()[0] < 0, run.said()
+    found, left = check_captions(folder)
+    assert (found, [file.stat().st_size for file in left]) == ({}, [10])
+    goes_on(server, folder)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    for hub in hub_server.start(tmp_path, monkeypatch, DEMO_FOLDER):
+        hub.fail(drip={"model.safetensors": 0.05})
+        yield hub
+
+
+class Downloads:
+    """Fetches the demo model from a hub on loopback."""
+
+    def __init__(self, server, hub, folder):
+        self.server, self.hub, self.folder, self.log = server, hub, folder / "owner--name", folder / "log"
+        names = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
+        self.environment = {name: os.environ[name] for name in names} | {"HF_HUB_DISABLE_XET": "1"}
+
+    def start(self):
+        return self.server.start(self.log, "fetch", "owner/name", str(self.folder), environment=self.environment)
+
+    def kill(self, run, victim):
+        """The process that waits, the one that downloads for it, or both; returns when all of them are gone."""
+        others = psutil.Process(run.pid).children() if psutil.pid_exists(run.pid) else []
+        if victim in ("downloader", "both"):
+            for other in others:
+                other.kill()
+        status = run.end()[0] if victim == "downloader" else run.kill()
+        assert psutil.wait_procs(others, timeout=60)[1] == []
+        return status
+
+    def check(self):
+        """Whole or not at all; what has its own name is whole. Then the next run, which takes everything away."""
+        there = {path: content for path, content in below(self.folder).items() if path.suffix != ".part"}
+        named = {path.name: content for path, content in there.items() if not path.name.startswith(".")}
+        assert named == {name: self.hub.files[name] for name in named}
+        assert (why_incomplete(self.folder) is None) == (named == self.hub.files and len(there) == len(named))
+        run = self.start()
+        assert run.end()[0] == 0, run.said()
+        assert why_incomplete(self.folder) is None
+        assert {path.name: content for path, content in below(self.folder).items()} == self.hub.files
+
+
+@pytest.mark.parametrize("victim", ["waiter", "downloader"])
+def test_killed_while_it_downloads(server, hub, tmp_path, victim):
+    downloads = Downloads(server, hub, tmp_path)
+    run = downloads.start()
+    run.wait_for(lambda: any(part.stat().st_size > 300_000 for part in downloads.folder.glob("*.safetensors*")))
+    assert downloads.kill(run, victim) != 0
+    assert why_incomplete(downloads.folder)
+    downloads.check()
