@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ class Run:
 
     def kill(self) -> int:
         """SIGKILL; returns the status."""
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self.pid, signal.SIGKILL)
         return self.end()[0]
 
     def end(self) -> tuple[int, float]:

@@ -5,6 +5,8 @@ import os
 import random
 import re
 import time
+from contextlib import suppress
+from shutil import rmtree
 
 import hub_server
 import psutil
@@ -157,20 +159,23 @@ class Downloads:
 
     def kill(self, run, victim):
         """The process that waits, the one that downloads for it, or both; returns when all of them are gone."""
-        others = psutil.Process(run.pid).children() if psutil.pid_exists(run.pid) else []
+        others = []
+        with suppress(psutil.NoSuchProcess):
+            others = psutil.Process(run.pid).children()
         if victim in ("downloader", "both"):
             for other in others:
                 other.kill()
-        status = run.end()[0] if victim == "downloader" else run.kill()
+        # Before there is a downloader it is the other one's turn.
+        status = run.end()[0] if victim == "downloader" and others else run.kill()
         assert psutil.wait_procs(others, timeout=60)[1] == []
         return status
 
     def check(self):
-        """Whole or not at all; what has its own name is whole. Then the next run, which takes everything away."""
-        there = {path: content for path, content in below(self.folder).items() if path.suffix != ".part"}
-        named = {path.name: content for path, content in there.items() if not path.name.startswith(".")}
+        """Whole or not at all; what has its own name is whole. Then the next run, which leaves nothing else."""
+        there = {path.name: content for path, content in below(self.folder).items() if path.suffix != ".part"}
+        named = {name: content for name, content in there.items() if not name.startswith(".")}
         assert named == {name: self.hub.files[name] for name in named}
-        assert (why_incomplete(self.folder) is None) == (named == self.hub.files and len(there) == len(named))
+        assert why_incomplete(self.folder) or named == self.hub.files
         run = self.start()
         assert run.end()[0] == 0, run.said()
         assert why_incomplete(self.folder) is None
@@ -185,3 +190,82 @@ def test_killed_while_it_downloads(server, hub, tmp_path, victim):
     assert downloads.kill(run, victim) != 0
     assert why_incomplete(downloads.folder)
     downloads.check()
+
+
+# The same at moments drawn at random, so often that they come to 50 at the very least.
+TIMES = {"download": 15, "load": 20, "answer": 20, "captions": 20}
+
+
+class Moments:
+    """Kills at random moments, until enough of them came before the end."""
+
+    def __init__(self, what, record_property):
+        self.random = random.Random(f"{SEED} {what}")
+        self.times, self.killed, self.late, self.record = TIMES[what], 0, 0, record_property
+        print(f"{what}: seed {SEED}")
+
+    def __iter__(self):
+        while self.killed < self.times:
+            assert self.late < 2 * self.times, "the process ends sooner than the moments that are drawn"
+            yield self.random
+        self.record("tried", {"killed": self.killed, "had ended already": self.late, "seed": SEED})
+
+    def count(self, killed):
+        self.killed, self.late = self.killed + killed, self.late + (not killed)
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_of_a_load(server, tmp_path, record_property):
+    answers = Answers(server, tmp_path)
+    moments = Moments("load", record_property)
+    for draw_ in moments:
+        run = answers.start()
+        killed = killed_at(run, draw_.uniform(0, 0.8) * answers.seconds)
+        moments.count(killed and "loaded Demo" not in run.said())
+        answers.check()
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_of_an_answer(server, tmp_path, record_property):
+    answers = Answers(server, tmp_path, *LONG)
+    run = answers.start()
+    run.wait_for(lambda: "loaded Demo" in run.said())
+    began = time.monotonic()
+    run.end()
+    seconds = time.monotonic() - began
+    moments = Moments("answer", record_property)
+    for draw_ in moments:
+        run = answers.start()
+        run.wait_for(lambda run=run: "loaded Demo" in run.said())
+        moments.count(killed_at(run, draw_.uniform(0, 1) * seconds))
+        answers.check()
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_of_a_folder(server, folder, record_property):
+    run = caption(server, folder)
+    status, seconds = run.end()
+    assert (status, len(check_captions(folder)[0])) == (0, 12)
+    moments, found = Moments("captions", record_property), set()
+    for draw_ in moments:
+        for file in folder.glob("*.txt"):
+            file.unlink()
+        moments.count(killed_at(caption(server, folder), draw_.uniform(0, 1) * seconds))
+        found.add(len(check_captions(folder)[0]))
+        goes_on(server, folder)
+    assert len(found) > 2, "it was killed after different numbers of captions"
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_of_a_download(server, hub, tmp_path, record_property):
+    downloads = Downloads(server, hub, tmp_path)
+    _, seconds = downloads.start().end()
+    moments, sizes = Moments("download", record_property), set()
+    for draw_ in moments:
+        rmtree(downloads.folder)
+        run = downloads.start()
+        time.sleep(draw_.uniform(0, 1) * seconds)
+        moments.count(downloads.kill(run, draw_.choice(["waiter", "downloader", "both"])) != 0)
+        sizes.add(sum(map(len, below(downloads.folder).values())))
+        downloads.check()
+    assert len(sizes) > 4, "it was killed after different numbers of bytes"
