@@ -147,13 +147,14 @@ def test_a_capture_that_ends_in_an_error_of_the_gpu_goes_on_without_one(request_
 
 
 def test_running_out_while_weights_are_converted_keeps_its_name(tmp_path):
-    """transformers 5 catches it, reads on, and raises an error that does not speak of memory."""
-    folder = tiny.save(next(each for each in ("qwen3_vl_moe", "qwen3_moe") if tiny.known(each)), tmp_path / "m")
+    """transformers 5 catches it, reads on, and raises an error that does not speak of memory. The experts of this model
+    lie on disk one by one, and are stacked while they are read."""
+    folder = tiny.save("qwen3_moe", tmp_path / "m")
     source = ModelSource(LoadSpec("m"), folder, Machine("cpu", torch.float32, ""))
     whole = Shortage()
     with whole():
         source.load()
-    for number in range(1, whole.count, max(1, whole.count // 4)):
+    for number in range(1, whole.count + 1, 2):
         with Shortage(number)(), pytest.raises(OutOfMemoryError, match="to load with m"):
             source.load()
 
