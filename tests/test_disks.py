@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import tempfile
 import time
 
 import hub_server
@@ -138,6 +139,14 @@ def test_what_does_not_fit_is_said_before_it_is_fetched(hub, disk):
     filler.unlink()
     fetch("owner/name", disk / "owner--name", Watch())
     assert why_incomplete(disk / "owner--name") is None
+
+
+def test_a_download_needs_no_room_for_temporary_files(hub, tmp_path, monkeypatch):
+    """Where the only disk is full, Python finds no folder for them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    hub.fail(api_error=(404, "RepoNotFound"))
+    with pytest.raises(DownloadError, match="There is no owner/name"):
+        fetch("owner/name", tmp_path / "owner--name", Watch())
 
 
 def test_a_read_only_models_folder_is_named(hub, tmp_path):
