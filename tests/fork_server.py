@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks one that works for every order: python fork_server.py PICTURE
+"""A process that has imported everything and forks one that works for every order: python fork_server.py < orders
 
 What is killed is then a process of its own, and killed while it works, not in the seconds of its imports. An order is a
 line of JSON: {"do": [function, arguments], "environment": {}, "log": file, "longest_file": bytes or null}. The answers
@@ -7,27 +7,34 @@ are {"pid": ...} at once and {"status": ..., "seconds": ...} when it has ended; 
 
 from __future__ import annotations
 
-import io
+import faulthandler
+import importlib
 import json
-import logging
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+# Much of transformers is imported only when it is used. Nothing is done with it here, which would start threads.
+_QWEN = "transformers.models.qwen"
+IMPORTS = ("qwenvl.__main__", "accelerate", "torchvision", f"{_QWEN}3_vl.modeling_qwen3_vl")
+IMPORTS += (f"{_QWEN}3_vl.processing_qwen3_vl", f"{_QWEN}2_vl.image_processing_qwen2_vl")
+# Far longer than anything takes.
+PATIENCE_S = 120
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Server:
     """For a fixture: starts it, and gives it orders."""
 
-    def __init__(self, picture: Path, environment: dict[str, str]) -> None:
-        command, pipe = [sys.executable, __file__, str(picture)], subprocess.PIPE
+    def __init__(self, environment: dict[str, str]) -> None:
+        command, pipe = [sys.executable, __file__], subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def close(self) -> None:
@@ -39,8 +46,10 @@ class Server:
         self._process.stdin.flush()
         return Run(self, self.answer()["pid"], log)
 
-    def answer(self) -> dict[str, Any]:
-        return json.loads(self._process.stdout.readline())
+    def answer(self) -> dict[str, Any] | None:
+        """The next one; None where there is none."""
+        there, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
+        return json.loads(self._process.stdout.readline()) if there else None
 
 
 class Run:
@@ -53,9 +62,8 @@ class Run:
     def wait_for(self, condition: Any) -> None:
         """Until it is true, looked at a thousand times a second."""
         while not condition():
-            if time.monotonic() > self.began + 120:
-                self.kill()
-                raise AssertionError(self.said())
+            if time.monotonic() > self.began + PATIENCE_S:
+                self._fail()
             time.sleep(0.001)
 
     def said(self) -> str:
@@ -70,7 +78,15 @@ class Run:
     def end(self) -> tuple[int, float]:
         """Waits for it: status and seconds."""
         answer = self._server.answer()
+        if answer is None:
+            self._fail()
         return answer["status"], answer["seconds"]
+
+    def _fail(self) -> NoReturn:
+        """It hangs: have it say where."""
+        os.kill(self.pid, signal.SIGABRT)
+        self._server.answer()
+        raise AssertionError(self.said())
 
 
 class Nobody:
@@ -100,6 +116,7 @@ def _work(order: dict[str, Any]) -> int:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
+    faulthandler.enable()
     if order["longest_file"] is not None:
         # A write beyond it stops half-way there, and the next one ends the process.
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -112,11 +129,12 @@ def _serve() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    torch.set_num_threads(1)  # a process that has more cannot be forked
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        # Much of transformers is imported only when it is used.
-        command("Count from 1 to 3.", "--image", sys.argv[1])
-    logging.getLogger().handlers.clear()  # each command sets its own
+    torch.set_num_threads(1)
+    for name in IMPORTS:
+        importlib.import_module(name)
+    # What another thread holds at the moment of a fork, nobody in the child ever lets go.
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"{threads} threads"
     # Not `for line in`, which reads ahead.
     while line := sys.stdin.readline():
         began = time.monotonic()

@@ -22,7 +22,7 @@ fork_server = pytest.importorskip("fork_server", reason="no fork on Windows")
 
 ASK = ("Describe this image.", "--no-do-sample", "--verbose")
 # Long enough to be killed in; what it says after its caption makes no sense, and is the same every time.
-LONG = ("--min-new-tokens", "150", "--max-new-tokens", "150")
+LONG = ("--min-new-tokens", "400", "--max-new-tokens", "400")
 KILLED = -9
 # Where nothing is drawn.
 SEED = 20261124
@@ -32,10 +32,7 @@ SEED = 20261124
 def server(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "tmp").mkdir()
-    draw("circle", "red", "blue").save(home / "picture.png")
-    server = fork_server.Server(
-        home / "picture.png", {**os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "OMP_NUM_THREADS": "1"}
-    )
+    server = fork_server.Server({**os.environ, "HOME": str(home), "TMPDIR": str(home / "tmp"), "OMP_NUM_THREADS": "1"})
     server.home = home
     yield server
     server.close()
