@@ -41,6 +41,7 @@ class Server:
         self._process.communicate()
 
     def start(self, log: Path, *do: Any, **order: Any) -> Run:
+        log.write_text("")  # what an earlier one said is not this one's
         line = json.dumps({"do": do, "log": str(log), "environment": {}, "longest_file": None} | order)
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
