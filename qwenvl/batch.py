@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from . import media
 from .answer import Writer
-from .budget import is_out_of_memory
+from .faults import unless_out_of_memory
 from .keyvalues import capacity_for
 from .loader import ModelHandle
 from .log import log
@@ -177,15 +177,11 @@ class Batches:
 
     def _try(self, prompts: list[Prompt], number: int, look: Look, check: Check) -> list[Answer | None] | None:
         """None where memory ran out, with everything that was made for the prompts given back."""
-        try:
-            return self._write(prompts, later_seed(self._seed, number), look, check)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            log.warning("out of memory while answering: %s", str(error).splitlines()[0])
-            traceback.clear_frames(error.__traceback__)
-        self._model.decoder.drop_buffers()
-        return None
+        write = partial(self._write, prompts, later_seed(self._seed, number), look, check)
+        answers = unless_out_of_memory(write)
+        if answers is None:
+            self._model.decoder.drop_buffers()
+        return answers
 
     def _write(self, prompts: list[Prompt], seed: int | None, look: Look, check: Check) -> list[Answer | None]:
         sampling, started = self._sampling, time.perf_counter()

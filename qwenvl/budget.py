@@ -13,6 +13,7 @@ from PIL import Image
 
 from .checkpoint import part, read_object
 from .download import weight_headers
+from .faults import OUT_OF_MEMORY
 from .media import Video
 from .request import LoadSpec
 
@@ -100,17 +101,8 @@ def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[V
     return len(text) // 3 + pixels // (28 * 28) + 64
 
 
-# Of torch itself from 2.5 on.
-_OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-
-
-class OutOfMemoryError(_OUT_OF_MEMORY):  # type: ignore[misc, valid-type]
+class OutOfMemoryError(OUT_OF_MEMORY):  # type: ignore[misc, valid-type]
     """Memory ran out. ComfyUI recognises it by its base class and unloads everything."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of RAM, for which torch has no type of its own."""
-    return isinstance(error, _OUT_OF_MEMORY) or "not enough memory" in str(error)
 
 
 def why_out_of_memory(spec: LoadSpec, doing: str, sizes: dict[str, int], request: int, free: int) -> OutOfMemoryError:

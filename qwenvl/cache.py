@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .faults import is_lost_device, why_lost
 from .loader import ModelHandle
 from .log import log
 from .request import LoadSpec
@@ -223,6 +224,9 @@ class _Turn:
             if error is not None:
                 _clear_frames(error)
                 gc.collect()  # what a load that failed half-way left behind
+            if isinstance(error, RuntimeError) and is_lost_device(error):
+                self._cache.clear()  # of whatever was on it nothing can be used again
+                raise why_lost(self._spec.model, error) from error
             if not self._keep:
                 self._cache.forget(self._spec)
         finally:
@@ -241,4 +245,8 @@ def _give_back(device: str) -> None:
     # transformers' models hold reference cycles, so without this they would stay until the next collection.
     gc.collect()
     if empty_cache := getattr(getattr(torch, device.split(":")[0], None), "empty_cache", None):
-        empty_cache()
+        try:
+            empty_cache()
+        except RuntimeError as error:
+            # A device that failed does so here too; what is wrong with it is said by whoever met it first.
+            log.warning("%s gives no memory back: %s", device, error)

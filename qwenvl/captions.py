@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     captions = folder.caption_files(pictures, options.suffix)
     folder.remove_leftovers({picture.parent for picture in pictures})
     waiting = [picture for picture in pictures if options.overwrite or not captions[picture].exists()]
+    folder.require_writable({captions[picture].parent for picture in waiting})
     outcome = Outcome(waiting, options.folder)
     try:
         if waiting:

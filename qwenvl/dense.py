@@ -104,9 +104,10 @@ class DenseStep:
         angles = torch.arange(positions, device=self.device)[:, None].float() * inverse
         scale = getattr(self._rotary, "attention_scaling", 1.0)
         cos, sin = angles.cos() * scale, angles.sin() * scale
-        self._cos = torch.cat([cos, cos], -1).to(self.dtype)
         # rotate_half(x) * sin is swap_halves(x) * (-sin, sin), which saves the negation.
-        self._sin = torch.cat([-sin, sin], -1).to(self.dtype)
+        tables = (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
+        # Both or none: where memory runs out for one, every later run would take the other's length for both.
+        self._cos, self._sin = tables
         return True
 
     def __call__(self, tokens: torch.Tensor, kv: KeyValues, span: int | None = None) -> torch.Tensor:

@@ -9,7 +9,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -168,10 +167,16 @@ def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, A
     It is killed as soon as nobody listens any more.
     """
     event: dict[str, Any] | None = {}
-    with tempfile.TemporaryFile() as complaints, _start(repo_id, folder, complaints) as process:
+    with _start(repo_id, folder) as process:
         said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        listener = threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True)
-        listener.start()
+        # Not in a file: on a machine whose only disk is full there is no place for one.
+        last_words: deque[str] = deque(maxlen=1)
+        listeners = [
+            threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True),
+            threading.Thread(target=last_words.extend, args=(process.stderr,), name="qwenvl-complaints", daemon=True),
+        ]
+        for listener in listeners:
+            listener.start()
         try:
             while event is not None and "complete" not in event:
                 watch.check()
@@ -179,14 +184,13 @@ def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, A
                 yield event or {}
         finally:
             process.kill()
-            listener.join()  # it reads from what is about to be closed
+            for listener in listeners:
+                listener.join()  # it reads from what is about to be closed
         if event is None:
             process.wait()
-            complaints.seek(0)
-            last_words = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
             raise DownloadError(
                 f"The process that downloads {repo_id} ended by itself "
-                f"({redacted(last_words[0]) if last_words else f'status {process.returncode}'}). "
+                f"({redacted(''.join(last_words)) or f'status {process.returncode}'}). "
                 f"Try again, or run: {command(repo_id, folder)}"
             )
 
@@ -198,7 +202,7 @@ def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | No
         return {}
 
 
-def _start(repo_id: str, folder: Path, complaints: Any) -> subprocess.Popen[str]:
+def _start(repo_id: str, folder: Path) -> subprocess.Popen[str]:
     # Not -m and no script: an embedded Python, as that of portable ComfyUI, looks for neither beside the file.
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.transfer import main; sys.exit(main(*sys.argv[2:]))"
@@ -210,10 +214,11 @@ def _start(repo_id: str, folder: Path, complaints: Any) -> subprocess.Popen[str]
         [sys.executable, "-c", code, str(_PACK), repo_id, str(folder.absolute())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=complaints,
+        stderr=subprocess.PIPE,
         env=environment,
         text=True,
         encoding="utf-8",
+        errors="replace",
         # No window of its own on Windows.
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )

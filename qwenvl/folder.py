@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
@@ -9,6 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .log import log
@@ -74,7 +76,11 @@ def caption_files(files: Sequence[Path], suffix: str = ".txt") -> dict[Path, Pat
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then."""
+    """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written to.
+    """
     temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as opened:
@@ -82,16 +88,34 @@ def write_whole(file: Path, text: str) -> None:
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(file)
+    except OSError as error:
+        raise _cannot_write(file, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone already, or was never made
+            temporary.unlink()
+
+
+def require_writable(folders: Iterable[Path]) -> None:
+    """Raise FolderError where one of the folders takes no files, as far as the system tells without trying."""
+    for folder in folders:
+        if not os.access(folder, os.W_OK):
+            raise _cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def remove_leftovers(folders: Iterable[Path]) -> None:
     """Delete what a run that was killed in the middle of a caption left in these folders."""
     for folder in folders:
         for file in folder.glob(f"{_TEMPORARY}*.tmp"):
-            if time.time() - file.stat().st_mtime > _LEFT_AFTER_S:
-                file.unlink(missing_ok=True)
+            with suppress(OSError):  # another run was faster, or the folder is read-only
+                # From the future are those of a clock that has been put back since.
+                if abs(time.time() - file.stat().st_mtime) > _LEFT_AFTER_S:
+                    file.unlink()
+
+
+def _cannot_write(file: Path, error: OSError) -> FolderError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "Make room and run it again" if full else "Allow writing there, or choose another folder"
+    return FolderError(f"{str(file)!r} cannot be written ({error.strerror or error}). {advice}: what is there stays.")
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:

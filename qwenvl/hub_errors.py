@@ -49,8 +49,11 @@ def explain(error: BaseException, repo_id: str, folder: Path) -> str:
         return refused
     if is_full_disk(error):
         return f"The disk of {folder} is full. Make room and try again: what has come so far is kept."
-    if isinstance(error, PermissionError):
-        return f"{folder} cannot be written to ({error.strerror})."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{folder} cannot be written to ({error.strerror}). Allow writing there, or give ComfyUI a folder that can "
+            "be written to as LLM in extra_model_paths.yaml."
+        )
     return (
         f"{repo_id} could not be downloaded from {endpoint()} ({type(error).__name__}: {redacted(str(error))}). Check "
         "the connection (HF_ENDPOINT may name a mirror) and try again: what has come so far is kept."

@@ -16,6 +16,7 @@ from .capabilities import Machine, has_package
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
 from .devices import placement, strays
+from .faults import running_out_at_once
 from .log import log
 from .precision import (
     PrecisionError,
@@ -214,7 +215,8 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options["ignore_mismatched_sizes"] = True
     with Understood(f"{folder} cannot be loaded"):
         require_backing(folder, lambda: auto.from_config(config))
-        model, report = auto.from_pretrained(folder, config=config, **options)
+        with running_out_at_once():
+            model, report = auto.from_pretrained(folder, config=config, **options)
     # transformers gives random numbers to what it does not find, and goes on.
     if missing := sorted(report["missing_keys"]):
         raise LoadError(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from operator import length_hint
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current, peak_bytes, reset_peak
 from .diagnostics import Diagnosis
+from .faults import with_room
 from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
@@ -229,7 +231,7 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     seed = run_seed(request.sampling)
     reset_peak(model.machine.device)
     batches = Batches(model, request.sampling, seed, room, out_of_memory)
-    prompts = _encoded(model, job, chain([first], questions), videos)
+    prompts = _encoded(model, job, chain([first], questions), videos, out_of_memory)
     prepared_s = time.perf_counter() - start - load_s
     with job.diagnosis.watching(model.model), current(model.machine.device):
         for finished in batches.answers(prompts, job.live.look, check):
@@ -263,9 +265,11 @@ def _encoded(
     job: _Job,
     questions: Iterable[tuple[int, list[Image.Image]]],
     videos: Sequence[media.Video],
+    out_of_memory: Callable[[bool], None],
 ) -> Iterator[tuple[int, prompt.Prompt]]:
     for index, pictures in questions:
-        yield index, prompt.encode(model, job.request, pictures, videos, job.diagnosis.phases)
+        encode = partial(prompt.encode, model, job.request, pictures, videos, job.diagnosis.phases)
+        yield index, with_room(encode, model.decoder.drop_buffers, out_of_memory)
 
 
 def _loaded(model: ModelHandle, request: Request) -> dict[str, Any]:

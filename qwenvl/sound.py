@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .budget import is_out_of_memory
 from .checkpoint import part, read_object
 from .download import weight_headers
+from .faults import is_out_of_memory
 
 # What comes of a folder's broken files, somewhere in transformers.
 _BROKEN = (

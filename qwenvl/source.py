@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import catalog, decode, download, host, loader
-from .budget import OutOfMemoryError, is_out_of_memory, model_bytes, request_bytes, why_out_of_memory
+from .budget import OutOfMemoryError, model_bytes, request_bytes, why_out_of_memory
 from .capabilities import Machine
 from .checkpoint import read_checkpoint
 from .devices import current, machine_for
+from .faults import unless_out_of_memory
 from .log import log
 from .precision import experts_are_fused
 from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
@@ -80,16 +80,15 @@ class ModelSource:
             LoadError: what is in the folder cannot be loaded.
             OutOfMemoryError: it does not fit; everything that was read of it is free again.
         """
-        try:
-            with current(self.machine.device):
-                return _with_decoder(loader.load(self.spec, self.folder, self.machine))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            # What was read so far is still in the frames of the error.
-            traceback.clear_frames(error.__traceback__)
+        handle = unless_out_of_memory(self._read)
+        if handle is not None:
+            return handle
         gc.collect()
         raise self.out_of_memory("load", 0)
+
+    def _read(self) -> loader.ModelHandle:
+        with current(self.machine.device):
+            return _with_decoder(loader.load(self.spec, self.folder, self.machine))
 
     def park(self, handle: loader.ModelHandle) -> Callable[[], loader.ModelHandle] | None:
         """Move it to RAM if it may stay there; returns what brings it back."""

@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 from conftest import draw
+from shortage import Shortage
 from test_attend import reference_kernel
 
 from benchmarks.launches import Launches
@@ -45,6 +46,19 @@ def prefilled(handle, step, padded=0):
     cache, logits, offset = forward(handle.model, inputs)
     kv.fill(cache, inputs["attention_mask"], offset)
     return kv, logits.argmax(-1)
+
+
+def test_rotary_tables_that_memory_runs_out_for_are_made_the_next_time(handle):
+    """Where only one of them grew, every later run would go wrong, on a GPU for the whole process."""
+    step, whole = DenseStep(handle.model, "sdpa"), Shortage()
+    with whole():
+        step.reach(64)
+    for number in range(1, whole.count + 1):
+        step = DenseStep(handle.model, "sdpa")
+        with Shortage(number)(), pytest.raises(RuntimeError, match="out of memory"):
+            step.reach(64)
+        step.reach(64)
+        assert len(step._cos) == len(step._sin) == 64
 
 
 FLASH = ByLength(Sdpa(), Flash(reference_kernel))

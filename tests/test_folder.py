@@ -170,3 +170,12 @@ def test_killed_in_the_middle_of_a_file_there_is_none_and_the_leftover_goes_late
 def test_a_pattern_that_is_none_is_said(tmp_path):
     with pytest.raises(FolderError, match="pattern"):
         find_pictures(tmp_path, "x" * 300 + "/")
+
+
+def test_a_leftover_of_a_clock_that_was_put_back_goes_too(tmp_path):
+    left = tmp_path / ".qwenvl-0.tmp"
+    left.touch()
+    ahead = time.time() + 1e8
+    os.utime(left, (ahead, ahead))
+    remove_leftovers([tmp_path])
+    assert not left.exists()

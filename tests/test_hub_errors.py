@@ -27,6 +27,7 @@ def test_no_token_and_no_signature_is_left(text):
         (TransferError("As it is."), "As it is."),
         (OSError(errno.ENOSPC, "No space left on device"), "The disk of .*m is full.*is kept"),
         (PermissionError(errno.EACCES, "Permission denied"), "m cannot be written to"),
+        (OSError(errno.EROFS, "Read-only file system"), "m cannot be written to .Read-only.*extra_model_paths"),
         (ConnectionError("refused by ?secret"), r"owner/name could not be downloaded .*ConnectionError: refused by \)"),
     ],
 )
