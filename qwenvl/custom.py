@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from .builtin import Model
 from .log import log
+from .paths import why_not_local
 
 # The keys under which this pack and the most used other one keep models. `engines` is read elsewhere.
 MODEL_KEYS = ("hf_models", "hf_vl_models", "hf_text_models", "models")
@@ -125,4 +127,6 @@ def _model(name: str, entry: dict[str, Any], where: tuple[str, ...]) -> Model:
         raise _EntryError((*where, "repo_id"), f"it must look like 'owner/name', got {repo_id!r}")
     if path and not Path(path).is_absolute():
         raise _EntryError((*where, "path"), f"it must be an absolute folder, got {path!r}")
+    if path and (reason := why_not_local(path, windows=os.name == "nt")):
+        raise _EntryError((*where, "path"), f"{path!r} {reason}")
     return Model(name, repo_id, Path(path) if path else None)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from . import host, media, paths
 from .folder import SORTS, FolderError, caption_files, find_pictures, write_whole
 from .log import log
+from .opening import BROKEN_PICTURE, open_picture
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
 # A picture in memory: three channels of 4 bytes.
@@ -171,9 +171,9 @@ def _require_memory(files: list[Path]) -> None:
 
 def _bytes_of(file: Path) -> int:
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             return picture.width * picture.height * _BYTES_PER_PIXEL
-    except media.BROKEN_PICTURE:
+    except BROKEN_PICTURE:
         return 0  # it will be left out
 
 

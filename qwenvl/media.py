@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +15,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .log import log
+from .opening import BROKEN_PICTURE, open_film, open_picture
 from .request import Frames, Request
 
 if TYPE_CHECKING:
     import torch
 
 MOST_NARROW = 200
-# What Pillow raises about files that are damaged, kind by kind: from a PNG it may be a SyntaxError, from an AVIF a
-# RuntimeError.
-BROKEN_PICTURE = (
-    *(OSError, Image.DecompressionBombError, SyntaxError, RuntimeError, ValueError, TypeError),
-    *(LookupError, ArithmeticError, EOFError, struct.error),
-)
 # Qwen's own video processors use the same lower limit.
 MIN_FRAMES = 4
 # A token is so many pixels of each of two frames, in the families that need the most.
@@ -82,7 +76,7 @@ def _require_shape(name: str, picture: Image.Image) -> None:
 
 def _from_file(name: str, path: Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return _as_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
         raise MediaError(f"{name}: there is no file {str(path)!r}.") from error
@@ -157,7 +151,7 @@ def read_video(
     if isinstance(source, str) and not Path(source).is_file():
         raise MediaError(f"{name}: there is no file {source!r}.")
     try:
-        with av.open(source) as container:
+        with open_film(source) as container:
             if not container.streams.video:
                 raise MediaError(f"{shown} holds no video stream.")
             return _sample(shown, container, frames, start_s, duration_s)
