@@ -16,6 +16,8 @@ from .paths import is_plain_name
 # A subfolder that tokenizers read from.
 _TEMPLATES = "additional_chat_templates"
 _ADAPTER = "adapter_config.json"
+# Some versions run what lies in it as soon as the weights are read, although told to run no code of a folder.
+_CODE = "custom_generate"
 # A processor's: another model, by any path or name.
 _SPEECH, _SPEECH_FILE = "audio_tokenizer", "audio_tokenizer_config.json"
 
@@ -29,6 +31,8 @@ def _reasons(folder: Path) -> Iterator[str]:
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
         if file.is_symlink() and not _stays(file.resolve(), folder):
             yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
+    if (folder / _CODE).exists():
+        yield f"{_CODE} is code that would be run. Take it out"
     if (folder / _ADAPTER).exists():
         yield f"{_ADAPTER} makes it an adapter, which names another model. Merge it into that one first"
     if (folder / _SPEECH_FILE).exists() or _settings(folder / "processor_config.json").get(_SPEECH):
@@ -47,7 +51,7 @@ def _from_tokenizer(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _stays(real: Path, folder: Path) -> bool:
-    """Whether a file is in the folder, or in the store of a repository, where Hugging Face's cache keeps the content."""
+    """Whether a file is in the folder, or in a store of Hugging Face's cache, to which all files there are links."""
     store = real.parent
     is_blob = store.name == "blobs" and store.parent.name.startswith("models--")
     return is_blob or real.is_relative_to(folder.resolve())
