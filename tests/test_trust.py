@@ -44,6 +44,13 @@ def test_a_link_out_of_the_folder_is_refused(folder, target):
     assert "vocab.json is a link that leads out" in why_unsafe(folder)
 
 
+def test_code_that_a_library_would_run_is_refused(folder):
+    """transformers 4.57 runs it, told to run no code of a folder."""
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").touch()
+    assert "custom_generate is code" in why_unsafe(folder)
+
+
 def test_a_link_among_the_other_templates_is_seen(folder):
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "x.jinja").symlink_to("/etc/passwd")
@@ -105,7 +112,7 @@ def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):
 def test_no_node_opens_such_a_folder(folder, tmp_path, monkeypatch):
     (tmp_path / "custom_models.json").write_text(json.dumps({"models": {"Mine": {"path": str(folder)}}}))
     monkeypatch.setattr(catalog, "CUSTOM_MODELS", tmp_path / "custom_models.json")
-    monkeypatch.setattr(host, "model_roots", lambda: [])
+    monkeypatch.setattr(host, "model_roots", list)
     assert find_source(LoadSpec("Mine"), None, "auto").folder == folder
     change(folder, "adapter_config.json", base_model_name_or_path="/elsewhere")
     with pytest.raises(LoadError, match=r"Mine is not opened: in .*model, adapter_config\.json"):
@@ -147,8 +154,7 @@ READ = (".json", ".jinja", ".safetensors", ".txt")
 def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path):
     """Watched from within the interpreter, with a trap in every place where transformers knows one."""
     sprung = tmp_path / "sprung"
-    for name in ("trap.py", "modeling_trap.py", "custom_generate/generate.py", "custom_generate/__init__.py"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in ("trap.py", "modeling_trap.py", "generate.py", "model.py"):
         (folder / name).write_text(f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\n")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
         (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
