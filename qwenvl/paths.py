@@ -5,6 +5,7 @@ Standard library only. Which folders may be reached is for the caller to say.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -69,11 +70,12 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
     value = value.strip()
     if reason := why_not_local(value, windows=os.name == "nt"):
         raise ForbiddenPathError(f"{name}: {_shown(value)} {reason}.")
-    if roots is not None and _goes_about(value, windows=os.name == "nt"):
+    if roots is not None and is_roundabout(value, windows=os.name == "nt"):
         raise _outside(name, value)
     given = Path(value)
-    if value == "~" or value.startswith(("~/", "~\\")):
-        given = given.expanduser()
+    if given.parts[:1] == ("~",):
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            given = given.expanduser()
     # An absolute path replaces the base that it is joined to.
     found = [real for base in bases if (real := _real(base / given)) and is_within(real, roots)]
     if not found:
@@ -118,7 +120,7 @@ def is_plain_name(name: str, *, windows: bool) -> bool:
     return not windows or (":" not in name and not _DEVICE_NAME.fullmatch(name))
 
 
-def _goes_about(value: str, *, windows: bool) -> bool:
+def is_roundabout(value: str, *, windows: bool) -> bool:
     """Whether the text says where it leads in another way than by names from top to bottom. Pure."""
     parts = PurePath(value.replace("\\", "/")).parts
     return ".." in parts or (windows and any(_ALIAS.fullmatch(part) for part in parts))
