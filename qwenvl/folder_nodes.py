@@ -138,6 +138,8 @@ class QwenVLSaveCaptions:
                 "'one answer per image', and connect the names that came with its images."
             )
         where = paths.resolve("folder", folder[0], host.reachable(), host.writing_bases())
+        if where.exists() and not where.is_dir():
+            raise FolderError(f"folder: {folder[0]!r} is a file. Name a folder.")
         files = _caption_files(where, names)
         where.mkdir(parents=True, exist_ok=True)
         kept = {file for file in files if existing[0] == "skip" and file.exists()}

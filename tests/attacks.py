@@ -22,7 +22,7 @@ PATHS = (
     # absolute
     *("{outside}", "{outside}/", "{outside}/secret.mp4", "{outside}/secret.png", "{outside}/nothing.mp4"),
     *("/", "/etc", "/etc/passwd", "/etc/shadow", "/root"),
-    *("/root/.ssh/id_rsa", "/home", "/tmp", "/.", "/etc/./passwd"),
+    *("/root/.bashrc", "/home", "/tmp", "/.", "/etc/./passwd"),
     *("{base}", "{base}/", "{base}/models", "{base}/custom_nodes", "{base}/custom_nodes/mine/__init__.py"),
     *("{base}/inputs", "{base}/input2", "{base}/input.bak/secret.mp4", "{base}/user.txt"),
     # by way of ..
@@ -144,16 +144,19 @@ class Ground:
         places = [Path(value) for value in map(self.value, PATHS) if len(value) < 200 and value.isprintable()]
         captions = [place / CAPTION for place in places if place.is_absolute()]
         captions += [file for file in self.base.rglob(CAPTION) if file.relative_to(self.base).parts[0] in self._closed]
-        written = [f"written: {caption}" for caption in captions if os.access(caption, os.F_OK)]
-        return [*changed, *written, *(f"called: {call!r}" for call in self.calls)]
+        written = [caption for caption in captions if os.access(caption, os.F_OK)]
+        for caption in written:
+            caption.unlink()  # whoever broke something has enough to mend
+        return [*changed, *(f"written: {caption}" for caption in written), *map(repr, self.calls)]
 
     def _state(self) -> set[tuple[str, int]]:
         return {(str(path), path.lstat().st_mtime_ns) for path in [self.outside, *self.outside.rglob("*")]}
 
     def _lay_out(self) -> None:
         self.outside.mkdir()
-        for name in ("secret.mp4", "secret.png", "secret.yaml"):
-            (self.outside / name).write_bytes(self.film)
+        (self.outside / "secret.mp4").write_bytes(self.film)
+        (self.outside / "secret.yaml").write_text("text: secret")
+        draw("circle", "red", "blue", (96, 96)).save(self.outside / "secret.png")
         # As people have it whose pictures lie on another disk.
         (self.base.parent / "disk").mkdir()
         (self.base / "input").symlink_to(self.base.parent / "disk")
@@ -213,11 +216,21 @@ def ground(folder: Path) -> Iterator[Ground]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def let_in(at: Ground, name: str, templates: Iterable[str], ask: Callable[[str], str | None]) -> list[str]:
+# Why a path is refused. None of them needs a look at what is there, but for the last.
+REASONS = (
+    *("not in a folder that may be reached", "is a URL", "is a network or device path", "is empty"),
+    *("no path can hold", "longer than a path can be", "a device, a pipe or a socket"),
+)
+
+
+def let_in(
+    at: Ground, name: str, templates: Iterable[str], ask: Callable[[str], str | None], reasons: Iterable[str] = REASONS
+) -> list[str]:
     """What is wrong with the answers to the values: one that was not refused, or a refusal that tells something.
 
     Args:
         name: the input, which every refusal has to name.
+        reasons: one of these, too.
         ask: gives the reason for a refusal, None where there is none.
     """
     wrong = []
@@ -225,7 +238,7 @@ def let_in(at: Ground, name: str, templates: Iterable[str], ask: Callable[[str],
         said = ask(value)
         if said is None:
             wrong.append(f"let in: {value!r:.200}")
-        elif name not in said or len(said) > 20_000:
+        elif name not in said or len(said) > 20_000 or not any(reason in said for reason in reasons):
             wrong.append(f"{value!r:.200}: {said:.500}")
         elif "secret." in value and ask(value.replace("secret.", "absent.")) != said.replace("secret.", "absent."):
             wrong.append(f"tells what there is: {value!r:.200}: {said:.500}")
