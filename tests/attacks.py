@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -108,6 +109,8 @@ SETS = (".", "set", "set/", "./set", "{base}/input", "{base}/input/set", "{base}
 SETS = (*SETS, "{base}/user/set", "my set (1), ü 映", "set/deep", "nearby", "a..b", "~set", "{base}/input/nearby")
 
 
+# The folders of ComfyUI that may be reached.
+OPEN = ("input", "output", "temp", "user")
 SET = ("a.png", "b.png")
 CAPTION = "attack.txt"
 
@@ -126,11 +129,17 @@ class Ground:
 
     def __post_init__(self) -> None:
         self.outside = self.base.parent / "outside"
-        self.film = write_video(
-            self.base.parent / "film.mp4", [draw("circle", "red", "blue", (96, 96))], 1
-        ).read_bytes()
-        self._lay_out()
-        self._closed = {path.name for path in self.base.iterdir()} - {"input", "output", "temp", "user"}
+        self.outside.mkdir()
+        picture = draw("circle", "red", "blue", (96, 96))
+        picture.save(self.outside / "secret.png")
+        (self.outside / "secret.yaml").write_text("text: secret")
+        self.film = write_video(self.outside / "secret.mp4", [picture], seconds_each=1).read_bytes()
+        # As people have it whose pictures lie on another disk.
+        (self.base.parent / "disk").mkdir()
+        (self.base / "input").symlink_to(self.base.parent / "disk")
+        for name in ("models", "input2"):
+            (self.base / name).mkdir()
+        self.lay_out(OPEN)
         self._before = self._state()
 
     def value(self, template: str) -> str:
@@ -143,7 +152,7 @@ class Ground:
         changed = [f"changed: {path}" for path in self._state() ^ self._before]
         places = [Path(value) for value in map(self.value, PATHS) if len(value) < 200 and value.isprintable()]
         captions = [place / CAPTION for place in places if place.is_absolute()]
-        captions += [file for file in self.base.rglob(CAPTION) if file.relative_to(self.base).parts[0] in self._closed]
+        captions += [file for file in self.base.rglob(CAPTION) if file.relative_to(self.base).parts[0] not in OPEN]
         written = [caption for caption in captions if os.access(caption, os.F_OK)]
         for caption in written:
             caption.unlink()  # whoever broke something has enough to mend
@@ -152,31 +161,21 @@ class Ground:
     def _state(self) -> set[tuple[str, int]]:
         return {(str(path), path.lstat().st_mtime_ns) for path in [self.outside, *self.outside.rglob("*")]}
 
-    def _lay_out(self) -> None:
-        self.outside.mkdir()
-        (self.outside / "secret.mp4").write_bytes(self.film)
-        (self.outside / "secret.yaml").write_text("text: secret")
-        draw("circle", "red", "blue", (96, 96)).save(self.outside / "secret.png")
-        # As people have it whose pictures lie on another disk.
-        (self.base.parent / "disk").mkdir()
-        (self.base / "input").symlink_to(self.base.parent / "disk")
-        for name in ("output", "temp", "user", "models", "input2"):
-            (self.base / name).mkdir(exist_ok=True)
-        for name in ("input", "output", "temp", "user"):
+    def lay_out(self, folders: Iterable[str]) -> None:
+        """Have all in its place in these folders of ComfyUI."""
+        for name in folders:
             self._add_links(self.base / name)
-        for template in FILMS:
-            file = self.base / "input" / self.value(template).strip()
+        for file in (self.base / "input" / self.value(template).strip() for template in FILMS):
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 file.write_bytes(self.film)
-        for template in SETS:
-            folder = self.base / "input" / self.value(template)
+        for folder in (self.base / "input" / self.value(template) for template in SETS):
             folder.mkdir(parents=True, exist_ok=True)
             for name in SET:
-                draw("circle", "red", "blue", (96, 96)).save(folder / name)
+                shutil.copy(self.outside / "secret.png", folder / name)
 
     def _add_links(self, folder: Path) -> None:
-        (folder / "set").mkdir()
+        (folder / "set").mkdir(parents=True)
         (folder / "film.mp4").write_bytes(self.film)
         for name, target in {
             "nearby": "set",
@@ -238,7 +237,7 @@ def let_in(
         said = ask(value)
         if said is None:
             wrong.append(f"let in: {value!r:.200}")
-        elif name not in said or len(said) > 20_000 or not any(reason in said for reason in reasons):
+        elif name not in said or not any(reason in said for reason in reasons):
             wrong.append(f"{value!r:.200}: {said:.500}")
         elif "secret." in value and ask(value.replace("secret.", "absent.")) != said.replace("secret.", "absent."):
             wrong.append(f"tells what there is: {value!r:.200}: {said:.500}")
