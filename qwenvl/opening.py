@@ -37,8 +37,10 @@ def open_film(source: str | io.BytesIO) -> Any:
 
     # Beside the kinds: should one of them name something all the same, it could be no address.
     only = {"format_whitelist": ",".join(FILMS), "protocol_whitelist": "file"}
+    # The name of a file may look like an address.
+    where = f"file:{source}" if isinstance(source, str) else source
     try:
-        # The name of a file may look like an address.
-        return av.open(f"file:{source}" if isinstance(source, str) else source, options=only)
+        # Titles are in any encoding.
+        return av.open(where, options=only, metadata_errors="replace")
     except av.error.ArgumentError as error:
         raise OSError("it is a playlist, a picture, or another kind of file than a film") from error
