@@ -15,6 +15,7 @@ from typing import Any
 
 from .builtin import Model
 from .log import log
+from .paths import why_not_local
 from .settings import shown
 
 # The keys under which this pack and the most used other one keep models. `engines` is read elsewhere.
@@ -134,13 +135,8 @@ def _model(name: str, entry: dict[str, Any], where: tuple[str, ...]) -> Model:
         raise _EntryError(where, "it needs repo_id or path")
     if repo_id and not _REPO_ID.fullmatch(repo_id):
         raise _EntryError((*where, "repo_id"), f"it must look like 'owner/name', got {shown(repo_id)}")
-    if path and not (Path(path).is_absolute() and _can_be_a_path(path)):
+    if path and not Path(path).is_absolute():
         raise _EntryError((*where, "path"), f"it must be an absolute folder, got {shown(path)}")
+    if path and (reason := why_not_local(path, windows=os.name == "nt")):
+        raise _EntryError((*where, "path"), f"{shown(path)} {reason}")
     return Model(name, repo_id, Path(path) if path else None)
-
-
-def _can_be_a_path(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .builtin import Model, Size
 from .checkpoint import SUPPORTED, CheckpointError, read_checkpoint
-from .download import UNFINISHED
+from .download import UNFINISHED, why_incomplete
 from .log import log
 
 
@@ -110,6 +110,8 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
     try:
         names = {entry.name for entry in folder.iterdir()}
         weights = [folder / name for name in names if name.endswith(".safetensors")]
+        if not weights and any(name.endswith(".bin") for name in names):
+            log.info("not in the list of models: %s: %s", folder, why_incomplete(folder))
         if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
             return None
         checkpoint = read_checkpoint(folder)

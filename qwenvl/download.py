@@ -18,11 +18,13 @@ from typing import Any, Protocol
 
 from .hub_errors import redacted
 from .log import log
+from .paths import is_plain_name
 from .request import DOWNLOADS
 from .settings import shown
 from .transfer import INDEX, UNFINISHED
 
 _PACK = Path(__file__).resolve().parent.parent
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # How often cancel is looked at while nothing arrives.
 _LOOK_S = 0.1
 # Live text and progress bar; and the log, where a line stays.
@@ -239,8 +241,16 @@ def _why_not_whole(folder: Path) -> str | None:
         return "the tokenizer is missing"
     weights = _weight_files(folder)
     if not weights:
-        return "it holds no .safetensors weights"
+        return f"it holds no .safetensors weights{_pickles(folder)}"
     return next((reason for reason in map(_why_broken, weights) if reason), None)
+
+
+def _pickles(folder: Path) -> str:
+    """What else may be there under the name of weights."""
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if not found:
+        return ""
+    return f", only {found[0]}: a pickle can run code when it is read, so none is ever opened"
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -248,7 +258,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    if outside := [name for name in shards if Path(name).name != name]:
+    if outside := [name for name in shards if not is_plain_name(name, windows=True)]:
         raise ValueError(f"{outside[0]!r} is no plain file name")
     return [folder / name for name in shards]
 

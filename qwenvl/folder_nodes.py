@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from . import host, media, paths
 from .folder import SORTS, FolderError, caption_files, find_pictures, write_whole
 from .lists import first
 from .log import log
-from .settings import checked, one_of, text_of
+from .opening import BROKEN_PICTURE, open_picture
+from .settings import checked, one_of, require_text, text_of
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
 # A picture in memory: three channels of 4 bytes.
@@ -140,8 +140,8 @@ class QwenVLSaveCaptions:
                 "'one answer per image', and connect the names that came with its images."
             )
         one_of("existing", first(existing), EXISTING)
-        where = paths.resolve("folder", text_of("folder", first(folder)), host.reachable(), host.writing_bases())
-        files = _caption_files(where, [text_of("names", name) for name in names])
+        where = paths.resolve("folder", require_text("folder", first(folder)), host.reachable(), host.writing_bases())
+        files = _caption_files(where, [require_text("names", name) for name in names])
         captions = [text_of("text", each) for each in text]
         try:
             where.mkdir(parents=True, exist_ok=True)
@@ -182,9 +182,9 @@ def _require_memory(files: list[Path]) -> None:
 
 def _bytes_of(file: Path) -> int:
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             return picture.width * picture.height * _BYTES_PER_PIXEL
-    except media.BROKEN_PICTURE:
+    except BROKEN_PICTURE:
         return 0  # it will be left out
 
 

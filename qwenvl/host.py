@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .paths import are_confined
 
 try:
     import comfy.model_management as memory
@@ -63,7 +64,7 @@ def preset_folder() -> Path:
 
 def reachable() -> list[Path] | None:
     """The folders that a widget may name files in; None for all: whoever queues prompts sits at this machine."""
-    if memory is None or all(_is_loopback(address) for address in args.listen.split(",")):
+    if memory is None or not are_confined(args.listen, getattr(args, "enable_cors_header", None)):
         return None
     return [
         Path(folder)
@@ -85,14 +86,6 @@ def reading_bases() -> list[Path]:
 def writing_bases() -> list[Path]:
     """What a relative path of something to write starts from."""
     return [Path.cwd()] if memory is None else [Path(folder_paths.get_output_directory())]
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
-    try:
-        return ipaddress.ip_address(address.strip()).is_loopback
-    except ValueError:
-        return address.strip() == "localhost"
 
 
 def device() -> str | None:

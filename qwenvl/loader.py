@@ -214,7 +214,8 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     # Which is then told in words of ours.
     options["ignore_mismatched_sizes"] = True
     with Understood(f"{folder} cannot be loaded"):
-        require_backing(folder, lambda: auto.from_config(config))
+        # Not as config.json says: it may name a kernel to be fetched.
+        require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
         with running_out_at_once():
             model, report = auto.from_pretrained(folder, config=config, **options)
     # transformers gives random numbers to what it does not find, and goes on.

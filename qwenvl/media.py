@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .log import log
+from .opening import BROKEN_PICTURE, open_film, open_picture
 from .request import Frames, Request
 from .settings import shown
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 MOST_NARROW = 200
-# What Pillow raises about files that are damaged, kind by kind: from a PNG it may be a SyntaxError, from an AVIF a
-# RuntimeError.
-BROKEN_PICTURE = (
-    *(OSError, Image.DecompressionBombError, SyntaxError, RuntimeError, ValueError, TypeError),
-    *(LookupError, ArithmeticError, EOFError, struct.error),
-)
 # Qwen's own video processors use the same lower limit.
 MIN_FRAMES = 4
 # A token is so many pixels of each of two frames, in the families that need the most.
@@ -87,7 +81,7 @@ def _require_shape(name: str, size: tuple[int, int]) -> None:
 
 def _from_file(name: str, path: Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"it has {picture.width} x {picture.height} pixels, too many to be read")
             return _as_rgb(ImageOps.exif_transpose(picture))
@@ -166,7 +160,7 @@ def read_video(
     try:
         if isinstance(source, str) and not Path(source).is_file():
             raise MediaError(f"{name}: there is no file {source!r}.")
-        with av.open(source, metadata_errors="replace") as container:  # titles are in any encoding
+        with open_film(source) as container:
             if not container.streams.video:
                 raise MediaError(f"{told} holds no video stream.")
             return _sample(told, container, frames, start_s, duration_s)

@@ -5,27 +5,55 @@ Standard library only. Which folders may be reached is for the caller to say.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
+from .log import log
 from .settings import shown
 
+# "auto": any local path while nobody but this machine reaches ComfyUI. "strict": ComfyUI's own folders always.
+SETTING, _CHOICES = "QWENVL_PATHS", ("auto", "strict")
 ALLOWED = "ComfyUI's input, output, temp or user folder"
 # Two letters at least: one is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
+# PROGRA~1 is another name of a folder, and Windows takes the dots and spaces at the end of a name away.
+_ALIAS = re.compile(r"[^.]{0,6}~[0-9]{1,6}(\.[^.]{0,3})?|.*[^. ][. ]+|\.\.[. ]+")
+# The most that Linux takes, in bytes. Windows counts letters.
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
 _DEVICE_FOLDERS = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
-# In characters, and in bytes: what Linux takes.
-_LONGEST, _LONGEST_NAME = 3000, 255
 # Files in memory, an ordinary place for large data.
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
 class ForbiddenPathError(ValueError):
     """A path that a widget may not name."""
+
+
+def are_confined(listen: str, cors: object = None) -> bool:
+    """Whether widgets may name ComfyUI's own folders only: others than this machine's user may queue prompts.
+
+    Args:
+        listen: ComfyUI's option of that name: addresses, with commas.
+        cors: its --enable-cors-header, by which any page that the user looks at may queue prompts.
+    """
+    asked = os.environ.get(SETTING, _CHOICES[0]).strip().lower()
+    if asked not in _CHOICES:
+        log.warning("%s is %r, which is none of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
+    return asked != _CHOICES[0] or bool(cors) or not all(map(_is_loopback, listen.split(",")))
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(address.strip()).is_loopback
+    except ValueError:
+        return address.strip() == "localhost"
 
 
 def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence[Path]) -> Path:
@@ -43,18 +71,19 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
     value = value.strip()
     if reason := why_not_local(value, windows=os.name == "nt"):
         raise ForbiddenPathError(f"{name}: {shown(value)} {reason}.")
-    if roots is not None and ".." in PurePath(value.replace("\\", "/")).parts:
+    if roots is not None and is_roundabout(value, windows=os.name == "nt"):
         raise _outside(name, value)
     given = Path(value)
-    if value == "~" or value.startswith(("~/", "~\\")):
-        given = given.expanduser()
+    if given.parts[:1] == ("~",):
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            given = given.expanduser()
     # An absolute path replaces the base that it is joined to.
     found = [real for base in bases if (real := _real(base / given)) and is_within(real, roots)]
     if not found:
         raise _outside(name, value) if roots is not None else _circle(name, value)
     best = next((path for path in found if _mode(path)), found[0])
     if _is_device(best):
-        raise ForbiddenPathError(f"{name}: {value!r} is a device, a pipe or a socket. Give a file or a folder.")
+        raise ForbiddenPathError(f"{name}: {shown(value)} is a device, a pipe or a socket. Give a file or a folder.")
     return best
 
 
@@ -72,7 +101,7 @@ def why_not_local(value: str, *, windows: bool) -> str | None:
         return "is empty: give a path"
     if not _is_text(value):
         return "holds a character that no path can hold"
-    if len(value) > _LONGEST or any(len(os.fsencode(part)) > _LONGEST_NAME for part in re.split(r"[\\/]", value)):
+    if _is_too_long(value, windows):
         return "is longer than a path can be"
     # Before anything asks Windows about them: a mere look at \\host\share sends the user's credentials there.
     if re.match(r"[\\/]{2}|[\\/]\?\?[\\/]", value):
@@ -90,6 +119,18 @@ def is_plain_name(name: str, *, windows: bool) -> bool:
     if not _is_text(name) or name in ("", ".", "..") or kind(name).name != name:
         return False
     return not windows or (":" not in name and not _DEVICE_NAME.fullmatch(name))
+
+
+def is_roundabout(value: str, *, windows: bool) -> bool:
+    """Whether the text says where it leads in another way than by names from top to bottom. Pure."""
+    parts = PurePath(value.replace("\\", "/")).parts
+    return ".." in parts or (windows and any(_ALIAS.fullmatch(part) for part in parts))
+
+
+def _is_too_long(value: str, windows: bool) -> bool:
+    """Python says so in other ways than that there is no such file."""
+    text = value if windows else os.fsencode(value).decode("latin-1")
+    return len(text) > _LONGEST_PATH or max(map(len, re.split(r"[\\/]" if windows else "/", text))) > _LONGEST_NAME
 
 
 def _is_text(value: str) -> bool:
@@ -126,10 +167,10 @@ def _mode(path: Path) -> int:
 
 def _outside(name: str, value: str) -> ForbiddenPathError:
     return ForbiddenPathError(
-        f"{name}: {value!r} is not in a folder that may be reached. This ComfyUI listens beyond this machine, so only "
-        f"{ALLOWED} can be named, and no path may hold '..'."
+        f"{name}: {shown(value)} is not in a folder that may be reached. This ComfyUI can be reached from beyond this "
+        f"machine, or {SETTING} is strict, so only {ALLOWED} can be named, and no path may hold '..'."
     )
 
 
 def _circle(name: str, value: str) -> ForbiddenPathError:
-    return ForbiddenPathError(f"{name}: {value!r} is a link that leads back to itself. Give the file or folder.")
+    return ForbiddenPathError(f"{name}: {shown(value)} is a link that leads back to itself. Give the file or folder.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from . import host
+from . import host, paths
 from .log import log
 from .request import SYSTEM_PROMPT
 from .settings import shown, text_of, whole_characters
@@ -94,7 +94,8 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
     """The presets of a folder in the order of their names. A mistake in a file costs this preset only."""
     if not folder.is_dir():
         return
-    files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")]
+    roots = host.reachable()
+    files = [file for file in folder.iterdir() if _is_preset(file, None if roots is None else [folder, *roots])]
     taken = {NONE: "no preset"}
     for file in sorted(files, key=lambda file: (file.stem.casefold(), file.name)):
         name = file.stem.replace("_", " ").strip()
@@ -107,6 +108,12 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
         else:
             taken[name] = file.name
             yield name, preset
+
+
+def _is_preset(file: Path, roots: list[Path] | None) -> bool:
+    """A link may lead out of what may be reached, and reading from a pipe would wait for ever."""
+    named = file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+    return named and file.is_file() and (not file.is_symlink() or paths.is_within(file, roots))
 
 
 def _read(file: Path) -> Preset:

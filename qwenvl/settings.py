@@ -56,11 +56,16 @@ def checked(declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return {name: _of_kind(name, kinds.get(name), value) for name, value in given.items()}
 
 
-def text_of(name: str, value: object) -> str:
-    """The value, which must be a text, in whole characters."""
+def require_text(name: str, value: object) -> str:
+    """The value, which must be a text, as it is: a path with half a character is another path with a whole one."""
     if not isinstance(value, str):
         raise InvalidSettingError(f"{name} must be a text, got {shown(value)}.")
-    return whole_characters(value)
+    return value
+
+
+def text_of(name: str, value: object) -> str:
+    """The value, which must be a text, in whole characters."""
+    return whole_characters(require_text(name, value))
 
 
 def whole_characters(text: str) -> str:

@@ -16,6 +16,7 @@ from .faults import unless_out_of_memory
 from .log import log
 from .precision import experts_are_fused
 from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
+from .trust import why_unsafe
 
 
 def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
@@ -39,6 +40,8 @@ def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelS
                 f"{catalog.searched(roots)}. This fetches it: {download.command(model.repo_id, folder)}"
             )
         download.fetch(model.repo_id, folder, watch)
+    if reason := why_unsafe(folder):
+        raise loader.LoadError(f"{spec.model} is not opened: in {folder}, {reason}.")
     return ModelSource(spec, folder, where)
 
 

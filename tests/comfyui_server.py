@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -70,8 +70,9 @@ def free_port() -> int:
 class Server:
     """ComfyUI's main.py on the CPU. All that it writes goes below base; the checkout is only read."""
 
-    def __init__(self, checkout: Path, python: str, base: Path) -> None:
+    def __init__(self, checkout: Path, python: str, base: Path, options: Sequence[str] = ()) -> None:
         self.base = base
+        self._options = options
         self.port = free_port()
         self.client = Client(f"127.0.0.1:{self.port}")
         self.start_log = ""
@@ -90,7 +91,7 @@ class Server:
     def _command(self, python: str) -> list[str]:
         database = f"sqlite:///{(self.base / 'comfyui.db').as_posix()}"
         options = ["--base-directory", str(self.base), "--database-url", database]
-        return [python, "main.py", "--cpu", "--port", str(self.port), "--disable-auto-launch", *options]
+        return [python, "main.py", "--cpu", "--port", str(self.port), "--disable-auto-launch", *options, *self._options]
 
     def log(self) -> str:
         return self._log_file.read_text(encoding="utf-8", errors="replace")

@@ -76,6 +76,8 @@ GOOD = '"Good": {"repo_id": "someone/Good"}'
             r"'A' > 'repo_id': it must look like 'owner/name', got '\.\./\.\./x'; the model is left out",
         ),
         (f'{{"models": {{"A": {{\n"path": "models/x"}}, {GOOD}}}}}', 2, 1, "'path': it must be an absolute folder"),
+        (f'{{"models": {{"A": {{\n"path": "//host/share"}}, {GOOD}}}}}', 2, 1, "is a network or device path"),
+        (f'{{"models": {{"A": {{\n"path": "/a\\u0000"}}, {GOOD}}}}}', 2, 1, "no path can hold"),
         (
             f'{{"models": {{"A": {{"repo_id": "one/two",\n "default": "yes"}}, {GOOD}}}}}',
             2,

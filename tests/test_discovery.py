@@ -75,6 +75,15 @@ def test_a_folder_that_lacks_something_is_no_model(tmp_path, missing):
     assert names(tmp_path) == set()
 
 
+def test_a_folder_of_pickles_is_no_model_and_the_log_says_why_once(tmp_path, caplog):
+    folder = demo(tmp_path / "LLM" / "mine")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with caplog.at_level("INFO"):
+        assert names(tmp_path / "LLM") == names(tmp_path / "LLM") == set()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"not in the list of models: {folder}: it holds no .safetensors weights, only pytorch_model.bin" in said
+
+
 def test_a_download_under_way_and_hidden_folders_are_none(tmp_path):
     (demo(tmp_path / "Coming") / UNFINISHED).touch()
     demo(tmp_path / ".cache")

@@ -73,10 +73,19 @@ def test_a_download_that_was_cut_off_is_not_taken_for_whole(folder):
 
 def test_pickled_weights_are_no_weights(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert why_incomplete(folder) == "it holds no .safetensors weights"
+    reason = why_incomplete(folder)
+    assert reason.startswith("it holds no .safetensors weights, only pytorch_model.bin")
+    assert "none is ever opened" in reason
 
 
-@pytest.mark.parametrize("outside", ["/etc/passwd", "../other/model.safetensors", "sub/model.safetensors"])
+INDEXED = (
+    *("/etc/passwd", "../other/model.safetensors", "sub/model.safetensors", "..", ".", "", "./model.safetensors"),
+    *("..\\model.safetensors", "C:\\model.safetensors", "C:model.safetensors", "//host/share/a", "\\\\host\\share\\a"),
+    *("file:///etc/passwd", "a\0.safetensors", "\ud800", "NUL", "a.safetensors:stream", "model.safetensors/"),
+)
+
+
+@pytest.mark.parametrize("outside", INDEXED)
 def test_an_index_that_points_out_of_the_folder_is_refused(sharded, outside):
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": outside}}))
     assert "no plain file name" in why_incomplete(sharded)

@@ -48,6 +48,13 @@ def test_from_elsewhere_only_comfyuis_own_folders_are(comfy, pack, listen):
     assert pack.nodes.host.reachable() == [comfy.base / name for name in ("input", "output", "temp", "user")]
 
 
+def test_with_pages_of_others_let_in_only_comfyuis_own_folders_are(comfy, pack, monkeypatch):
+    """--enable-cors-header: then whatever page the user looks at may queue prompts, at this machine too."""
+    assert pack.nodes.host.reachable() is None
+    monkeypatch.setattr(comfy.args, "enable_cors_header", "*", raising=False)
+    assert pack.nodes.host.reachable() == [comfy.base / name for name in ("input", "output", "temp", "user")]
+
+
 def test_relative_paths_start_in_comfyuis_folders(comfy, pack):
     assert pack.nodes.host.reading_bases()[0] == comfy.base / "input"
     assert pack.nodes.host.writing_bases() == [comfy.base / "output"]

@@ -155,10 +155,12 @@ def test_a_link_to_itself_leads_nowhere(tmp_path, exposed):
     assert found.parent in (tmp_path / "a", tmp_path / "b")
 
 
-def test_a_path_that_is_too_long_is_refused_before_a_disk_sees_it(tmp_path):
-    for value in ("x" * 300, "\u00e9" * 200, "a/" * 2000):
-        with pytest.raises(ForbiddenPathError, match="longer than a path can be"):
-            resolve("folder", value, [tmp_path], [tmp_path])
+@pytest.mark.parametrize("value", ["a" * 5000, "a/" * 5000, "a/" + "ü" * 130])
+def test_what_is_longer_than_a_path_can_be_is_refused_in_a_short_message(tmp_path, value):
+    """Python says so in other ways than that there is no such file."""
+    with pytest.raises(ForbiddenPathError, match="longer than a path") as caught:
+        resolve("folder", value, None, [tmp_path])
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("windows", [True, False])

@@ -10,7 +10,8 @@ from conftest import ROOT
 from qwenvl import catalog
 
 DOCUMENTS = [
-    ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md")
+    ROOT / name
+    for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "demo/README.md")
 ]
 READMES = DOCUMENTS[:2]
 # Several models in one row of the table have the same figures.

@@ -1,0 +1,46 @@
+"""Opens files of pictures and films: kinds that hold nothing but that, so that a file never opens another one."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+# Pillow knows many more, among them EPS, for which it starts Ghostscript on whatever the file says.
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+# What Pillow raises about files that are damaged, kind by kind: from a PNG it may be a SyntaxError, from an AVIF a
+# RuntimeError.
+BROKEN_PICTURE = (
+    *(OSError, Image.DecompressionBombError, SyntaxError, RuntimeError, ValueError, TypeError),
+    *(LookupError, ArithmeticError, EOFError, struct.error),
+)
+# As FFmpeg calls them. Playlists, manifests and numbered pictures name other files and addresses, which it would open.
+FILMS = (
+    *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "gif", "apng", "mxf"),
+    *("nut", "h264", "hevc", "vvc", "obu", "ivf", "m4v", "mjpeg", "vc1", "yuv4mpegpipe", "dv", "rm", "wtv"),
+)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The file as Pillow opens it, whatever its name. Raises one of BROKEN_PICTURE."""
+    # Of all kinds, because Pillow stumbles over those that its build lacks.
+    Image.init()
+    return Image.open(path, formats=[kind for kind in PICTURES if kind in Image.OPEN])
+
+
+def open_film(source: str | io.BytesIO) -> Any:
+    """PyAV's container of a file, or of its content. Raises av.FFmpegError or OSError."""
+    import av
+
+    # Beside the kinds: should one of them name something all the same, it could be no address.
+    only = {"format_whitelist": ",".join(FILMS), "protocol_whitelist": "file"}
+    # The name of a file may look like an address.
+    where = f"file:{source}" if isinstance(source, str) else source
+    try:
+        # Titles are in any encoding.
+        return av.open(where, options=only, metadata_errors="replace")
+    except av.error.ArgumentError as error:
+        raise OSError("it is a playlist, a picture, or another kind of file than a film") from error
