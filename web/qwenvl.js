@@ -1,8 +1,11 @@
+// What the page does more for these nodes. Values of saved workflows find their widgets: carry_over.js.
+//
 // Shows the last answer on its node again after the page is reloaded or another workflow was open: the page itself shows
 // it while it is made, and then only until then. The text is in the server's history, as the node's ui output.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { carryOver, nameValues } from "./carry_over.js";
 
 const NODES = new Set(["QwenVL", "Qwen", "Qwen2.5VL", "Qwen2.5", "Qwen2VL"]);
 // The page's own widget for live text. It uses whatever has this name, so that there is never a second one.
@@ -38,11 +41,24 @@ async function showFromHistory() {
   }
 }
 
+/** The widgets whose values are saved, in the order in which they are. */
+function saved(node) {
+  return (node.widgets ?? []).filter(({ serialize }) => serialize !== false).map(({ name, value }) => ({ name, value }));
+}
+
 app.registerExtension({
-  name: "QwenVL.answer",
+  name: "QwenVL",
   beforeRegisterNodeDef(nodeType, { name }) {
     if (!NODES.has(name)) return;
-    const { onExecuted } = nodeType.prototype;
+    const { configure, onSerialize, onExecuted } = nodeType.prototype;
+    nodeType.prototype.configure = function (info) {
+      carryOver(info, saved(this), this.inputs.map((input) => input.name));
+      return configure.apply(this, arguments);
+    };
+    nodeType.prototype.onSerialize = function (info) {
+      onSerialize?.apply(this, arguments);
+      nameValues(info, saved(this));
+    };
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       if (output?.text) show(this, output.text);
