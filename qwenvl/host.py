@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .live import Live
+
 try:
     import comfy.model_management as memory
 except ModuleNotFoundError:  # the command line, the tests, the benchmarks
@@ -213,15 +215,32 @@ def _in_ram(resident: Any) -> bool:
     return resident.source.devices == ("cpu",)
 
 
+def routes() -> Any:
+    """Where more paths of ComfyUI's server can be entered; None where there is none."""
+    return None if memory is None else getattr(getattr(PromptServer, "instance", None), "routes", None)
+
+
 def when_prompt_ends(then: Callable[[], None]) -> None:
     """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue."""
     context = get_executing_context() if memory is not None else None
-    if context is None:
-        return
-    queue = PromptServer.instance.prompt_queue
+    if context is not None:
+        _when_gone({context.prompt_id}, then)
 
+
+def when_nothing_runs(then: Callable[[], Any]) -> bool:
+    """The same for all prompts that are running now. Returns whether there are any; else it is called soon."""
+    running = _running()
+    _when_gone(running, then)
+    return bool(running)
+
+
+def _running() -> set[str]:
+    return {item[1] for item in list(PromptServer.instance.prompt_queue.currently_running.values())}
+
+
+def _when_gone(prompts: set[str], then: Callable[[], Any]) -> None:
     def wait() -> None:
-        while any(item[1] == context.prompt_id for item in list(queue.currently_running.values())):
+        while _running() & prompts:
             time.sleep(PROMPT_POLL_S)
         then()
 
@@ -246,6 +265,7 @@ class NodeWatch:
         self._browser: str | None = None
         self._sent_at = 0.0
         self._max_new_tokens = max_new_tokens
+        self._live = Live()
         if memory is not None:
             context = get_executing_context()
             self._node_id = context.node_id if context else PromptServer.instance.last_node_id
@@ -263,10 +283,12 @@ class NodeWatch:
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         """Called after every token with the number of them, the whole answer so far, and the thought before it."""
+        self._live.count(new_tokens, "tokens", thinking)
         self._tell(new_tokens, self._max_new_tokens, f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
 
     def advance(self, done: int, total: int | None, text: str) -> None:
         """Called with many answers: how many are finished of how many, and the latest."""
+        self._live.count(done, "answers")
         self._tell(done, total, f"{done} of {total}\n\n{text}" if total else f"{done}\n\n{text}")
 
     def _tell(self, value: int, total: int | None, text: str) -> None:
@@ -285,4 +307,7 @@ class NodeWatch:
     def _show(self, text: str) -> None:
         self._sent_at = time.monotonic()
         if self._node_id is not None:
-            PromptServer.instance.send_progress_text(text, self._node_id, self._browser)
+            server = PromptServer.instance
+            # The page's own widget shows the text alone; ours, if it is there, shows this beside it.
+            server.send_sync("qwenvl.progress", self._live.told(self._node_id), self._browser)
+            server.send_progress_text(text, self._node_id, self._browser)

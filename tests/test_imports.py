@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "part": set(),
     "hub_errors": set(),
     "transfer": {"hub_errors", "part"},
-    "host": LOW,
+    "live": set(),
+    "host": LOW | {"live"},
+    "panel": LOW | {"cache", "host"},
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host"},
@@ -86,7 +88,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "catalog", "paths", "folder", "lists"),
+    *("settings", "request", "log", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "turns"),
 }
