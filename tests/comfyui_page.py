@@ -73,7 +73,11 @@ class ComfyPage:
         self.tab.wait_for_timeout(800)  # the list is filtered a moment after the last key
         self.tab.keyboard.press("Enter")
         self.wait("before => app.graph.nodes.length > before", before)
-        self.tab.mouse.click(650, 950)
+        # Newer pages hang the new node on the pointer.
+        self.wait("() => document.activeElement.tagName !== 'INPUT'")
+        while self.run_js("() => Boolean(app.graph.nodes.at(-1).flags.ghost)"):
+            self.tab.mouse.click(700, 400)
+            self.tab.wait_for_timeout(200)
         assert self.run_js("() => app.graph.nodes.at(-1).type") == node_id
 
     def set(self, node_id: str, **values: Value) -> None:
