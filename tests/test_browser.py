@@ -248,6 +248,40 @@ def test_the_sidebar_tells_which_model_is_in_memory_and_unloads_it(page: ComfyPa
     assert DEMO not in [each["model"] for each in server.client.get("/qwenvl/models")["models"]]
 
 
+def test_where_nodes_are_html_the_page_folds_them_itself_and_shows_the_answer(page: ComfyPage) -> None:
+    if page.run_js("() => app.extensionManager.setting.get('Comfy.Node.AlwaysShowAdvancedWidgets') == null"):
+        pytest.skip("this page does not fold nodes")
+    page.run_js("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    try:
+        page.run_js(
+            """() => {
+                const node = LiteGraph.createNode('QwenVL'), preview = LiteGraph.createNode('PreviewAny');
+                node.pos = [300, 20];
+                preview.pos = [1000, 20];
+                app.graph.add(node);
+                app.graph.add(preview);
+                node.connect(0, preview, 0);
+                app.canvas.ds.scale = 0.6;
+                app.canvas.ds.offset = [20, 120];
+            }"""
+        )
+        page.set("QwenVL", model=DEMO, text="Hello", seed=3)
+        node = page.tab.locator("[data-node-id]").first
+        node.get_by_text("preset", exact=True).wait_for()
+        assert node.get_by_text("temperature", exact=True).count() == 0
+        assert node.get_by_text("more settings").count() == 0
+        node.get_by_test_id("advanced-inputs-button").click()
+        node.get_by_text("temperature", exact=True).wait_for()
+        node.get_by_test_id("advanced-inputs-button").click()
+        page.queue()
+        page.wait("() => document.querySelector('.qwenvl-answer .text')?.textContent.length > 2")
+        page.wait_until_idle()
+        page.shot("nodes_as_html")
+        assert page.tab.locator(".qwenvl-answer .text").is_visible()
+    finally:
+        page.run_js("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
 def templates(server: Server) -> list[str]:
     """What ComfyUI lists of this pack."""
     return sorted(server.client.get("/workflow_templates").get(PACK, []))

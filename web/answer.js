@@ -14,10 +14,13 @@ const STYLE = `
   color: var(--descrip-text); font-size: 11px; }
 .qwenvl-answer button { border: 1px solid var(--border-color); border-radius: 3px; background: transparent;
   color: inherit; font-size: 11px; padding: 0 6px; cursor: pointer; }
-.qwenvl-answer details { flex: 0 1 auto; max-height: 50%; overflow: auto; color: var(--descrip-text); }
+.qwenvl-answer details { flex: none; color: var(--descrip-text); }
+.qwenvl-answer details[open] { max-height: 60%; overflow: auto; }
 .qwenvl-answer summary { cursor: pointer; }
 .qwenvl-answer .text, .qwenvl-answer .thinking { white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
-.qwenvl-answer .text { flex: 1 1 0; overflow: auto; }
+.qwenvl-answer .text { flex: 1 1 auto; min-height: 3em; overflow: auto; }
+/* Where nodes are HTML, they grow with what is in them. */
+[data-node-id] .qwenvl-answer .text { max-height: 400px; }
 `;
 
 async function copy(text) {
@@ -58,8 +61,9 @@ function addWidget(node) {
       text.textContent = thought.textContent && value.startsWith(before) ? value.slice(before.length) : value;
       if (atEnd) text.scrollTop = text.scrollHeight;
     },
-    getMinHeight: () => 80,
+    getMinHeight: () => (folded.hidden ? 80 : folded.open ? 170 : 100),
   });
+  folded.ontoggle = () => node.setDirtyCanvas(true, true);
   // Saved workflows are read by position: this is no value of theirs.
   widget.serialize = false;
   widget.think = (thinking) => {
