@@ -215,9 +215,9 @@ def _in_ram(resident: Any) -> bool:
     return resident.source.devices == ("cpu",)
 
 
-def routes() -> Any:
-    """Where more paths of ComfyUI's server can be entered; None where there is none."""
-    return None if memory is None else getattr(getattr(PromptServer, "instance", None), "routes", None)
+def server() -> Any:
+    """ComfyUI's web server; None where there is none."""
+    return None if memory is None else getattr(PromptServer, "instance", None)
 
 
 def when_prompt_ends(then: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ JSON = "application/json"
 
 def add_routes(models: ModelCache) -> None:
     """GET /qwenvl/models and POST /qwenvl/unload, where there is a server."""
-    routes = host.routes()
+    routes = getattr(host.server(), "routes", None)
     if routes is None:
         return
     from aiohttp import web  # ComfyUI has it; nobody else needs it here

@@ -351,6 +351,26 @@ def test_the_older_ids_give_the_same_answer(
     assert client.run(graph).text("preview") == "a red circle on a blue background"
 
 
+@pytest.mark.parametrize("node", ["QwenVL", "Qwen2.5VL", "Qwen2VL"])
+def test_an_api_prompt_of_the_oldest_packs_runs_unchanged(client: Client, node: str) -> None:
+    inputs = {
+        "text": "Describe this image.",
+        "model": DEMO,
+        "quantization": "none",
+        "keep_model_loaded": True,
+        "temperature": 0.0,
+        "max_new_tokens": 128,
+        "seed": 9,
+        "image": ["load", 0],
+    }
+    graph = {
+        "load": {"class_type": "LoadImage", "inputs": {"image": "circle.png"}},
+        "node": {"class_type": node, "inputs": inputs},
+        "preview": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}},
+    }
+    assert client.run(graph).text("preview") == "a red circle on a blue background"
+
+
 def test_progress_arrives_and_rises(client: Client, build: Callable[..., Graph]) -> None:
     run = client.run(long_run(build, max_new_tokens=400))
     assert run.status == "success", run.message

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "transfer": {"hub_errors", "part"},
     "live": set(),
     "host": LOW | {"live"},
+    "older_prompts": {"host"},
     "panel": LOW | {"cache", "host"},
     "paths": LOW,
     "lists": LOW,

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -33,7 +34,7 @@ def ask(loaded, monkeypatch):
     """ask(method, path, **options) -> status and JSON, from a server that has the pack's paths."""
     panel = sys.modules["the_pack.qwenvl.panel"]
     table = web.RouteTableDef()
-    monkeypatch.setattr(panel.host, "routes", lambda: table)
+    monkeypatch.setattr(panel.host, "server", lambda: SimpleNamespace(routes=table))
     panel.add_routes(loaded.nodes.MODELS)
 
     async def once(method, path, **options):
