@@ -22,10 +22,8 @@ def complete(queued: dict[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]
     """The same prompt, with what these nodes require besides a question and a model: defaults where it names none."""
     prompt = queued.get("prompt")
     for node in prompt.values() if isinstance(prompt, dict) else ():
-        kind = nodes.get(str(node.get("class_type"))) if isinstance(node, dict) else None
-        inputs = node.get("inputs") if kind is not None else None
-        if isinstance(inputs, dict):
-            _complete(inputs, kind.INPUT_TYPES())
+        if isinstance(node, dict) and str(node.get("class_type")) in nodes and isinstance(node.get("inputs"), dict):
+            _complete(node["inputs"], nodes[node["class_type"]].INPUT_TYPES())
     return queued
 
 

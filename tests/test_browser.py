@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ if not os.environ.get("COMFYUI_DIR"):
 from comfyui_page import ComfyPage, browser
 from comfyui_server import Server
 from conftest import ROOT
-from test_comfyui import DEMO, ENDLESS, draw_pictures, make_endless_model
+from test_comfyui import DEMO, ENDLESS, started
 
 PACK = "ComfyUI_QwenVL"
 SAVED = json.loads((ROOT / "tests" / "saved_workflows.json").read_text(encoding="utf-8"))
@@ -29,18 +27,7 @@ FIRST_SEEN = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-    make_endless_model(base / "models" / "LLM" / ENDLESS)
-    draw_pictures(base / "input")
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    started = Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base)
-    try:
-        started.wait_until_ready()
-        yield started
-    finally:
-        started.stop()
+    yield from started(tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="module")
