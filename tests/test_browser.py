@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -14,11 +13,10 @@ if not os.environ.get("COMFYUI_DIR"):
 
 from comfyui_page import ComfyPage, browser
 from comfyui_server import Server
-from conftest import ROOT
+from saved_workflows import SAVED, in_a_subgraph, workflow_of_all_cases
 from test_comfyui import DEMO, ENDLESS, started
 
 PACK = "ComfyUI_QwenVL"
-SAVED = json.loads((ROOT / "tests" / "saved_workflows.json").read_text(encoding="utf-8"))
 FIRST_SEEN = [
     *("system", "text", "model", "quantization", "max_new_tokens", "seed", "control_after_generate"),
     *("thinking", "image_mode", "preset", "qwenvl_more"),
@@ -32,8 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -163,32 +161,6 @@ def test_a_folded_widget_that_is_connected_is_shown(page: ComfyPage) -> None:
     assert "stop" in page.widgets("QwenVL")
 
 
-def workflow_of_all_cases() -> dict[str, Any]:
-    """Every saved node of the cases in one file, each with its pictures connected."""
-    nodes, links = [], []
-    for place, case in enumerate(SAVED["cases"]):
-        inputs = []
-        for slot, name in enumerate(case.get("pictures", [])):
-            source, link = len(nodes) + 1000, len(links) + 1
-            links.append([link, source, 0, place + 1, slot, "IMAGE"])
-            inputs.append({"name": name, "type": "IMAGE", "link": link})
-            output = {"name": "IMAGE", "type": "IMAGE", "links": [link], "slot_index": 0}
-            nodes.append(saved_node(source, "LoadImage", [-600, place * 900], outputs=[output], inputs=[]))
-            nodes[-1]["widgets_values"] = ["circle.png", "image"]
-        saved = {name: case[name] for name in ("widgets_values", "widgets_values_named") if name in case}
-        outputs = [{"name": "text", "type": "STRING", "links": None}]
-        nodes.append({**saved_node(place + 1, case["id"], [place * 500, 0], inputs=inputs, outputs=outputs), **saved})
-    return {"nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4} | {
-        "last_node_id": 2000,
-        "last_link_id": len(links),
-    }
-
-
-def saved_node(number: int, node_id: str, place: list[int], **more: Any) -> dict[str, Any]:
-    size = {"size": [400, 600], "flags": {}, "order": number, "mode": 0, "properties": {}}
-    return {"id": number, "type": node_id, "pos": place, **size, **more}
-
-
 def test_saved_workflows_open_with_every_value_in_its_widget_and_run_with_their_pictures(page: ComfyPage) -> None:
     page.load(workflow_of_all_cases())
     found = page.run_js(
@@ -206,6 +178,17 @@ def test_saved_workflows_open_with_every_value_in_its_widget_and_run_with_their_
         assert node["slots"], case["what"]
         sent = prompt[str(place)]["inputs"]
         assert all(isinstance(sent[name], list) for name in case.get("connected", {}).values()), case["what"]
+
+
+def test_a_saved_node_inside_a_subgraph_opens_the_same(page: ComfyPage) -> None:
+    case = next(case for case in SAVED["cases"] if case["what"] == "the sibling fork's QwenVL")
+    page.load(in_a_subgraph(case))
+    found = page.run_js(
+        """() => Object.fromEntries(
+            app.graph.nodes[0].subgraph.nodes[0].widgets.map(({ name, value }) => [name, value])
+        )"""
+    )
+    assert {name: found[name] for name in case["expect"]} == case["expect"]
 
 
 def test_values_come_back_from_what_the_page_itself_saves(page: ComfyPage) -> None:

@@ -7,12 +7,12 @@ import subprocess
 
 import pytest
 from conftest import ROOT
+from saved_workflows import SAVED
 
 NODE = shutil.which("node")
 if NODE is None:
     pytest.skip("Install Node.js to try the page's scripts without a browser.", allow_module_level=True)
 
-SAVED = json.loads((ROOT / "tests" / "saved_workflows.json").read_text(encoding="utf-8"))
 RUN = """
 import { carryOver } from "./web/carry_over.js";
 import { readFileSync } from "node:fs";
