@@ -26,7 +26,7 @@ playwright = pytest.importorskip(
 
 READY = """() => Boolean(window.LiteGraph?.registered_node_types.QwenVL && window.app?.graph
     && app.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length)"""
-WAIT_MS = 30_000
+WAIT_MS = 60_000
 Value = Any
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,8 @@ def page(server: Server, chromium: Any) -> Iterator[ComfyPage]:
 def ask(page: ComfyPage, **values: Any) -> None:
     """A node by search, with the demo model and these values, and a preview that makes it run."""
     page.add_by_search("QwenVL", "QwenVL")
-    settled = {"model": DEMO, "seed": 1, "control_after_generate": "fixed", "do_sample": False}
+    # A seed of its own each time: older pages are told nothing of an answer that comes from the cache.
+    settled = {"model": DEMO, "seed": time.time_ns() % 10**9, "control_after_generate": "fixed", "do_sample": False}
     page.set("QwenVL", **{**settled, **values})
     page.run_js(
         """() => {
@@ -78,7 +80,12 @@ def test_a_node_found_by_search_answers_and_the_answer_is_there_after_a_reload(p
     page.wait_until_idle()
     page.shot("node")
     page.wait("() => app.graph.nodes.length === 3")
-    page.tab.wait_for_timeout(1500)  # the page keeps the workflow a moment after its last change
+    # The page keeps the workflow a moment after its last change.
+    page.wait(
+        """() => [localStorage, sessionStorage].some(
+            (store) => Object.values(store).some((kept) => kept.includes('LoadImage') && kept.includes('QwenVL'))
+        )"""
+    )
     page.reload()
     page.wait("() => document.querySelector('.qwenvl-answer .text')?.textContent.endsWith('background')")
     assert page.answer() == "a red circle on a blue background"
