@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from .live import Live
+from .paths import is_loopback
 
 try:
     import comfy.model_management as memory
@@ -65,7 +65,7 @@ def preset_folder() -> Path:
 
 def reachable() -> list[Path] | None:
     """The folders that a widget may name files in; None for all: whoever queues prompts sits at this machine."""
-    if memory is None or all(_is_loopback(address) for address in args.listen.split(",")):
+    if memory is None or all(is_loopback(address) for address in args.listen.split(",")):
         return None
     return [
         Path(folder)
@@ -87,14 +87,6 @@ def reading_bases() -> list[Path]:
 def writing_bases() -> list[Path]:
     """What a relative path of something to write starts from."""
     return [Path.cwd()] if memory is None else [Path(folder_paths.get_output_directory())]
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
-    try:
-        return ipaddress.ip_address(address.strip()).is_loopback
-    except ValueError:
-        return address.strip() == "localhost"
 
 
 def device() -> str | None:
@@ -224,23 +216,18 @@ def when_prompt_ends(then: Callable[[], None]) -> None:
     """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue."""
     context = get_executing_context() if memory is not None else None
     if context is not None:
-        _when_gone({context.prompt_id}, then)
+        when_gone({context.prompt_id}, then)
 
 
-def when_nothing_runs(then: Callable[[], Any]) -> bool:
-    """The same for all prompts that are running now. Returns whether there are any; else it is called soon."""
-    running = _running()
-    _when_gone(running, then)
-    return bool(running)
-
-
-def _running() -> set[str]:
+def running_prompts() -> set[str]:
     return {item[1] for item in list(PromptServer.instance.prompt_queue.currently_running.values())}
 
 
-def _when_gone(prompts: set[str], then: Callable[[], Any]) -> None:
+def when_gone(prompts: set[str], then: Callable[[], Any]) -> None:
+    """Call then, from another thread, when none of the prompts runs any more."""
+
     def wait() -> None:
-        while _running() & prompts:
+        while running_prompts() & prompts:
             time.sleep(PROMPT_POLL_S)
         then()
 

@@ -40,8 +40,9 @@ def add_routes(models: ModelCache) -> None:
         spec = next((each.spec for each in models.residents if key(each.spec) == wanted), None)
         if spec is None:
             return web.json_response({"error": f"no model {wanted!r} is in memory"}, status=404)
-        waits = host.when_nothing_runs(lambda: models.forget(spec))
-        return web.json_response({"unloads": "after this run" if waits else "now"})
+        running = host.running_prompts()
+        host.when_gone(running, lambda: models.forget(spec))
+        return web.json_response({"unloads": "after this run" if running else "now"})
 
 
 def is_cross_site(headers: Mapping[str, str]) -> bool:

@@ -5,6 +5,7 @@ Standard library only. Which folders may be reached is for the caller to say.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import stat
@@ -133,3 +134,11 @@ def _outside(name: str, value: str) -> ForbiddenPathError:
 
 def _circle(name: str, value: str) -> ForbiddenPathError:
     return ForbiddenPathError(f"{name}: {value!r} is a link that leads back to itself. Give the file or folder.")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(address.strip()).is_loopback
+    except ValueError:
+        return address.strip() == "localhost"

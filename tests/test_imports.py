@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "hub_errors": set(),
     "transfer": {"hub_errors", "part"},
     "live": set(),
-    "host": LOW | {"live"},
+    "host": LOW | {"live", "paths"},
     "older_prompts": {"host"},
     "panel": LOW | {"cache", "host"},
     "paths": LOW,

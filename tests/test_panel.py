@@ -70,7 +70,7 @@ def test_one_model_is_unloaded_and_then_it_is_not_told_any_more(ask, loaded):
 
 
 def test_while_a_prompt_runs_the_model_stays_until_it_has_ended(ask, loaded, comfy):
-    comfy.running[0] = (0, "p")
+    comfy.running[0] = (0, "p", {}, {}, [])
     assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
     time.sleep(1)
     assert len(loaded.nodes.MODELS.residents) == 1
