@@ -86,8 +86,9 @@ def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
 
 
 def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
-    """What a node returns: its outputs, and the text that the page keeps on it."""
-    return {"ui": {"text": texts}, "result": (texts, thinking, stats)}
+    """What a node returns: its outputs, and what the page keeps on it."""
+    kept = {"text": texts, "thinking": thinking} if any(thinking) else {"text": texts}
+    return {"ui": kept, "result": (texts, thinking, stats)}
 
 
 class QwenVL:

@@ -52,6 +52,8 @@ class Resident:
         self.size: int = source.size()
         self.handle: ModelHandle | None = None
         self.used_at = 0.0
+        # By the clock on the wall: when it last came to its device.
+        self.loaded_at = 0.0
         self._parked: Callable[[], ModelHandle] | None = None
 
     def bring(self) -> None:
@@ -59,6 +61,7 @@ class Resident:
         if self.handle is None:
             bring_back, self._parked = self._parked, None
             self.handle = bring_back() if bring_back else self.source.load()
+            self.loaded_at = time.time()
 
     def give_way(self, for_good: bool = False) -> None:
         """Leave the device for others: to RAM where that is allowed and there is room for it, else for good.
@@ -175,6 +178,12 @@ class ModelCache:
         # A copy at once: this may be asked while another thread runs.
         loaded = [each for each in list(self._residents.values()) if each.handle is not None]
         return [each.spec for each in sorted(loaded, key=lambda each: each.used_at)]
+
+    @property
+    def residents(self) -> list[Resident]:
+        """What is on a device or waits in RAM, the longest there first. To be looked at, not kept."""
+        there = [each for each in list(self._residents.values()) if each.handle is not None or each.parked]
+        return sorted(there, key=lambda each: each.loaded_at)
 
     def forget(self, spec: LoadSpec, unless_used_after: float | None = None) -> None:
         """Let one model go, from its device and from RAM.

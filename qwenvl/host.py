@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .live import Live
 from .paths import are_confined
 
 try:
@@ -206,15 +207,27 @@ def _in_ram(resident: Any) -> bool:
     return resident.source.devices == ("cpu",)
 
 
+def server() -> Any:
+    """ComfyUI's web server; None where there is none."""
+    return None if memory is None else getattr(PromptServer, "instance", None)
+
+
 def when_prompt_ends(then: Callable[[], None]) -> None:
     """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue."""
     context = get_executing_context() if memory is not None else None
-    if context is None:
-        return
-    queue = PromptServer.instance.prompt_queue
+    if context is not None:
+        when_gone({context.prompt_id}, then)
+
+
+def running_prompts() -> set[str]:
+    return {item[1] for item in list(PromptServer.instance.prompt_queue.currently_running.values())}
+
+
+def when_gone(prompts: set[str], then: Callable[[], Any]) -> None:
+    """Call then, from another thread, when none of the prompts runs any more."""
 
     def wait() -> None:
-        while any(item[1] == context.prompt_id for item in list(queue.currently_running.values())):
+        while running_prompts() & prompts:
             time.sleep(PROMPT_POLL_S)
         then()
 
@@ -239,6 +252,7 @@ class NodeWatch:
         self._browser: str | None = None
         self._sent_at = 0.0
         self._max_new_tokens = max_new_tokens
+        self._live = Live()
         if memory is not None:
             context = get_executing_context()
             self._node_id = context.node_id if context else PromptServer.instance.last_node_id
@@ -256,10 +270,12 @@ class NodeWatch:
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         """Called after every token with the number of them, the whole answer so far, and the thought before it."""
+        self._live.count(new_tokens, "tokens", thinking)
         self._tell(new_tokens, self._max_new_tokens, f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
 
     def advance(self, done: int, total: int | None, text: str) -> None:
         """Called with many answers: how many are finished of how many, and the latest."""
+        self._live.count(done, "answers")
         self._tell(done, total, f"{done} of {total}\n\n{text}" if total else f"{done}\n\n{text}")
 
     def _tell(self, value: int, total: int | None, text: str) -> None:
@@ -278,4 +294,7 @@ class NodeWatch:
     def _show(self, text: str) -> None:
         self._sent_at = time.monotonic()
         if self._node_id is not None:
-            PromptServer.instance.send_progress_text(text, self._node_id, self._browser)
+            server = PromptServer.instance
+            # The page's own widget shows the text alone; ours, if it is there, shows this beside it.
+            server.send_sync("qwenvl.progress", self._live.told(self._node_id), self._browser)
+            server.send_progress_text(text, self._node_id, self._browser)

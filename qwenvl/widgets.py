@@ -36,12 +36,16 @@ AFTER_RUN = {"control_after_generate": True}
 Widget = tuple[Any, dict[str, Any]]
 
 
-def _text(tooltip: str, default: str = "") -> Widget:
-    return "STRING", {"multiline": True, "default": default, "tooltip": tooltip}
+# The page folds these away until they are asked for: a first answer needs none of them.
+RARE: dict[str, Any] = {"advanced": True}
+
+
+def _text(tooltip: str, default: str = "", **more: Any) -> Widget:
+    return "STRING", {"multiline": True, "default": default, "tooltip": tooltip, **more}
 
 
 def _switch(default: bool, tooltip: str) -> Widget:
-    return "BOOLEAN", {"default": default, "tooltip": tooltip}
+    return "BOOLEAN", {"default": default, "tooltip": tooltip, **RARE}
 
 
 def _number(name: str, default: float, step: float, tooltip: str, **more: Any) -> Widget:
@@ -50,8 +54,8 @@ def _number(name: str, default: float, step: float, tooltip: str, **more: Any) -
     return kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip, **more}
 
 
-def _choice(names: tuple[str, ...], default: str, tooltip: str) -> Widget:
-    return list(names), {"default": default, "tooltip": tooltip}
+def _choice(names: tuple[str, ...], default: str, tooltip: str, **more: Any) -> Widget:
+    return list(names), {"default": default, "tooltip": tooltip, **more}
 
 
 SYSTEM = _text("Who the model is and how it should answer.", SYSTEM_PROMPT)
@@ -68,6 +72,7 @@ ATTENTION = _choice(
     "How attention is computed. sdpa is right nearly everywhere; flash_attention_2 to 4 need packages and "
     "flex_attention needs Triton, and without them sdpa is used and the log says why; eager is slow and exact; auto "
     "lets the pack choose.",
+    **RARE,
 )
 KEEP_LOADED = _switch(True, "Keep the model in memory for the next run. Off gives all of it back when the node ends.")
 BYPASS = _switch(False, "Pass the text through unchanged, without touching any model.")
@@ -78,17 +83,21 @@ SAMPLING = {
         0.7,
         0.05,
         "Higher is more varied, lower more predictable. 0 always takes the likeliest token.",
+        **RARE,
     ),
     "top_p": _number(
         "top_p",
         0.9,
         0.05,
         "Draw only from the likeliest tokens that together reach this probability. 1 is off.",
+        **RARE,
     ),
-    "top_k": _number("top_k", 50, 1, "Draw only from this many of the likeliest tokens. 0 is off."),
-    "min_p": _number("min_p", 0.0, 0.05, "Leave out tokens less likely than this share of the likeliest. 0 is off."),
+    "top_k": _number("top_k", 50, 1, "Draw only from this many of the likeliest tokens. 0 is off.", **RARE),
+    "min_p": _number(
+        "min_p", 0.0, 0.05, "Leave out tokens less likely than this share of the likeliest. 0 is off.", **RARE
+    ),
     "repetition_penalty": _number(
-        "repetition_penalty", 1.0, 0.05, "Above 1 makes tokens that already occurred less likely. 1 is off."
+        "repetition_penalty", 1.0, 0.05, "Above 1 makes tokens that already occurred less likely. 1 is off.", **RARE
     ),
     "max_new_tokens": _number(
         "max_new_tokens",
@@ -109,10 +118,9 @@ VIDEO: Widget = (
     {
         "default": "",
         "tooltip": "Path of a video file. The model sees frames of it: see sample_fps and what follows it.",
+        **RARE,
     },
 )
-# Where the page can, it folds these away until they are asked for.
-RARE = {"advanced": True}
 # What more there is to sampling, in the order in which saved workflows hold it: append only.
 MORE_SAMPLING: dict[str, Widget] = {
     "presence_penalty": _number(
@@ -175,15 +183,17 @@ OPTIONS: dict[str, Widget] = {
         RELEASES[0],
         "When a model that is kept loaded gives its memory back: when another node needs it; when everything of this "
         "prompt is done; or at once, like keep_model_loaded off.",
+        **RARE,
     ),
     "diagnostics": _choice(
         DIAGNOSTICS,
         DIAGNOSTICS[0],
         "What a run writes to the log: a line of figures; in full also the time of each part, stalls, and the GPU's "
         "memory, clock, power and temperature; or nothing.",
+        **RARE,
     ),
     **MORE_SAMPLING,
-    "stop": _text("The answer ends before the first of these texts: one a line, \\n in it is a line break."),
+    "stop": _text("The answer ends before the first of these texts: one a line, \\n in it is a line break.", **RARE),
     "thinking": _choice(
         THINKING,
         "auto",
@@ -195,6 +205,7 @@ OPTIONS: dict[str, Widget] = {
         download.default_policy(),
         "Whether a model that is not on this machine may be downloaded. never makes it an error that names the folders "
         "that were searched and the command that fetches it. The variable QWENVL_DOWNLOAD sets the default.",
+        **RARE,
     ),
     "device": _choice(
         device_choices(),
@@ -202,12 +213,14 @@ OPTIONS: dict[str, Widget] = {
         "Where the model runs. auto is where ComfyUI runs its models. all GPUs spreads the layers, for a model that "
         "fits on none of them alone. all GPUs and CPU leaves in RAM what fits on none, and copies it for every token: "
         "each token then takes about half a second longer for every 10 GB in RAM.",
+        **RARE,
     ),
     "sampling": _choice(
         SAMPLING_FROM,
         AS_SET,
         "as set takes do_sample, temperature, top_p, top_k, min_p and repetition_penalty from the widgets above. "
         "model's own takes what the model's makers recommend in their place; what they do not name stays as set.",
+        **RARE,
     ),
 }
 # What the QwenVL node offers after that: append only.
@@ -224,6 +237,7 @@ VISION_OPTIONS: dict[str, Widget] = {
         "What pictures are scaled to, and so what they cost: up to 256, 512, 768 or 1024 tokens each (a quarter less "
         "with Qwen3-VL); auto 256 to 1024, but no more than the model was made for; original as they are, a token for "
         "28 x 28 pixels (32 x 32).",
+        **RARE,
     ),
     "video": ("VIDEO", {"tooltip": "A video of ComfyUI's own kind, trimmed or not."}),
     "video_frames": ("IMAGE", {"tooltip": "A batch that is a video; fps says how fast."}),

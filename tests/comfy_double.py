@@ -135,6 +135,7 @@ class ComfyDouble:
     def reset(self) -> None:
         self.progress: list[tuple[int, int, str | None]] = []
         self.texts: list[tuple[str, str, str | None]] = []
+        self.events: list[tuple[str, dict[str, Any], str | None]] = []
         # What the page was told of the last node.
         self.ui: dict[str, list[Any]] = {}
         self.interrupted = False
@@ -208,7 +209,11 @@ class ComfyDouble:
         def send_progress_text(text: str, node_id: str, sid: str | None = None) -> None:
             double.texts.append((text, node_id, sid))
 
-        server = SimpleNamespace(last_node_id="7", client_id="browser", send_progress_text=send_progress_text)
+        def send_sync(event: str, data: dict[str, Any], sid: str | None = None) -> None:
+            double.events.append((event, data, sid))
+
+        server = SimpleNamespace(last_node_id="7", client_id="browser")
+        server.send_progress_text, server.send_sync = send_progress_text, send_sync
         queue = SimpleNamespace(currently_running=self.running)
         server.prompt_queue = queue
 

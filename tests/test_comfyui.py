@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -231,8 +233,67 @@ def test_the_text_is_kept_for_the_page_and_told_again_from_the_cache(
     assert again.outputs.get("node", texts) == texts
 
 
-def test_the_widget_that_keeps_the_text_is_served(client: Client) -> None:
-    assert any(path.endswith("ComfyUI_QwenVL/qwenvl.js") for path in client.get("/extensions"))
+def test_the_pages_scripts_are_served(client: Client) -> None:
+    served = {Path(path).name for path in client.get("/extensions") if "/ComfyUI_QwenVL/" in path}
+    assert served == {path.name for path in (PACK / "web").glob("*.js")}
+
+
+def held(client: Client) -> dict[str, dict[str, Any]]:
+    """Key -> what is told of it, of every model in memory."""
+    return {each["key"]: each for each in client.get("/qwenvl/models")["models"]}
+
+
+def wait_until_gone(client: Client, key: str) -> None:
+    deadline = time.monotonic() + 30
+    while key in held(client) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert key not in held(client)
+
+
+def test_the_models_in_memory_are_listed_and_one_is_unloaded(client: Client, build: Callable[..., Graph]) -> None:
+    assert client.run(build(text="Which shape is it?", seed=21)).status == "success"
+    key = next(key for key, each in held(client).items() if each["model"] == DEMO)
+    assert held(client)[key]["bytes"] > 1_000_000
+    assert client.post("/qwenvl/unload", {"model": key}) == (200, {"unloads": "now"})
+    wait_until_gone(client, key)
+    assert client.post("/qwenvl/unload", {"model": key})[0] == 404
+
+
+def test_unloading_during_a_run_breaks_nothing_and_happens_after_it(
+    client: Client, build: Callable[..., Graph]
+) -> None:
+    replies: list[tuple[int, Any]] = []
+
+    def unload_once(run: Run) -> None:
+        if len(run.live) >= TEXTS_BEFORE_CANCEL and not replies:
+            (key,) = (key for key, each in held(client).items() if each["model"] == ENDLESS)
+            replies.append(client.post("/qwenvl/unload", {"model": key}))
+
+    run = client.run(long_run(build, max_new_tokens=900, seed=31), after_event=unload_once)
+    assert replies == [(200, {"unloads": "after this run"})]
+    assert run.status == "success", run.message
+    assert len(run.text("preview")) > 100
+    wait_until_gone(client, f"{ENDLESS} / none / sdpa / auto")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/json", "Origin": "http://elsewhere.example"},
+        {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_another_site_unloads_nothing(client: Client, build: Callable[..., Graph], headers: dict[str, str]) -> None:
+    assert client.run(build(text="Which shape is it?", seed=22)).status == "success"
+    key = next(key for key, each in held(client).items() if each["model"] == DEMO)
+    body = json.dumps({"model": key}).encode()
+    request = urllib.request.Request(f"http://{client.address}/qwenvl/unload", body, headers)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=30)
+    time.sleep(1)
+    assert key in held(client)
 
 
 def load_video(build: Callable[..., Graph], source: str = "video", **values: Any) -> Graph:
@@ -287,6 +348,26 @@ def test_the_older_ids_give_the_same_answer(
     node: str, socket: str, client: Client, build: Callable[..., Graph]
 ) -> None:
     graph = load_images(build(node, text="Describe this image."), **{socket: "circle.png"})
+    assert client.run(graph).text("preview") == "a red circle on a blue background"
+
+
+@pytest.mark.parametrize("node", ["QwenVL", "Qwen2.5VL", "Qwen2VL"])
+def test_an_api_prompt_of_the_oldest_packs_runs_unchanged(client: Client, node: str) -> None:
+    inputs = {
+        "text": "Describe this image.",
+        "model": DEMO,
+        "quantization": "none",
+        "keep_model_loaded": True,
+        "temperature": 0.0,
+        "max_new_tokens": 128,
+        "seed": 9,
+        "image": ["load", 0],
+    }
+    graph = {
+        "load": {"class_type": "LoadImage", "inputs": {"image": "circle.png"}},
+        "node": {"class_type": node, "inputs": inputs},
+        "preview": {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}},
+    }
     assert client.run(graph).text("preview") == "a red circle on a blue background"
 
 

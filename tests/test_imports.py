@@ -39,7 +39,10 @@ MAY_IMPORT = {
     "part": set(),
     "hub_errors": set(),
     "transfer": {"hub_errors", "part"},
-    "host": LOW | {"paths"},
+    "live": set(),
+    "host": LOW | {"live", "paths"},
+    "older_prompts": {"host"},
+    "panel": LOW | {"cache", "host"},
     "paths": LOW,
     "lists": LOW,
     "presets": LOW | {"host", "paths"},
@@ -88,7 +91,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "catalog", "paths", "folder", "lists"),
+    *("settings", "request", "log", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

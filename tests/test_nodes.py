@@ -169,6 +169,20 @@ def test_the_text_comes_out_first_and_everything_is_explained(pack, node_id):
     assert [name for name, (_, options) in declared.items() if not options.get("tooltip")] == []
 
 
+@pytest.mark.parametrize("node_id", ["QwenVL", "Qwen"])
+def test_a_first_answer_needs_few_of_the_widgets(pack, node_id):
+    declared = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
+    inputs = {**declared["required"], **declared["optional"]}
+    shown = [name for name, (_, options) in inputs.items() if "default" in options and not options.get("advanced")]
+    question = "prompt" if node_id == "Qwen" else "text"
+    looking = [] if node_id == "Qwen" else ["image_mode"]
+    assert shown == [
+        *("system", question, "model", "quantization", "max_new_tokens", "seed", "thinking"),
+        *looking,
+        "preset",
+    ]
+
+
 def test_ranges_hold_what_is_promised(pack):
     inputs = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]
     ranges = {name: (options["min"], options["max"]) for name, (_, options) in inputs.items() if "min" in options}
@@ -445,6 +459,20 @@ def test_what_a_model_thinks_is_marked_in_the_live_text_and_gone_at_the_end(ask,
     assert texts[-1] == answer
     assert any(text.startswith("[thinking] I see one image.") for text in texts)
     assert any(text.endswith("\n\na red") for text in texts)
+
+
+def test_the_page_is_told_how_fast_and_what_is_thought_before_each_live_text(ask, comfy, monkeypatch):
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
+    told = [data for event, data, sid in comfy.events if (event, sid) == ("qwenvl.progress", "browser")]
+    assert len(told) == len(comfy.texts)
+    counts = [data["done"] for data in told]
+    assert counts == sorted(counts)
+    assert told[-1]["per_s"] > 0
+    assert {(data["node"], data["unit"]) for data in told} == {("7", "tokens")}
+    for data, (text, _, _) in list(zip(told, comfy.texts, strict=True))[:-1]:
+        assert not data["thinking"] or text.startswith(f"[thinking] {data['thinking']}\n\n")
+    assert told[-1]["thinking"] == comfy.ui["thinking"][0] == "I see one image. It shows a red circle."
 
 
 def test_with_many_answers_live_text_and_progress_count_them(ask, comfy, monkeypatch):

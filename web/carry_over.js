@@ -1,0 +1,120 @@
+// Brings the values of saved workflows to the widgets they were saved from. Workflows hold values by position, and older
+// packs of this family, and this one, had other widgets in other places. Which ones a workflow was saved with is told by
+// the shape of its values: a value that is no choice of a widget's list, or no number, was never that widget's. Knows
+// nothing of the page, so it can be tried without one.
+
+const CONTROL = "control_after_generate";
+const isText = (value) => typeof value === "string";
+const isNumber = (value) => typeof value === "number";
+const isSwitch = (value) => typeof value === "boolean";
+const oneOf = (...choices) => (value) => choices.includes(value);
+
+const words = (text) => text.split(" ").filter(Boolean);
+const each = (names, shape) => Object.fromEntries(words(names).map((name) => [name, shape]));
+
+// What a widget's value can be. Models and presets differ between machines: any text. A list that is longer today must be
+// so here too; what is not in this table may be anything.
+const SHAPES = {
+  ...each("system text prompt model video_path stop preset", isText),
+  ...each("temperature top_p top_k min_p repetition_penalty max_new_tokens seed", isNumber),
+  ...each("presence_penalty frequency_penalty no_repeat_ngram_size min_new_tokens thinking_budget", isNumber),
+  ...each("fps sample_fps max_frames max_frame_pixels max_video_tokens", isNumber),
+  ...each("keep_model_loaded bypass do_sample", isSwitch),
+  device: (value) => isText(value) && /^(auto|all GPUs|all GPUs and CPU|cpu|mps|(cuda|xpu):\d+)$/.test(value),
+  quantization: oneOf("none", "4bit", "8bit"),
+  attention_mode: oneOf(
+    ...["sdpa", "eager", "auto", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"],
+  ),
+  [CONTROL]: oneOf("fixed", "increment", "decrement", "randomize"),
+  release: oneOf("when ComfyUI needs memory", "after the prompt", "after the node"),
+  diagnostics: oneOf("summary", "full", "off"),
+  thinking: oneOf("auto", "on", "off"),
+  download: oneOf("auto", "never"),
+  sampling: oneOf("as set", "model's own"),
+  image_mode: oneOf("together", "one answer per image"),
+  image_resolution: oneOf(
+    ...["auto", "low (256x28x28)", "medium (512x28x28)", "high (768x28x28)", "ultra (1024x28x28)", "original"],
+  ),
+};
+
+const SAMPLING = "do_sample temperature top_p top_k min_p repetition_penalty max_new_tokens seed " + CONTROL;
+const LOADING = "model quantization attention_mode keep_model_loaded bypass";
+const FIRST = "model quantization keep_model_loaded temperature max_new_tokens seed " + CONTROL;
+const VISION_HEADS = [
+  `system text ${LOADING} ${SAMPLING} video_path`,
+  `text ${FIRST} video_path system attention_mode bypass do_sample top_p top_k min_p repetition_penalty`,
+];
+const TEXT_HEAD = `system prompt ${LOADING} ${SAMPLING}`;
+
+// What this pack had after those, one line for each time that something came in between.
+const MORE = "presence_penalty frequency_penalty no_repeat_ngram_size min_new_tokens thinking_budget stop thinking";
+const LOOK = "image_mode image_resolution fps sample_fps max_frames max_frame_pixels max_video_tokens";
+const TAILS = [
+  "",
+  "release",
+  "release diagnostics",
+  "release device",
+  "release device sampling",
+  `release ${MORE} ${LOOK}`,
+  `release diagnostics ${MORE} ${LOOK}`,
+  `release diagnostics ${MORE} ${LOOK} preset`,
+  `release diagnostics ${MORE} download ${LOOK}`,
+  `release diagnostics ${MORE} device sampling ${LOOK}`,
+  `release diagnostics ${MORE} download ${LOOK} preset`,
+  `release diagnostics ${MORE} download device sampling ${LOOK} preset`,
+];
+
+const VISION_LAYOUTS = [
+  ...VISION_HEADS.flatMap((head) => TAILS.map((tail) => words(`${head} ${tail}`))),
+  // A fork that had image_resolution in the middle.
+  words(`system text ${LOADING} ${SAMPLING} image_resolution video_path`),
+  // The oldest files: with a path for a video, and without.
+  words(`text ${FIRST} video_path`),
+  words(`text ${FIRST}`),
+];
+const TEXT_LAYOUTS = [
+  ...TAILS.map((tail) => words(`${TEXT_HEAD} ${tail.replace(LOOK, "")}`)),
+  words(`system prompt ${FIRST}`),
+];
+
+/** Whether the values can have been saved from widgets of these names, in this order. */
+function fits(values, names) {
+  return values.every((value, place) => value == null || (SHAPES[names[place]] ?? (() => true))(value));
+}
+
+function byName(info, names) {
+  if (info.widgets_values_named) return info.widgets_values_named;
+  const values = info.widgets_values;
+  if (!Array.isArray(values)) return values; // some tools write an object
+  if (values.length <= names.length && fits(values, names)) return undefined; // as it should be
+  const layouts = names.includes("prompt") ? TEXT_LAYOUTS : VISION_LAYOUTS;
+  const layout = layouts.find((each) => each.length === values.length && fits(values, each));
+  if (!layout) console.warn(`QwenVL: the widgets of node ${info.id} are in no order that is known. Look them over.`);
+  return layout && Object.fromEntries(layout.map((name, place) => [name, values[place]]));
+}
+
+/**
+ * Put the values of a saved node where its widgets of today look for them, in place.
+ *
+ * @param info the node as saved.
+ * @param widgets name and value of each widget that is saved, in order, of a fresh node.
+ * @param sockets names of the inputs that the node has.
+ */
+export function carryOver(info, widgets, sockets) {
+  const saved = byName(info, widgets.map(({ name }) => name));
+  if (saved) info.widgets_values = widgets.map(({ name, value }) => saved[name] ?? value);
+  // The oldest nodes had one picture.
+  const picture = info.inputs?.find(({ name }) => name === "image");
+  const first = info.inputs?.find(({ name }) => name === "image1");
+  if (picture && !sockets.includes("image") && sockets.includes("image1") && first?.link == null) {
+    info.inputs = info.inputs.filter((input) => input !== first);
+    picture.name = "image1";
+    delete picture.localized_name;
+    delete picture.label;
+  }
+}
+
+/** Save the names beside the values, as newer pages do by themselves: then no order has to be told from shapes. */
+export function nameValues(info, widgets) {
+  info.widgets_values_named ??= Object.fromEntries(widgets.map(({ name, value }) => [name, value]));
+}

@@ -1,0 +1,52 @@
+// Shows few widgets at first: those marked as advanced are folded away until a button on the node is pressed. One stays
+// in sight while it holds something else than at first, or is connected. Pages that draw nodes as HTML do this by
+// themselves, with a button of their own; ours is for the canvas.
+
+const MORE = "more settings  ▾";
+const FEWER = "fewer settings  ▴";
+
+function isConnected(node, widget) {
+  return node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
+}
+
+function hide(widget, yes) {
+  widget.hidden = yes;
+  // Older pages leave room for what is hidden; widgets have a margin of 4 below.
+  if (yes) widget.computeSize = () => [0, -4];
+  else delete widget.computeSize;
+}
+
+/** Make the node look as node.showAdvanced says, which pages save with it. */
+function refold(node, firstValues) {
+  for (const [widget, value] of firstValues) {
+    hide(widget, !node.showAdvanced && widget.value === value && !isConnected(node, widget));
+  }
+  node.setDirtyCanvas(true, true);
+}
+
+/** @param node a new one. */
+export function addFold(node, showAll) {
+  const firstValues = new Map((node.widgets ?? []).filter((each) => each.options?.advanced).map((each) => [each, each.value]));
+  if (!firstValues.size) return;
+  const button = node.addWidget("button", "qwenvl_more", null, () => show(!node.showAdvanced, true), { canvasOnly: true });
+  // Saved workflows are read by position: this is no value of theirs.
+  button.serialize = false;
+
+  function show(all, resize) {
+    node.showAdvanced = all;
+    button.label = all ? FEWER : MORE;
+    refold(node, firstValues);
+    if (resize) node.setSize([node.size[0], node.computeSize()[1]]);
+  }
+
+  const { onConfigure, onConnectionsChange } = node;
+  node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    show(Boolean(node.showAdvanced), false);
+  };
+  node.onConnectionsChange = function () {
+    onConnectionsChange?.apply(this, arguments);
+    refold(node, firstValues);
+  };
+  show(showAll, true);
+}

@@ -1,0 +1,95 @@
+// A tab in the sidebar: which models of this pack are in memory, how large each is, since when, and a button that lets it
+// go. It asks the server only while it is open.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { addStyle, element } from "./element.js";
+
+const REFRESH_MS = 2000;
+
+const STYLE = `
+.qwenvl-models { padding: 12px; display: flex; flex-direction: column; gap: 10px; color: var(--fg-color);
+  font-size: 13px; height: 100%; overflow: auto; box-sizing: border-box; }
+.qwenvl-models h3 { margin: 0; font-size: 15px; }
+.qwenvl-models article { border: 1px solid var(--border-color); border-radius: 6px; padding: 8px 10px; }
+.qwenvl-models article p { margin: 4px 0; color: var(--descrip-text); }
+.qwenvl-models button { border: 1px solid var(--border-color); border-radius: 4px; padding: 2px 10px;
+  background: var(--comfy-input-bg); color: var(--input-text); cursor: pointer; }
+.qwenvl-models button:disabled { opacity: 0.6; cursor: default; }
+`;
+
+function size(bytes) {
+  return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
+}
+
+function since(seconds) {
+  const minutes = Math.floor((Date.now() / 1000 - seconds) / 60);
+  const clock = new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return `since ${clock} (${minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`})`;
+}
+
+async function unload(model) {
+  const response = await api.fetchApi("/qwenvl/unload", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ model }),
+  });
+  return response.ok ? (await response.json()).unloads : `refused (${response.status})`;
+}
+
+function row({ key, model, quantization, devices, bytes, since: loadedAt }, going) {
+  const button = element("button", { textContent: going.has(key) ? "Unloads after this run" : "Unload" });
+  button.disabled = going.has(key);
+  button.title = "Give its memory back. While a prompt runs, this waits until it has ended.";
+  button.onclick = async () => {
+    button.disabled = true;
+    const when = await unload(key);
+    button.textContent = `Unloads ${when}`;
+    if (when === "after this run") going.add(key);
+  };
+  const precision = quantization === "none" ? "unquantized" : quantization;
+  return element(
+    "article",
+    {},
+    element("strong", { textContent: model }),
+    element("p", { textContent: `${size(bytes)}, ${precision}, on ${devices.join(", ")}` }),
+    element("p", { textContent: since(loadedAt) }),
+    button,
+  );
+}
+
+function render(container) {
+  addStyle("qwenvl-models-style", STYLE);
+  const list = element("div");
+  const area = element("div", { className: "qwenvl-models" }, element("h3", { textContent: "QwenVL models" }), list);
+  container.replaceChildren(area);
+  const going = new Set(); // those that go when a run has ended
+  let shown = "";
+  async function refresh() {
+    if (!area.isConnected) return;
+    setTimeout(refresh, REFRESH_MS);
+    const response = await api.fetchApi("/qwenvl/models");
+    const { models } = await response.json();
+    for (const key of going) if (!models.some((each) => each.key === key)) going.delete(key);
+    const state = JSON.stringify([models, Math.floor(Date.now() / 60000)]);
+    if (state === shown) return; // or a button would be replaced while it is pressed
+    shown = state;
+    const nothing = element("p", { textContent: "None is in memory. A node loads its model when it runs." });
+    list.replaceChildren(...(models.length ? models.map((each) => row(each, going)) : [nothing]));
+  }
+  setTimeout(refresh); // when the container is in the page
+}
+
+app.registerExtension({
+  name: "QwenVL.models",
+  setup() {
+    app.extensionManager?.registerSidebarTab?.({
+      id: "qwenvl-models",
+      icon: "pi pi-eye",
+      title: "QwenVL",
+      tooltip: "QwenVL: models in memory",
+      type: "custom",
+      render,
+    });
+  },
+});
