@@ -184,6 +184,7 @@ def test_saved_workflows_open_with_every_value_in_its_widget_and_run_with_their_
         assert node["pictures"] == list(case.get("connected", {}).values()), case["what"]
         assert node["slots"], case["what"]
         sent = prompt[str(place)]["inputs"]
+        assert "qwenvl_more" not in sent
         assert all(isinstance(sent[name], list) for name in case.get("connected", {}).values()), case["what"]
 
 

@@ -28,7 +28,9 @@ function refold(node, firstValues) {
 export function addFold(node, showAll) {
   const firstValues = new Map((node.widgets ?? []).filter((each) => each.options?.advanced).map((each) => [each, each.value]));
   if (!firstValues.size) return;
-  const button = node.addWidget("button", "qwenvl_more", null, () => show(!node.showAdvanced, true), { canvasOnly: true });
+  // Prompts that are queued leave it out by its options.
+  const options = { canvasOnly: true, serialize: false };
+  const button = node.addWidget("button", "qwenvl_more", null, () => show(!node.showAdvanced, true), options);
   // Saved workflows are read by position: this is no value of theirs.
   button.serialize = false;
 
