@@ -67,8 +67,7 @@ class ComfyPage:
     def add_by_search(self, words: str, node_id: str) -> None:
         """A double click on the empty canvas, some words, Enter."""
         before = self.run_js("() => app.graph.nodes.length")
-        self.tab.mouse.dblclick(900, 640)
-        self.wait("() => document.activeElement.tagName === 'INPUT'")
+        self._open_search()
         self.tab.keyboard.type(words, delay=20)
         self.tab.wait_for_timeout(800)  # the list is filtered a moment after the last key
         self.tab.keyboard.press("Enter")
@@ -79,6 +78,17 @@ class ComfyPage:
             self.tab.mouse.click(700, 400)
             self.tab.wait_for_timeout(200)
         assert self.run_js("() => app.graph.nodes.at(-1).type") == node_id
+
+    def _open_search(self) -> None:
+        """A page that is still busy with the workflow before takes no notice of a double click: then once more."""
+        for _ in range(10):
+            self.tab.mouse.dblclick(900, 640)
+            try:
+                self.wait("() => document.activeElement.tagName === 'INPUT'", timeout_ms=6_000)
+            except playwright.TimeoutError:
+                continue
+            return
+        raise AssertionError("a double click on the canvas opens no search")
 
     def set(self, node_id: str, **values: Value) -> None:
         """Type values into widgets of the first node of that kind."""
