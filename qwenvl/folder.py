@@ -104,12 +104,11 @@ def require_writable(folders: Iterable[Path]) -> None:
 
 def remove_leftovers(folders: Iterable[Path]) -> None:
     """Delete what a run that was killed in the middle of a caption left in these folders."""
-    for folder in folders:
-        for file in folder.glob(f"{_TEMPORARY}*.tmp"):
-            with suppress(OSError):  # another run was faster, or the folder is read-only
-                # From the future are those of a clock that has been put back since.
-                if abs(time.time() - file.stat().st_mtime) > _LEFT_AFTER_S:
-                    file.unlink()
+    for file in (file for folder in folders for file in folder.glob(f"{_TEMPORARY}*.tmp")):
+        with suppress(OSError):  # another run was faster, or the folder is read-only
+            # From the future are those of a clock that has been put back since.
+            if abs(time.time() - file.stat().st_mtime) > _LEFT_AFTER_S:
+                file.unlink()
 
 
 def _cannot_write(file: Path, error: OSError) -> FolderError:
