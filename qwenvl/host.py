@@ -293,8 +293,8 @@ class NodeWatch:
 
     def _show(self, text: str) -> None:
         self._sent_at = time.monotonic()
-        if self._node_id is not None:
+        if self._node_id is not None and self._browser is not None:
             server = PromptServer.instance
-            # The page's own widget shows the text alone; ours, if it is there, shows this beside it.
+            # Sent to no page in particular, all would show it. The first is for our own widget, if it is there.
             server.send_sync("qwenvl.progress", self._live.told(self._node_id), self._browser)
             server.send_progress_text(text, self._node_id, self._browser)

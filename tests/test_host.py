@@ -154,12 +154,11 @@ def test_live_text_goes_to_the_page_that_queued_the_prompt(comfy, pack, monkeypa
     monkeypatch.setattr(comfy, "prompt_id", "q")
     host.NodeWatch(40).end("for them")
     comfy.running[1] = (1, "q", {}, {}, [])
-    host.NodeWatch(40).end("for nobody in particular")
+    host.NodeWatch(40).end("for no page: all would show it")
     monkeypatch.setattr(comfy, "prompt_id", "unknown")
     host.NodeWatch(40).end("for the last one")
     assert comfy.texts == [
         ("for me", "7", "mine"),
         ("for them", "7", "theirs"),
-        ("for nobody in particular", "7", None),
         ("for the last one", "7", "browser"),
     ]
