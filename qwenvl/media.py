@@ -29,6 +29,8 @@ MIN_FRAMES = 4
 TOKEN_PIXELS = 28 * 28
 # Frames are made smaller to this size so that many fit; where it is not enough, fewer are shown.
 SMALLEST_FRAME_PIXELS = 256 * 28 * 28
+# Smaller frames are enlarged; older processors of Qwen3-VL refuse them.
+SMALLEST_FRAME_SIDE = 32
 
 # A picture that claims more would take gigabytes before it shows that it holds nothing. Pillow's own limit, which is
 # the same, is switched off by some programs.
@@ -269,6 +271,7 @@ def _frame_size(width: int, height: int, count: int, frames: Frames) -> tuple[in
     """(width, height) that keeps one frame and all frames together within the pixel budget."""
     budget = min(frames.max_frame_pixels, frames.max_video_tokens * 2 * TOKEN_PIXELS / count)
     scale = min(1.0, (budget / (width * height)) ** 0.5)
+    scale = max(scale, SMALLEST_FRAME_SIDE / min(width, height))
     return max(2, round(width * scale)), max(2, round(height * scale))
 
 

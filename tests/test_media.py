@@ -411,3 +411,9 @@ def test_frames_too_narrow_for_the_model_are_refused_by_name():
 def test_what_is_no_image_of_numbers_is_refused_by_name(image):
     with pytest.raises(MediaError, match="video_frames must"):
         looked_at(video_frames=image if image is not None else object())
+
+
+def test_small_frames_are_enlarged_and_keep_their_shape():
+    """Older processors of Qwen3-VL refuse a side below 32."""
+    (video,) = videos(Request(LoadSpec("m"), "", video_frames=torch.zeros(4, 8, 16, 3)))
+    assert video.frames.shape[1:3] == (32, 64)
