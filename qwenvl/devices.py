@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,14 @@ def current(device: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def own_random_numbers(where: Machine) -> AbstractContextManager[None]:
+    """Within the block, random numbers that are drawn move nobody's seed: transformers draws weights that it lacks."""
+    kind = where.device.split(":")[0]
+    if kind in _NUMBERED:
+        return torch.random.fork_rng(where.devices, device_type=kind)
+    return torch.random.fork_rng([])
 
 
 def reset_peak(device: str) -> None:

@@ -15,7 +15,7 @@ from .attention import plan_attention
 from .capabilities import Machine, has_package
 from .checkpoint import Checkpoint, read_checkpoint, why_too_old
 from .dense import release_fused
-from .devices import placement, strays
+from .devices import own_random_numbers, placement, strays
 from .faults import running_out_at_once
 from .log import log
 from .precision import (
@@ -213,7 +213,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     # Which is then told in words of ours.
     options["ignore_mismatched_sizes"] = True
-    with Understood(f"{folder} cannot be loaded"):
+    with Understood(f"{folder} cannot be loaded"), own_random_numbers(machine):
         # Not as config.json says: it may name a kernel to be fetched.
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
         with running_out_at_once():

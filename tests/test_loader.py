@@ -285,3 +285,16 @@ except loader.LoadError as error:
     assert answer == "a red circle on a blue background"
     assert fallback.startswith("none") and "pip install accelerate" in fallback
     assert "pip install accelerate" in error
+
+
+def test_a_model_that_lacks_weights_moves_nobodys_seed(tmp_path):
+    """transformers gives random numbers to what it does not find, and draws them before it says so."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.DEMO_FOLDER, folder)
+    weights = load_file(folder / "model.safetensors")
+    lacking = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({name: each for name, each in weights.items() if name != lacking}, folder / "model.safetensors")
+    before = torch.get_rng_state()
+    with pytest.raises(LoadError, match="lack 1 of the weights"):
+        load(LoadSpec("m"), folder, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
