@@ -41,12 +41,12 @@ class CaptureError(RuntimeError):
     """A step could not be captured, or what was captured is not the step."""
 
 
-class Waits(TorchDispatchMode):
-    """Notes the operators that make the host wait for the device."""
+class Operators(TorchDispatchMode):
+    """Sees each operator that runs, after it has."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
+    def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
+        """For subclasses: the operator, its arguments and keywords, and what came of it."""
+        raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -56,10 +56,22 @@ class Waits(TorchDispatchMode):
         if made is not NotImplemented:
             return made
         made = func(*args, **kwargs)
+        self.ran(func, (args, kwargs), made)
+        return made
+
+
+class Waits(Operators):
+    """Notes the operators that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
+        args, _ = given
         name = func._schema.name.removeprefix("aten::")
         if name in WAITS or (name in COPIES and _crosses(*args, made)) or (name in INDEXED and _masked(args[1])):
             self.found.append(name)
-        return made
 
 
 def _crosses(*values: Any) -> bool:

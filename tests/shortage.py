@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from qwenvl.graph import Operators
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 10.00 GiB"
 
@@ -59,25 +60,16 @@ class Shortage:
             return work(*args, **kwargs)
 
 
-class _Watched(TorchDispatchMode):
+class _Watched(Operators):
     """One for each thread, which is what a mode belongs to."""
 
     def __init__(self, shortage: Shortage) -> None:
         super().__init__()
         self._shortage = shortage
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self:
-            # In inference mode operators come here before they are taken apart.
-            made = func.decompose(*args, **kwargs)
-        if made is not NotImplemented:
-            return made
-        made = func(*args, **kwargs)
-        given = set(_storages((args, kwargs)))
-        for _ in set(_storages(made)) - given:
+    def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
+        for _ in set(_storages(made)) - set(_storages(given)):
             self._shortage.allocate()
-        return made
 
 
 def _storages(values: Any) -> Iterator[int]:
