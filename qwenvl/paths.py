@@ -6,6 +6,7 @@ Standard library only. Which folders may be reached is for the caller to say.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import re
@@ -43,9 +44,15 @@ def are_confined(listen: str, cors: object = None) -> bool:
         cors: its --enable-cors-header, by which any page that the user looks at may queue prompts.
     """
     asked = os.environ.get(SETTING, _CHOICES[0]).strip().lower()
+    return _is_strict(asked) or bool(cors) or not all(map(_is_loopback, listen.split(",")))
+
+
+@functools.cache
+def _is_strict(asked: str) -> bool:
+    """Cached, so that a word which is none is told of once: the question comes dozens of times a prompt."""
     if asked not in _CHOICES:
         log.warning("%s is %r, which is none of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
-    return asked != _CHOICES[0] or bool(cors) or not all(map(_is_loopback, listen.split(",")))
+    return asked != _CHOICES[0]
 
 
 def _is_loopback(address: str) -> bool:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl import paths
 from qwenvl.paths import ForbiddenPathError, is_plain_name, resolve, why_not_local
 
 
@@ -181,3 +182,11 @@ def test_names_that_only_windows_takes_for_more(name):
 def test_names_are_names_everywhere(name):
     assert is_plain_name(name, windows=True)
     assert is_plain_name(name, windows=False)
+
+
+def test_a_setting_that_is_none_is_strict_and_told_of_once(monkeypatch, caplog):
+    monkeypatch.setenv(paths.SETTING, "storng")
+    assert all(paths.are_confined("127.0.0.1") for _ in range(3))
+    assert [record.message for record in caplog.records if "taken as strict" in record.message] == [
+        "[QwenVL] QWENVL_PATHS is 'storng', which is none of auto, strict: taken as strict"
+    ]
