@@ -21,6 +21,7 @@ from .prefill import Check
 from .request import Sampling
 from .rows import Generation, OnTokens, Rows
 from .sampling import Chooser
+from .understood import Understood, UnusableError
 
 Lanes = DenseLanes | CachedLanes
 PLAIN = "generate"
@@ -91,6 +92,7 @@ class Decoder:
             media: names the content of the pictures and videos, so that a prompt about the same ones is recognised.
 
         Raises:
+            UnusableError: the model's forward pass fails.
             Whatever on_tokens and check raise, at the token or layer at which they do.
         """
         ids = inputs["input_ids"]
@@ -101,9 +103,11 @@ class Decoder:
             choose = self._chooser(sampling, len(ids))
             choose.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
             if self._lanes is None:
-                plain.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
+                with self._understood():
+                    plain.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
             else:
-                reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
+                with self._understood():
+                    reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
                 self._loop(self._lanes, choose(logits), sampling, choose, rows)
                 captured = self._captures and not Chooser.why_not_captured(sampling)
                 self.attention = self._lanes.attention(captured)
@@ -118,6 +122,14 @@ class Decoder:
         self._tokens.clear()
         if self._lanes is not None:
             self._lanes.drop()
+
+    def _understood(self) -> Understood:
+        """A block of the model's own arithmetic."""
+        return Understood(
+            f"{self._model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
+            "installed transformers: download it again, or ask whoever made it",
+            UnusableError,
+        )
 
     def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
         """One for each kind of sampling: captured steps go on using its tensors."""
@@ -137,7 +149,8 @@ class Decoder:
             ended, tokens = self._captured_loop(lanes, tokens, sampling, choose, rows)
         while not ended and rows.steps < sampling.max_new_tokens:
             lanes.make_room()
-            logits = lanes.step(tokens)
+            with self._understood():
+                logits = lanes.step(tokens)
             lanes.count_on_device()
             lanes.count_on_host()
             tokens = choose(logits)
@@ -202,4 +215,4 @@ class Decoder:
 
 def _end_ids(model: Any) -> frozenset[int]:
     ids = model.generation_config.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -27,7 +27,8 @@ from .precision import (
     quiet_casts,
 )
 from .request import ALL_GPUS_AND_CPU, LoadSpec
-from .sound import LoadError, Understood, require_backing
+from .sound import require_backing, why_unfit
+from .understood import LoadError, Understood
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
@@ -115,7 +116,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
     config = _config(folder)
     with Understood(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
-        processor = _processor(folder) if checkpoint.sees else None
+        processor = _processor(folder, config) if checkpoint.sees else None
         tokenizer = processor.tokenizer if processor else _tokenizer(folder)
     model = _read(checkpoint, config, plan, machine)
     if checkpoint.quantized:
@@ -161,6 +162,7 @@ def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None
     return bring_back
 
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -257,7 +259,7 @@ def _tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
 
 
-def _processor(folder: Path) -> Any:
+def _processor(folder: Path, config: Any) -> Any:
     """The processor, with its picture size set to ours. What differs between transformers 4 and 5 is hidden here."""
     import transformers
 
@@ -265,6 +267,8 @@ def _processor(folder: Path) -> Any:
     fast = {"use_fast": True} if transformers.__version__.startswith("4.") else {}
     processor = transformers.AutoProcessor.from_pretrained(folder, **_LOCAL, **fast)
     images = processor.image_processor
+    if reason := why_unfit(images, config.vision_config):
+        raise LoadError(f"{folder} cannot be loaded: {reason}. Download it again.")
     low, high = PICTURE_PIXELS
     # A model trained on smaller pictures than ours keeps its own size.
     if images.size["longest_edge"] >= high:
@@ -279,6 +283,17 @@ def _keep_only_token_ids(model: Any) -> None:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
-    )
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = {name: _token_ids(name, getattr(own, name), vocabulary) for name in _TOKEN_IDS}
+    model.generation_config = GenerationConfig(**ids)
+
+
+def _token_ids(name: str, given: Any, vocabulary: int) -> Any:
+    """What of it are tokens of the model: an index beyond its tables may break a GPU for the whole process."""
+    if given is None:
+        return None
+    listed = given if isinstance(given, list) else [given]
+    sound = [each for each in listed if isinstance(each, int) and 0 <= each < vocabulary]
+    if len(sound) < len(listed):
+        log.warning("the model's files name a token that it does not have: %s is %.99r", name, given)
+    return (sound or None) if isinstance(given, list) else next(iter(sound), None)

@@ -15,6 +15,8 @@ from .answer import THINK_START
 from .loader import ModelHandle
 from .media import Video, fingerprint
 from .request import RESOLUTIONS, Request
+from .sound import why_unfit
+from .understood import Understood, UnusableError
 
 # What a chat template calls its own switch for thinking.
 _SWITCH = "enable_thinking"
@@ -81,6 +83,7 @@ def encode(
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
+        UnusableError: the model's chat template or processor fails.
     """
     videos = videos or ()
     if (pictures or videos) and handle.processor is None:
@@ -88,9 +91,10 @@ def encode(
             f"{request.load.model} is a text model and cannot see pictures or videos. "
             "Pick one of the vision models in the QwenVL node's list."
         )
-    with phase("template"):
+    name = request.load.model
+    with phase("template"), Understood(f"The chat template of {name} cannot be used", UnusableError):
         text = _render(handle, request, len(pictures), len(videos))
-    with phase("processor"):
+    with phase("processor"), Understood(f"The tokenizer or processor of {name} cannot be used", UnusableError):
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
@@ -167,6 +171,8 @@ def _tokenize(
 ) -> dict[str, Any]:
     if handle.processor is None:
         return dict(handle.tokenizer(text, return_tensors="pt"))
+    if videos and (reason := why_unfit(handle.processor.video_processor, handle.model.config.vision_config)):
+        raise UnusableError(f"Videos cannot be shown to this model: {reason}.")
     videos = [_in_pairs(video) for video in videos]
     given: dict[str, Any] = {"text": [text]}
     if pictures:

@@ -1,57 +1,24 @@
-"""Whether a model folder is sound: its description held against its weights, and whatever is wrong as one error."""
+"""Whether a model folder is sound: its description held against its weights and its processor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from .checkpoint import part, read_object
 from .download import weight_headers
-from .faults import is_out_of_memory
+from .understood import LoadError
 
-# What comes of a folder's broken files, somewhere in transformers.
-_BROKEN = (
-    *(ImportError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    *(RuntimeError, SyntaxError),
-)
-# These have errors of no kind, and tokenizers raises Exception itself.
-_PACKAGES = {"huggingface_hub", "jinja2", "pyo3_runtime", "safetensors", "tokenizers", "transformers"}
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.
 _MOST_PER_BYTE = 8
 _LAYERS = ("num_hidden_layers", "depth", "num_experts", "num_local_experts")
-_LONGEST_WORDS = 600
-
-
-class LoadError(RuntimeError):
-    """A model folder is there but cannot be loaded."""
-
-
-class Understood:
-    """A block in which transformers reads a folder: whatever it raises about it becomes a LoadError.
-
-    Memory that ran out is not the folder's fault and passes, as does a cancel.
-
-    Args:
-        problem: the beginning of the message.
-    """
-
-    def __init__(self, problem: str) -> None:
-        self._problem = problem
-
-    def __enter__(self) -> None:
-        """Nothing is to be done."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None or isinstance(error, LoadError) or not _is_of_a_folder(error):
-            return
-        words = " ".join(str(error).split())[:_LONGEST_WORDS] or type(error).__name__
-        raise LoadError(f"{self._problem}: {words}") from error
+# What a processor calls the sides of a patch, and what config.json calls them.
+_PATCHES = {name: name for name in ("patch_size", "temporal_patch_size")} | {"merge_size": "spatial_merge_size"}
+# Pixels to which anything may be enlarged: two frames of 8 million.
+_MOST_ENLARGED = 1 << 24
 
 
 def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
@@ -78,6 +45,25 @@ def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
         raise LoadError(_unlike(folder, f"it has {count:.1e} numbers, and they have {stored:.1e} bytes"))
 
 
+def why_unfit(processor: Any, vision: Any) -> str | None:
+    """Why an image or video processor cannot serve the model, or None.
+
+    It may cut into other patches than the vision tower takes, or enlarge what is small beyond all measure.
+
+    Args:
+        processor: transformers'.
+        vision: the model's vision_config.
+    """
+    for setting, expected in _PATCHES.items():
+        has, wants = getattr(processor, setting, None), getattr(vision, expected, None)
+        if None not in (has, wants) and has != wants:
+            return f"its processor has {setting} {has!r:.99}, and config.json has {expected} {wants!r:.99}"
+    smallest, largest = processor.size["shortest_edge"], processor.size["longest_edge"]
+    if not 0 < smallest <= min(largest, _MOST_ENLARGED):
+        return f"its processor makes {smallest!r:.99} to {largest!r:.99} pixels of whatever it is shown"
+    return None
+
+
 def _amount(name: str, value: Any) -> int:
     """How many parts of a model a setting asks for."""
     if isinstance(value, list):
@@ -87,10 +73,3 @@ def _amount(name: str, value: Any) -> int:
 
 def _unlike(folder: Path, why: str) -> str:
     return f"{folder} cannot be loaded: config.json describes another model than its weights are of: {why}."
-
-
-def _is_of_a_folder(error: BaseException) -> bool:
-    if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return False
-    package = type(error).__module__.partition(".")[0]
-    return isinstance(error, _BROKEN) or type(error) is Exception or package in _PACKAGES

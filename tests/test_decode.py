@@ -12,6 +12,7 @@ from qwenvl.decode import Decoder
 from qwenvl.loader import load
 from qwenvl.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.understood import UnusableError
 
 CPU = Machine("cpu", torch.float32, "")
 TIERS = ("own step", "generic step", "generate")
@@ -35,6 +36,15 @@ def tiers():
     """Those that this version of transformers has."""
     generic = hasattr(StaticLayer(8), "cumulative_length")
     return [tier for tier in TIERS if generic or tier != "generic step"]
+
+
+@pytest.fixture
+def broken(random_model):
+    """Makes the model fail where it computes its logits, until the end of the test."""
+    model = random_model[0].model
+    whole = model.lm_head.weight
+    yield lambda: setattr(model.lm_head, "weight", torch.nn.Parameter(whole[:, 1:], requires_grad=False))
+    model.lm_head.weight = whole
 
 
 @pytest.fixture(params=tiers())
@@ -238,6 +248,29 @@ def test_cancel_works_at_every_layer_of_the_prefill_and_leaves_nothing_behind(ra
     checks.clear()
     handle.model(**inputs)
     assert checks == []
+
+
+def test_a_model_that_cannot_be_computed_is_an_error_of_ours(generate, broken):
+    broken()
+    with pytest.raises(
+        UnusableError, match=r"m\d* was loaded, but cannot be computed\. .*, or ask whoever made it: \S"
+    ) as caught:
+        generate(GREEDY)
+    assert type(caught.value.__cause__) is RuntimeError
+
+
+def test_a_step_that_cannot_be_computed_is_too(random_model, broken):
+    handle, inputs = random_model
+    decoder = Decoder(handle.model, "sdpa", tiers()[1])
+    told = []
+
+    def tell(new):
+        told.append(new)
+        broken()
+
+    with pytest.raises(UnusableError, match="was loaded, but cannot be computed"):
+        decoder.generate(inputs, GREEDY, None, tell, ignore)
+    assert len(told) == 1
 
 
 def test_times_add_up(generate):

@@ -1,15 +1,17 @@
-"""Hostile model folders, loaded, and hostile engines, over a real connection: right, or an error of ours.
+"""Hostile model folders, loaded and asked, and hostile engines, over a real connection: right, or an error of ours.
 
 Not one file for a module: what a folder says passes through checkpoint, budget, sound, loader and transformers.
 """
 
 import asyncio
 import json
+import math
 import shutil
 import struct
+from dataclasses import replace
 
 import pytest
-import torch
+from conftest import Nobody, draw, image
 from fault_proxy import STREAM, fault_proxy, piece, raw, streamed
 from guarded import outcome, unchanged
 from hypothesis import HealthCheck, given, settings
@@ -17,17 +19,26 @@ from hypothesis import strategies as st
 from seeds import DEMO
 from test_hostile_files import ANYTHING, places
 
-from qwenvl import download, loader, wire
+from qwenvl import download, loader, pipeline, wire
+from qwenvl.cache import ModelCache
 from qwenvl.capabilities import machine
 from qwenvl.checkpoint import CheckpointError
 from qwenvl.engines import Engine
 from qwenvl.refusals import EngineError
 from qwenvl.reply import Reply
-from qwenvl.request import LoadSpec
+from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.source import ModelSource
+from qwenvl.understood import UnusableError
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json")
+ANSWER = "a red circle on a blue background"
+QUESTION = Request(
+    LoadSpec("m"),
+    "Describe this image.",
+    images={"image": draw("circle", "red", "blue")},
+    sampling=Sampling(do_sample=False, max_new_tokens=len(ANSWER.split()) + 1),
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +47,21 @@ def folder(tmp_path_factory, demo):
     return shutil.copytree(DEMO, tmp_path_factory.mktemp("hostile") / "model")
 
 
-def load(folder):
-    """As a run does it: is it whole, how large is it, and then its weights."""
+def ask(folder, question=QUESTION):
+    """As a run does it: is it whole, how large is it, then its weights, and a question about a picture."""
     if reason := download.why_incomplete(folder):
         return reason
     with unchanged():
-        return outcome(_load, ModelSource(LoadSpec("m"), folder, machine("cpu")))
+        return outcome(_ask, ModelSource(question.load, folder, machine("cpu")), question)
 
 
-def _load(source):
-    source.size()
-    source.request_bytes(4096, 512)
-    return source.load()
+def _ask(source, question):
+    models = ModelCache()
+    try:
+        models.get(source)
+        return pipeline.run(question, models, Nobody())
+    finally:
+        models.clear()
 
 
 def with_values(folder, name, **changes):
@@ -89,19 +103,70 @@ def whole_again(folder):
         ("tokenizer.json", {"model": 5}),
         ("preprocessor_config.json", {"size": {"shortest_edge": "x"}}),
         ("preprocessor_config.json", {"image_processor_type": 5}),
+        ("preprocessor_config.json", {"patch_size": 10**6}),
+        ("preprocessor_config.json", {"merge_size": 10**4}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 10**11, "longest_edge": 65536}}),
     ],
 )
 def test_a_folder_that_says_what_cannot_be_is_an_error_before_memory_is_filled(folder, name, changes):
     with_values(folder, name, **changes)
-    assert isinstance(load(folder), (loader.LoadError, CheckpointError))
+    assert isinstance(ask(folder), (loader.LoadError, CheckpointError))
 
 
-@pytest.mark.parametrize("name", [*FILES, "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("config.json", {"text_config__rope_scaling__mrope_section": 3}, "cannot be computed"),
+        ("config.json", {"image_token_id": 5}, "cannot be computed"),
+        ("config.json", {"vision_config__num_heads": 3}, "cannot be computed"),
+        ("preprocessor_config.json", {"image_mean": "x"}, "processor of m cannot be used"),
+        ("preprocessor_config.json", {"do_rescale": {}}, "processor of m cannot be used"),
+    ],
+)
+def test_a_folder_that_is_loaded_but_cannot_be_computed_is_an_error_of_ours(folder, name, changes, message):
+    with_values(folder, name, **changes)
+    found = ask(folder)
+    assert isinstance(found, UnusableError)
+    assert message in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        *(("eos_token_id", ids) for ids in ({}, [[1], {}], 10**30, math.nan, "x", 5000, -1, [5000, "x"])),
+        *(("bos_token_id", ids) for ids in ({}, 10**30, math.nan, "x", 5000)),
+        *(("pad_token_id", ids) for ids in (10**30, math.nan, 5000, -1)),
+    ],
+    ids=str,
+)
+def test_token_ids_that_are_none_of_the_model_s_are_told_of_and_left_out(folder, caplog, name, ids):
+    with_values(folder, "generation_config.json", **{name: ids})
+    assert ask(folder).answers[0].text.startswith(ANSWER)
+    assert f"name a token that it does not have: {name} is " in caplog.text
+
+
+def test_a_video_processor_that_does_not_fit_fails_videos_only(folder):
+    """They are made of other files, and whoever shows pictures does not need them."""
+    with_values(folder, "video_preprocessor_config.json", patch_size=10**6)
+    assert ask(folder).answers[0].text == ANSWER
+    found = ask(folder, replace(QUESTION, images={}, video_frames=image(*[draw("circle", "red", "blue")] * 2)))
+    assert isinstance(found, UnusableError)
+    assert "Videos cannot be shown to this model: its processor has patch_size 1000000" in str(found)
+
+
+def test_a_chat_template_that_fails_is_an_error_of_ours(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no pictures, please') }}")
+    found = ask(folder)
+    assert isinstance(found, UnusableError)
+    assert "The chat template of m cannot be used: no pictures, please" in str(found)
+
+
+@pytest.mark.parametrize("name", [*FILES, "chat_template.jinja"])
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 5000, None])
 def test_a_folder_with_a_broken_file_is_loaded_or_is_an_error(folder, name, content):
     file = folder / name
     file.write_bytes(file.read_bytes()[:100] if content is None else content)
-    assert load(folder) is not None
+    assert ask(folder) is not None
 
 
 HEADERS = (
@@ -119,7 +184,7 @@ def test_weights_whose_header_was_altered_are_refused(folder, changes):
     next(tensor for name, tensor in header.items() if name != "__metadata__").update(changes)
     packed = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(packed)) + packed + content[8 + size :])
-    assert isinstance(load(folder), (str, loader.LoadError))
+    assert isinstance(ask(folder), (str, loader.LoadError))
 
 
 def test_a_header_that_claims_gigabytes_is_not_read(folder):
@@ -127,7 +192,7 @@ def test_a_header_that_claims_gigabytes_is_not_read(folder):
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 1 << 40))
         file.truncate(1 << 41)
-    assert "no safetensors file" in load(folder)
+    assert "no safetensors file" in ask(folder)
 
 
 def damage(folder, name, data):
@@ -142,7 +207,7 @@ def damage(folder, name, data):
 @given(data=st.data())
 def test_a_folder_with_any_value_anywhere_is_loaded_or_is_an_error(folder, name, data):
     damage(folder, name, data)
-    load(folder)
+    ask(folder)
     shutil.copy(DEMO / name, folder)
 
 
@@ -152,15 +217,15 @@ def test_a_folder_with_any_value_anywhere_is_loaded_or_is_an_error(folder, name,
 @given(data=st.data())
 def test_a_folder_with_any_value_anywhere_is_loaded_or_is_an_error_many_times(folder, name, data):
     damage(folder, name, data)
-    load(folder)
+    ask(folder)
     shutil.copy(DEMO / name, folder)
 
 
 def test_what_follows_a_broken_folder_is_loaded(folder):
     with_values(folder, "config.json", text_config__hidden_size=-1)
-    assert isinstance(load(folder), loader.LoadError)
+    assert isinstance(ask(folder), loader.LoadError)
     shutil.copy(DEMO / "config.json", folder)
-    assert torch.isfinite(next(load(folder).model.parameters())).all()
+    assert ask(folder).answers[0].text == ANSWER
 
 
 def chunked(*chunks):

@@ -51,12 +51,14 @@ MAY_IMPORT = {
     "devices": LOW | {"capabilities"},
     "attention": LOW | {"capabilities", "checkpoint"},
     "precision": LOW | {"capabilities", "checkpoint"},
-    "sound": LOW | {"checkpoint", "download", "faults"},
-    "loader": LOW | {"attention", "capabilities", "checkpoint", "dense", "devices", "faults", "precision", "sound"},
+    "understood": {"faults"},
+    "sound": LOW | {"checkpoint", "download", "understood"},
+    "loader": LOW
+    | {"attention", "capabilities", "checkpoint", "dense", "devices", "faults", "precision", "sound", "understood"},
     "turns": set(),
     "cache": LOW | {"faults", "loader", "turns"},
     "answer": LOW,
-    "prompt": LOW | {"answer", "loader", "media"},
+    "prompt": LOW | {"answer", "loader", "media", "sound", "understood"},
     "keyvalues": LOW,
     "attend": LOW | {"keyvalues"},
     "dense": LOW | {"keyvalues", "attend"},
@@ -66,7 +68,7 @@ MAY_IMPORT = {
     "graph": LOW,
     "rows": LOW,
     "plain": LOW | {"prefill", "rows", "sampling"},
-    "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"},
+    "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"} | {"understood"},
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
     | {"faults", "precision", "trust"},

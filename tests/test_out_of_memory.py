@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import draw, image
+from conftest import Nobody, draw, image
 from shortage import Shortage, new_tensors
 from transformers.cache_utils import StaticLayer
 
@@ -28,16 +28,6 @@ OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 TOKENS = 3
 # How many of the allocations a short version tries, the first and the last among them.
 SAMPLE = 4
-
-
-class Watch:
-    def check(self): ...
-
-    def update(self, new_tokens, text, thinking=""): ...
-
-    def advance(self, done, total, text): ...
-
-    def end(self, text): ...
 
 
 class Asked:
@@ -61,7 +51,7 @@ class Asked:
             assert caption.startswith(text)
 
     def answer(self):
-        return [each.text for each in run(self.request, self.models, Watch()).answers]
+        return [each.text for each in run(self.request, self.models, Nobody()).answers]
 
     def count(self):
         """How many allocations a run makes."""
@@ -74,7 +64,7 @@ class Asked:
         """How many of them are the load's, which come first."""
         shortage = Shortage()
         with shortage():
-            self.models.get(find_source(self.request.load, Watch(), "never"))
+            self.models.get(find_source(self.request.load, Nobody(), "never"))
         return shortage.count
 
     def be_loaded(self):

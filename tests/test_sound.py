@@ -1,31 +1,13 @@
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from seeds import DEMO
 
-from qwenvl.sound import LoadError, Understood, require_backing
-
-
-@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), Exception("of tokenizers"), RuntimeError("odd")])
-def test_what_transformers_raises_about_a_folder_is_a_load_error(error):
-    with pytest.raises(LoadError, match=r"^m cannot be read: .+") as caught, Understood("m cannot be read"):
-        raise error
-    assert caught.value.__cause__ is error
-
-
-class Cancel(Exception):  # noqa: N818
-    """As ComfyUI's own, an Exception of no kind of ours."""
-
-
-@pytest.mark.parametrize(
-    "error",
-    [Cancel(), KeyboardInterrupt(), MemoryError(), torch.cuda.OutOfMemoryError("x"), LoadError("m holds nothing")],
-)
-def test_what_is_not_the_folder_s_fault_passes(error):
-    with pytest.raises(type(error)) as caught, Understood("m cannot be read"):
-        raise error
-    assert caught.value is error
+from qwenvl.sound import require_backing, why_unfit
+from qwenvl.understood import LoadError
 
 
 @pytest.fixture
@@ -61,3 +43,25 @@ def test_buffers_count_too(folder):
 
     with pytest.raises(LoadError, match="numbers"):
         require_backing(folder, Buffer)
+
+
+VISION = SimpleNamespace(patch_size=16, spatial_merge_size=2, temporal_patch_size=2)
+SIZES = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+PIXELS = {"shortest_edge": 65536, "longest_edge": 1 << 24}
+
+
+@pytest.mark.parametrize(
+    ("has", "pixels", "reason"),
+    [
+        ({}, {}, None),
+        ({"patch_size": 14}, {}, "its processor has patch_size 14, and config.json has patch_size 16"),
+        ({"merge_size": 1}, {}, "its processor has merge_size 1, and config.json has spatial_merge_size 2"),
+        ({"temporal_patch_size": 10**500}, {}, r"temporal_patch_size \d{10,99}, and"),
+        ({}, {"shortest_edge": 0}, "makes 0 to 16777216 pixels"),
+        ({}, {"shortest_edge": 1 << 25, "longest_edge": 1 << 26}, "makes 33554432 to 67108864 pixels"),
+        ({}, {"longest_edge": 1000}, "makes 65536 to 1000 pixels"),
+    ],
+)
+def test_a_processor_serves_the_vision_tower_that_it_was_made_for(has, pixels, reason):
+    found = why_unfit(SimpleNamespace(**SIZES | has, size=PIXELS | pixels), VISION)
+    assert found is None if reason is None else re.search(reason, found)
