@@ -31,6 +31,8 @@ BUSY = (429, 503)
 # What engines turned out not to know, by address and model: asking costs all pictures of a question a second time.
 UNKNOWN_FIELDS: dict[tuple[str, str], set[str]] = {}
 _MOST_WORDS = 1 << 16
+# More characters than the longest tokens have: whoever sends more ignores max_tokens, and may go on for ever.
+_MOST_PER_TOKEN = 512
 
 
 class _TryAgainError(Exception):
@@ -120,7 +122,7 @@ class Wire:
             async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
                 if response.status != 200:
                     await self._refuse(response, may_drop)
-                await self._read(response, reply, on_piece)
+                await self._read(response, reply, on_piece, _MOST_PER_TOKEN * body.get("max_tokens", _MOST_WORDS))
                 return reply
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             if reply.ended:
@@ -129,7 +131,9 @@ class Wire:
         # Raised out here: aiohttp's own errors hold the request, and so the key, in their attributes.
         raise problem
 
-    async def _read(self, response: aiohttp.ClientResponse, reply: Reply, on_piece: Callable[[Reply], None]) -> None:
+    async def _read(
+        self, response: aiohttp.ClientResponse, reply: Reply, on_piece: Callable[[Reply], None], most: int
+    ) -> None:
         if response.content_type != "text/event-stream":
             raise refusals.garbage(self._engine, self._without_key(await _beginning(response)))
         async for data in stream_data(response.content.iter_any()):
@@ -138,6 +142,8 @@ class Wire:
                 break
             if reply.take(self._event(data)):
                 on_piece(reply)
+            if len(reply.text) + len(reply.thinking) > most:
+                raise refusals.broken_off(self._engine, f"it has more than {most:,} characters, and is not at its end")
         if reply.broken:
             raise refusals.broken_off(self._engine, f"the engine ended it with {reply.ended!r}")
         if not reply.ended:

@@ -139,6 +139,23 @@ def raw(answer: bytes) -> Fault:
     return fault
 
 
+def endless(event: object) -> Fault:
+    """A stream of the same event again and again, until the caller has had enough."""
+
+    async def fault(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM)
+        block = streamed(event).removeprefix(STREAM)
+        try:
+            while not seen.gone.is_set():
+                writer.write(block)
+                await writer.drain()
+                await asyncio.sleep(0)
+        except ConnectionError:
+            seen.gone.set()
+
+    return fault
+
+
 def status(code: int, content: object, **headers: str) -> Fault:
     """A response with that status; what is no text is sent as JSON."""
     body = (content if isinstance(content, str) else json.dumps(content)).encode()

@@ -2,7 +2,7 @@ import asyncio
 import traceback
 
 import pytest
-from fault_proxy import STREAM, dropped, fault_proxy, piece, raw, stalled, status, stream, streamed
+from fault_proxy import STREAM, dropped, endless, fault_proxy, piece, raw, stalled, status, stream, streamed
 
 from qwenvl import wire
 from qwenvl.engines import Engine
@@ -15,7 +15,7 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 2}
 FINE = stream(
     piece(role="assistant"), piece("Hel"), piece("lo"), piece(end="stop"), {"choices": [], "usage": USAGE}, "[DONE]"
 )
-BODY = {"model": "m", "messages": [], "top_k": 5, "min_p": 0.1}
+BODY = {"model": "m", "messages": [], "max_tokens": 10, "top_k": 5, "min_p": 0.1}
 
 
 @pytest.fixture
@@ -132,6 +132,17 @@ def test_an_answer_that_the_engine_gave_up_is_none(proxy, end):
     assert end in str(failure(proxy.base_url))
 
 
+def test_an_engine_that_does_not_stop_at_max_tokens_is_stopped(proxy):
+    for endlessly in (piece("and so on "), piece(reasoning="and so on ")):
+        proxy.faults = [endless(endlessly)]
+        pieces = []
+        error = failure(proxy.base_url, pieces=pieces)
+        assert "broke off: it has more than 5,120 characters" in str(error)
+        assert len(pieces) == 5120 // len("and so on ") + 1
+        assert proxy.seen[-1].gone.wait(5)
+    assert len(proxy.seen) == 2
+
+
 def test_an_error_within_a_stream_is_told_in_the_engines_words(proxy):
     for error in ("out of memory", {"message": "out of memory", "code": 500}):
         proxy.faults = [stream(piece("Half"), {"error": error})]
@@ -196,7 +207,7 @@ def test_fields_that_the_engine_does_not_know_are_left_out(proxy):
     proxy.faults = [FINE]
     assert ask(proxy.base_url)[0].text == "Hello"
     asked = [sorted(seen.body) for seen in proxy.seen]
-    assert asked == [sorted(BODY), ["messages", "model"], ["messages", "model"]], "and not found out again"
+    assert asked == [sorted(BODY), *[["max_tokens", "messages", "model"]] * 2], "and not found out again"
 
 
 def test_a_field_that_it_must_know_is_not_left_out(proxy):
