@@ -37,7 +37,7 @@ def best_tier(model: Any) -> tuple[str, str]:
     if not_dense is None:
         return DenseLanes.name, ""
     if model.device.type != "cuda":
-        return PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains nothing"
+        return PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains little"
     if not_generic := why_not_generic(model):
         return PLAIN, f"{not_dense}, and {not_generic}"
     return CachedLanes.name, not_dense

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .keyvalues import LARGEST_DOUBLING, capacity_for
+from .keyvalues import LARGEST_DOUBLING, capacity_for, span_for
 from .prefill import Check, checked
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
@@ -44,6 +44,8 @@ class CachedLanes:
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.version = 0
         self._cache: Any = None
+        # Its layers with all of their keys and values, of which they are shown as much as there is text.
+        self._whole: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         self._capacity = self._batch = self._filled = 0
         # SDPA takes what may be attended to, eager attention what is added to the scores.
         self._adds = model.config._attn_implementation == "eager"
@@ -77,15 +79,14 @@ class CachedLanes:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         batch, length = ids.shape
         needed = capacity_for(length + min(max_new_tokens, HEADROOM))
-        if self._cache is None or self._batch != batch or self._capacity < needed:
-            self._cache = None
-            self._cache = StaticCache(config=self._model.config, max_cache_len=needed)
-            self._capacity, self._batch = needed, batch
+        if not self._whole or self._batch != batch or self._capacity < needed:
+            self.drop()
+            # As long as the prompt, so that this is all that the prompt attends to.
+            self._cache = StaticCache(config=self._model.config, max_cache_len=length)
+            self._batch = batch
             self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
-            kind = self._model.dtype if self._adds else torch.bool
-            self._mask = torch.zeros(batch, 1, 1, needed, dtype=kind, device=ids.device)
             self._positions = torch.empty(0)
-            self.version += 1
+        self._show(length)
         self._cache.reset()
         positions = self._model._prepare_position_ids_for_generation(ids, dict(inputs))
         given = {name: value for name, value in inputs.items() if name != "attention_mask"}
@@ -98,6 +99,8 @@ class CachedLanes:
                 use_cache=True,
                 logits_to_keep=1,
             )
+        if not self._whole:
+            self._lengthen(needed)
         following = positions[..., -1:] + 1
         if self._positions.shape != following.shape:
             self._positions = following.clone()
@@ -113,23 +116,43 @@ class CachedLanes:
         if self._filled < self._capacity:
             return
         larger = capacity_for(self._capacity + 1)
-        for layer in self._cache.layers:
-            for name, value in vars(layer).items():
-                # Keys, values, and whatever else has an entry for each slot; the states of linear attention have not.
-                if isinstance(value, torch.Tensor) and value.ndim > 2 and value.shape[-2] == self._capacity:
-                    setattr(layer, name, _lengthened(value, -2, larger, 0.0))
-            if hasattr(layer, "max_cache_len"):
-                layer.max_cache_len = larger
-        self._mask = _lengthened(self._mask, -1, larger, self._unseen)
-        self._capacity = larger
+        self._show(self._capacity)
+        mask = self._mask
+        self._lengthen(larger)
+        self._mask[..., : mask.shape[-1]] = mask
+
+    def _lengthen(self, capacity: int) -> None:
+        """Give the layers room for so many tokens, and what they hold already with it."""
+        # Layers of linear attention have no keys.
+        layers = [layer for layer in self._cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
+        self._whole.clear()
+        for layer in layers:
+            # One after the other, so that the text is never there twice.
+            layer.keys, layer.values = _lengthened(layer.keys, capacity), _lengthened(layer.values, capacity)
+            layer.max_cache_len = capacity
+        self._whole = [(layer, layer.keys, layer.values) for layer in layers]
+        kind = self._model.dtype if self._adds else torch.bool
+        shape = (self._batch, 1, 1, capacity)
+        self._mask = torch.full(shape, self._unseen, dtype=kind, device=self._slot.device)
+        self._capacity = capacity
         self.version += 1
+
+    def _show(self, slots: int) -> None:
+        """Have the layers know of so many slots only, the first ones."""
+        for layer, keys, values in self._whole:
+            if layer.max_cache_len != slots:
+                layer.keys, layer.values = keys[:, :, :slots], values[:, :, :slots]
+                layer.max_cache_len = slots
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
+        # Where nothing is captured, a step is as long as the text.
+        span = span or self._filled + 1
+        self._show(span)
         self._mask.index_fill_(3, self._slot, self._seen)
         made = self._model(
             input_ids=tokens[:, None],
-            attention_mask=self._mask,
+            attention_mask=self._mask[..., :span],
             position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -145,8 +168,8 @@ class CachedLanes:
         self._filled += 1
 
     def span(self) -> int:
-        """transformers attends to the whole cache."""
-        return self._capacity
+        """How many slots the next captured step attends to."""
+        return min(span_for(self._filled + 1), self._capacity)
 
     def attention(self, static: bool) -> str:
         """What transformers attends with."""
@@ -159,6 +182,7 @@ class CachedLanes:
     def drop(self) -> None:
         """Give the cache back."""
         self._cache = None
+        self._whole = []
         self.version += 1
 
     def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
@@ -167,10 +191,9 @@ class CachedLanes:
             self.drop()
 
 
-def _lengthened(tensor: torch.Tensor, dim: int, size: int, fill: float | bool) -> torch.Tensor:
-    """A copy with more after its end."""
-    shape = list(tensor.shape)
-    shape[dim] = size
-    longer = tensor.new_full(shape, fill)
-    longer.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+def _lengthened(tensor: torch.Tensor, slots: int) -> torch.Tensor:
+    """(B, heads, slots, dim) -> a copy with more slots."""
+    batch, heads, before, dim = tensor.shape
+    longer = tensor.new_zeros(batch, heads, slots, dim)
+    longer[:, :, :before] = tensor
     return longer

@@ -40,8 +40,14 @@ def question(handle, text="What is it?", shape="circle", video=None):
     return encode(handle, Request(handle.spec, text), pictures, [video] if video else []).inputs
 
 
+def _skip_without(handle):
+    if reason := why_not_generic(handle.model):
+        pytest.skip(reason)
+
+
 def generic(handle):
     """One decoder, asked again and again as the pipeline does it."""
+    _skip_without(handle)
     decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
     return lambda inputs: decoder.generate(inputs, GREEDY, None, ignore, ignore).rows
 
@@ -92,13 +98,64 @@ def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_pa
 def test_a_text_that_outgrows_its_cache_goes_on_unchanged(handle, monkeypatch):
     monkeypatch.setattr("qwenvl.keyvalues.SMALLEST_CAPACITY", 16)
     monkeypatch.setattr("qwenvl.generic.HEADROOM", 1)
-    if why_not_generic(handle.model):
-        pytest.skip(why_not_generic(handle.model))
+    _skip_without(handle)
     inputs, long = batch_of(handle), Sampling(do_sample=False, max_new_tokens=80)
     expected = by_transformers(handle.model, inputs, 80)
     decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
     assert decoder.generate(inputs, long, None, ignore, ignore).rows == expected
     assert decoder._lanes.version > 1, "it grew"
+
+
+def attended(model):
+    """Collects how many slots the attention of each full layer has seen, call by call."""
+    seen = []
+
+    def look(module, args, kwargs):
+        cache, layer = kwargs["past_key_values"], module.layer_idx
+        seen.append((kwargs["hidden_states"].shape[1], cache.layers[layer].get_max_length()))
+
+    for name, module in model.named_modules():
+        if name.endswith("self_attn"):
+            module.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+def test_the_prompt_and_each_token_attend_to_the_text_and_not_to_the_room_after_it(tmp_path):
+    handle = load(LoadSpec("qwen3_moe"), tiny.save("qwen3_moe", tmp_path / "m"), CPU)
+    ask, seen = generic(handle), attended(handle.model)
+    for text in ("What is it?", "Why?", "Tell me at length what you can see. " * 9):
+        inputs = question(handle, text)
+        length = inputs["input_ids"].shape[1]
+        seen.clear()
+        assert len(ask(inputs)[0]) == 48
+        layers = handle.model.config.num_hidden_layers
+        assert seen[::layers] == [(length, length), *((1, length + 1 + step) for step in range(47))]
+
+
+def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
+    """And gives the logits of an exact one: what it is shown beyond the text is masked."""
+    monkeypatch.setattr("qwenvl.keyvalues.SMALLEST_CAPACITY", 16)
+    handle = load(LoadSpec("qwen3_moe"), tiny.save("qwen3_moe", tmp_path / "m"), CPU)
+    _skip_without(handle)
+    lanes, seen = CachedLanes(handle.model), attended(handle.model)
+    inputs = question(handle, "Tell me at length. " * 9)
+    length = inputs["input_ids"].shape[1]
+    spans = set()
+    with torch.inference_mode():
+        _, logits = lanes.prefill(inputs, 64, ignore, "")
+        for step in range(40):
+            tokens = logits.argmax(-1)
+            before = [each.clone() for each in lanes.state]
+            exact = lanes.step(tokens).clone()
+            for each, value in zip(lanes.state, before, strict=True):
+                each.copy_(value)
+            logits = lanes.step(tokens, lanes.span())
+            torch.testing.assert_close(logits, exact)
+            spans.add(seen[-1][1])
+            assert length + 1 + step <= seen[-1][1] <= (length + 1 + step) * 9 / 8 + 16
+            lanes.count_on_device()
+            lanes.count_on_host()
+    assert 1 < len(spans) <= 5
 
 
 def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
@@ -111,8 +168,7 @@ def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
 
 def test_nothing_in_a_step_waits_for_the_device(handle):
     """Families for which transformers does not promise it either say so."""
-    if why_not_generic(handle.model):
-        pytest.skip(why_not_generic(handle.model))
+    _skip_without(handle)
     lanes = CachedLanes(handle.model)
     with torch.inference_mode():
         _, logits = lanes.prefill(batch_of(handle), 16, ignore, "")
