@@ -17,6 +17,7 @@ from .log import log
 from .precision import experts_are_fused
 from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
 from .trust import why_unsafe
+from .understood import Understood, UnusableError
 
 
 def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
@@ -91,7 +92,9 @@ class ModelSource:
 
     def _read(self) -> loader.ModelHandle:
         with current(self.machine.device):
-            return _with_decoder(loader.load(self.spec, self.folder, self.machine))
+            handle = loader.load(self.spec, self.folder, self.machine)
+            with Understood(f"{self.folder} was loaded, but no decode step can be made of it", UnusableError):
+                return _with_decoder(handle)
 
     def park(self, handle: loader.ModelHandle) -> Callable[[], loader.ModelHandle] | None:
         """Move it to RAM if it may stay there; returns what brings it back."""

@@ -154,6 +154,12 @@ def test_a_video_processor_that_does_not_fit_fails_videos_only(folder):
     assert "Videos cannot be shown to this model: its processor has patch_size 1000000" in str(found)
 
 
+def test_settings_of_which_no_step_can_be_made_are_an_error_of_ours(folder):
+    """Before version 5, transformers takes them as they are."""
+    with_values(folder, "config.json", text_config__rms_norm_eps="x")
+    assert isinstance(ask(folder), (loader.LoadError, UnusableError))
+
+
 def test_a_chat_template_that_fails_is_an_error_of_ours(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no pictures, please') }}")
     found = ask(folder)

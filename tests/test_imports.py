@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"} | {"understood"},
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
-    | {"faults", "precision", "trust"},
+    | {"faults", "precision", "trust", "understood"},
     "batch": LOW | {"answer", "faults", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "refusals": LOW | {"engines"},
     "reply": LOW,
