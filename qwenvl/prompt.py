@@ -98,7 +98,8 @@ def encode(
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
-    _require_room(handle, request, inputs["input_ids"].shape[1])
+    with Understood(f"The config.json of {name} cannot be used", UnusableError):
+        _require_room(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
         moved = {key: _to(value, device, dtype) for key, value in inputs.items()}

@@ -154,9 +154,9 @@ def test_a_video_processor_that_does_not_fit_fails_videos_only(folder):
     assert "Videos cannot be shown to this model: its processor has patch_size 1000000" in str(found)
 
 
-def test_settings_of_which_no_step_can_be_made_are_an_error_of_ours(folder):
-    """Before version 5, transformers takes them as they are."""
-    with_values(folder, "config.json", text_config__rms_norm_eps="x")
+@pytest.mark.parametrize("changes", [{"text_config__rms_norm_eps": "x"}, {"text_config__max_position_embeddings": "0"}])
+def test_settings_that_only_a_version_5_of_transformers_looks_at_are_an_error_of_ours(folder, changes):
+    with_values(folder, "config.json", **changes)
     assert isinstance(ask(folder), (loader.LoadError, UnusableError))
 
 

@@ -1,0 +1,250 @@
+"""A device beside the CPU that computes on the CPU: whatever mixes its tensors with the CPU's fails, as on a GPU.
+
+It has what a captured step needs of CUDA: graphs that do again what was recorded, to the same memory, and copies to the
+host that are there once they have been waited for. For a process of its own: torch keeps a device that was once made
+known, and others then ask it for what it lacks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "pretended"
+# What a capture does not survive.
+WAITING = frozenset(("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"))
+# What takes tensors of both, on a GPU too: copies, and indices in the host's memory.
+CROSSING = frozenset(("copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of that device. Attributes: held, the tensor of the CPU that it stands for."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Elsewhere:
+        size, strides, start = held.size(), held.stride(), held.storage_offset()
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, size, strides=strides, storage_offset=start, dtype=held.dtype, device=torch.device(NAME, 0)
+        )
+        made.held = held
+        return made
+
+    @property
+    def is_cuda(self) -> bool:
+        """What is for GPUs only is taken."""
+        return True
+
+    def tolist(self) -> Any:
+        """torch itself does it for no subclass."""
+        return self.cpu().tolist()
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return repr(self.held)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.held, spec)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Device(TorchDispatchMode):
+    """Sees what is made on the device out of nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Numbers(TorchFunctionMode):
+    """torch.tensor() of a list with tensors in it reads them past every other mode."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.tensor:
+            args = tree_map(lambda each: each.tolist() if isinstance(each, Elsewhere) else each, args)
+        return func(*args, **(kwargs or {}))
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph.
+
+    Attributes:
+        recording: the one that is being captured now.
+        captures, replays: how many there were.
+    """
+
+    recording: Graph | None = None
+    captures = replays = 0
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Any, Any, Any, list[tuple[int, torch.Tensor]]]] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None: ...
+
+    @contextmanager
+    def capture(self, **_: Any) -> Iterator[None]:
+        """torch.cuda.graph"""
+        Graph.recording = self
+        try:
+            yield
+        finally:
+            Graph.recording = None
+        Graph.captures += 1
+        for *_, made in self._steps:
+            for _, memory in made:
+                # Nothing was computed yet.
+                memory.fill_(True if memory.dtype == torch.bool else 77)
+
+    def record(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
+        known = {_place(each) for each in _tensors((args, kwargs))}
+        fresh = [(index, each) for index, each in enumerate(_tensors(made)) if _place(each) not in known]
+        self._steps.append((func, args, kwargs, fresh))
+
+    def replay(self) -> None:
+        """Do it all again, with what is now where it was then."""
+        Graph.replays += 1
+        for func, args, kwargs, fresh in self._steps:
+            made = _tensors(func(*args, **kwargs))
+            for index, memory in fresh:
+                memory.copy_(made[index])
+
+
+class Stream:
+    """Stands in for torch.cuda.Stream: copies to the host lie here until somebody waits."""
+
+    copies: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+    # How many have been made so far.
+    done = 0
+
+    def __init__(self, *_: Any) -> None: ...
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(NAME, 0)
+
+    def wait_stream(self, other: Any) -> None: ...
+
+
+class Event:
+    """Stands in for torch.cuda.Event."""
+
+    def record(self, *_: Any) -> None:
+        self._at = Stream.done + len(Stream.copies)
+
+    def synchronize(self) -> None:
+        while Stream.done < self._at:
+            host, value = Stream.copies.popleft()
+            host.copy_(value)
+            Stream.done += 1
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    given = _tensors((args, kwargs))
+    there = [each for each in given if isinstance(each, Elsewhere)]
+    # A number goes anywhere.
+    here = [each for each in given if not isinstance(each, Elsewhere) and each.ndim]
+    name = func._schema.name.removeprefix("aten::")
+    if there and here and name not in CROSSING:
+        raise RuntimeError(f"{name} has tensors of two devices: {NAME} and cpu")
+    if there and Graph.recording and (name in WAITING or here):
+        raise RuntimeError(f"{name} is not permitted when stream is capturing")
+    # No memory of the host can be pinned without a driver.
+    kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+    goes_there = bool(there)
+    if name == "copy_":
+        goes_there = isinstance(given[0], Elsewhere)
+        if there and not goes_there and (kwargs.get("non_blocking") or args[2:] == (True,)):
+            Stream.copies.append((given[0], given[1].held.clone()))
+            return given[0]
+    elif kwargs.get("device") is not None:
+        goes_there = torch.device(kwargs["device"]).type == NAME
+        kwargs["device"] = torch.device("cpu") if goes_there else kwargs["device"]
+    holders = {id(each.held): each for each in there}
+    held_args, held_kwargs = tree_map(lambda each: each.held if isinstance(each, Elsewhere) else each, (args, kwargs))
+    if name == "histc":
+        # Which GPUs do for whole numbers too.
+        made = func(held_args[0].float(), *held_args[1:], **held_kwargs).to(held_args[0].dtype)
+    else:
+        made = func(*held_args, **held_kwargs)
+    if Graph.recording and goes_there:
+        Graph.recording.record(func, held_args, held_kwargs, made)
+
+    def wrapped(each: Any) -> Any:
+        if not isinstance(each, torch.Tensor) or not goes_there:
+            return each
+        # What an operator changes in place is the same tensor afterwards.
+        return holders[id(each)] if id(each) in holders else Elsewhere(each)
+
+    return tree_map(wrapped, made)
+
+
+def _cuda() -> Iterator[Any]:
+    """torch.cuda as far as a captured step asks for it."""
+    stream = Stream()
+    stand_ins = {
+        "CUDAGraph": Graph,
+        "graph": lambda graph, **how: graph.capture(**how),
+        "Stream": Stream,
+        "Event": Event,
+        "current_stream": lambda *_: stream,
+        "set_stream": lambda *_: None,
+        "stream": lambda *_: nullcontext(),
+        "device_of": lambda *_: nullcontext(),
+        "graph_pool_handle": lambda: (0, 1),
+    }
+    yield from (patch(f"torch.cuda.{name}", stand_in) for name, stand_in in stand_ins.items())
+    # Its random numbers come from the CPU's generators.
+    generator = torch.Generator
+    yield patch("torch.Generator", lambda *_: generator())
+    # In inference mode there are no tensors that stand for others.
+    yield patch("torch.inference_mode", lambda on=True: torch.no_grad() if on else nullcontext())
+
+
+@contextmanager
+def there(*models: torch.nn.Module) -> Iterator[None]:
+    """Within the block the device is there; the models are on it from then on."""
+    if not hasattr(torch, NAME):
+        _setup_privateuseone_for_python_backend(NAME)
+        # torch.autocast asks, be it only to be off.
+        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
+    lifts = torch._C._only_lift_cpu_tensors()
+    # Otherwise torch.tensor() makes what it is given on the device itself, past every mode.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with ExitStack() as stack:
+            for each in (*_cuda(), _Device(), _Numbers()):
+                stack.enter_context(each)
+            for model in models:
+                _move(model)
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifts)
+
+
+def _move(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                if value is not None and value.device.type != NAME:
+                    moved = Elsewhere(value.data)
+                    weight = tensors is module._parameters
+                    tensors[name] = torch.nn.Parameter(moved, requires_grad=False) if weight else moved
