@@ -25,7 +25,7 @@ from qwenvl.generic import CachedLanes, why_not_generic
 from qwenvl.graph import Waits
 from qwenvl.keyvalues import capacity_for
 from qwenvl.lanes import DenseLanes
-from qwenvl.loader import load
+from qwenvl.loader import load, park
 from qwenvl.prompt import encode, side_by_side
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.sampling import Chooser
@@ -202,6 +202,20 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
         decoder.generate(inputs, GREEDY, None, stop, ignore)
     assert tuple(seen) == whole[:token]
     assert decoder.generate(inputs, GREEDY, None, ignore, ignore).ids == whole
+
+
+def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
+    """Its fused weights are let go before it moves, and made anew when it is back."""
+    there = replace(handle, machine=Machine(f"{pretended.NAME}:0", torch.float32, ""))
+    tier = DenseLanes.name if why_not_dense(handle.model) is None else "generate"
+    there.decoder = decoder_of(there, tier, captured=tier == DenseLanes.name)
+    there.decoder.generate(side_by_side(prompts(there)), GREEDY, None, ignore, ignore)
+    bring_back = park(there, 1 << 40)
+    assert there.decoder is None
+    assert {weight.device.type for weight in handle.model.parameters()} == {"cpu"}
+    bring_back()
+    assert {weight.device.type for weight in handle.model.parameters()} == {pretended.NAME}
+    assert answers(there, tier, captured=tier == DenseLanes.name) == expected[handle.spec.model]
 
 
 def test_rows_that_end_early_do_not_disturb_the_others(handle, step, expected):
