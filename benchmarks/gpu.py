@@ -64,6 +64,7 @@ PARTS: dict[int, list[Run]] = {
         decode("--shape 4b --image-side 180"),
         decode("--shape 4b --image-side 180 --step-attention sdpa"),
         decode("--shape 4b --step-attention sdpa"),
+        decode("--shape 4b --tier 'generic step' --image-side 180"),
         # Two rounds: prompts of 32k tokens.
         decode("--shape 4b --image-side 360 --rounds 2 --tokens 128", 200),
     ],
