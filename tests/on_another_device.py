@@ -69,7 +69,8 @@ def handles(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def expected(handles):
     """What each says on the CPU."""
-    return {name: answers(handle, "generate") for name, handle in handles.items() if name != "demo"}
+    families = {name: answers(handle, "generate") for name, handle in handles.items() if name != "demo"}
+    return families | {"demo": captioned(handles["demo"])}
 
 
 @pytest.fixture(params=families())
@@ -119,6 +120,20 @@ def answers(handle, tier, captured=False):
     assert greedy[0] == greedy[1]
     assert drawn[0] == drawn[2] != drawn[1]
     return greedy + drawn
+
+
+def captioned(handle, captured=False, most=1):
+    """What the demo model says of each scene, at once and after a thought that is cut short."""
+    handle.decoder = decoder_of(handle, DenseLanes.name, captured)
+    made = []
+    for thinking in ("auto", "on"):
+        sampling = Sampling(do_sample=False, thinking_budget=4 if thinking == "on" else 0)
+        batches = Batches(handle, sampling, None, Room(1 << 40, lambda *_: 1, 99, most), ignore)
+        request = Request(handle.spec, "Describe this image.", "You are a helpful assistant.", thinking=thinking)
+        asked = [(index, encode(handle, request, [draw(*scene)])) for index, scene in enumerate(SCENES)]
+        made.append([answer.text for batch in batches.answers(asked, ignore, ignore) for _, answer in batch])
+        assert bool(batches.figures()["thoughts_cut"]) == (thinking == "on")
+    return tuple(made)
 
 
 def flash(query, keys, values, rows, slots, span, used):
@@ -243,15 +258,12 @@ def test_flash_decoding_is_captured_with_the_lengths_on_the_device(handle, expec
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_several_pictures_at_a_time_are_told_apart(handles, expected, captured):
-    handle = handles["demo"]
-    with pretended.there(handle.model):
-        handle.decoder = decoder_of(handle, DenseLanes.name, captured)
-        batches = Batches(handle, Sampling(do_sample=False), None, Room(1 << 40, lambda *_: 1, 99, 16), ignore)
-        request = Request(handle.spec, "Describe this image.")
-        asked = [(index, encode(handle, request, [draw(*scene)])) for index, scene in enumerate(SCENES)]
-        texts = [answer.text for batch in batches.answers(asked, ignore, ignore) for _, answer in batch]
-    assert texts == [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
+@pytest.mark.parametrize("most", [1, 3])
+def test_pictures_are_told_apart_and_thoughts_cut_short_as_on_the_cpu(handles, expected, captured, most):
+    with pretended.there(handles["demo"].model):
+        captions, after_thoughts = captioned(handles["demo"], captured, most)
+    assert captions == [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
+    assert (captions, after_thoughts) == expected["demo"]
 
 
 def test_a_version_without_generic_step_is_known():
