@@ -20,6 +20,9 @@ from .understood import Understood, UnusableError
 
 # What a chat template calls its own switch for thinking.
 _SWITCH = "enable_thinking"
+# In the model's precision. The seconds between a video's frames are not: positions are computed from them, and
+# bfloat16 cannot tell 300 from 301.
+_PIXELS = ("pixel_values", "pixel_values_videos")
 # A code point that Unicode reserves for a program's own use and that no text may hold.
 _BREAK = "\ufdd0"
 
@@ -102,7 +105,7 @@ def encode(
         _require_room(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
-        moved = {key: _to(value, device, dtype) for key, value in inputs.items()}
+        moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
     seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
     return Prompt(moved, text.rstrip().endswith(THINK_START), seen)
 
@@ -260,7 +263,5 @@ def _joined(values: list[Any]) -> Any:
     return [part for value in values for part in value]
 
 
-def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(device, dtype if value.is_floating_point() else None)
+def _to(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    return value.to(device, dtype) if isinstance(value, torch.Tensor) else value

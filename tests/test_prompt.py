@@ -210,6 +210,15 @@ def test_each_video_has_its_own_times(tmp_path):
     assert len(inputs["video_grid_thw"]) == 2
 
 
+def test_the_times_of_a_video_are_exact_in_half_precision(tmp_path):
+    """Positions are computed from them."""
+    handle = load(LoadSpec("m"), tiny.save("qwen2_5_vl", tmp_path / "m"), Machine("cpu", torch.bfloat16, ""))
+    video = Video(np.zeros((6, 64, 64, 3), np.uint8), tuple(range(6)), 19.0)
+    inputs = encode(handle, Request(handle.spec, "?"), [], [video]).inputs
+    assert inputs["second_per_grid_ts"].tolist() == pytest.approx([2 * 19 / 6], abs=1e-6)
+    assert inputs["pixel_values_videos"].dtype == torch.bfloat16
+
+
 def test_the_times_of_every_video_are_told_to_qwen3(demo):
     frames = np.zeros((4, 64, 64, 3), np.uint8)
     videos = [Video(frames, (0.0, 1.0, 2.0, 3.0), 4.0), Video(frames, (0.0, 5.0, 10.0, 15.0), 20.0)]
