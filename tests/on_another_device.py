@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pretended
 import pytest
 import tiny
@@ -26,6 +27,7 @@ from qwenvl.graph import Waits
 from qwenvl.keyvalues import capacity_for
 from qwenvl.lanes import DenseLanes
 from qwenvl.loader import load, park
+from qwenvl.media import Video
 from qwenvl.prompt import encode, side_by_side
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.sampling import Chooser
@@ -70,7 +72,8 @@ def handles(request, tmp_path_factory):
 def expected(handles):
     """What each says on the CPU."""
     families = {name: answers(handle, "generate") for name, handle in handles.items() if name != "demo"}
-    return families | {"demo": captioned(handles["demo"])}
+    films = {("film", name): filmed(handle) for name, handle in handles.items() if name != "demo" and handle.processor}
+    return families | films | {"demo": captioned(handles["demo"])}
 
 
 @pytest.fixture(params=families())
@@ -231,6 +234,20 @@ def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
     bring_back()
     assert {weight.device.type for weight in handle.model.parameters()} == {pretended.NAME}
     assert answers(there, tier, captured=tier == DenseLanes.name) == expected[handle.spec.model]
+
+
+def filmed(handle, tier="generate", captured=False):
+    """What it says of a film, in which Qwen2.5-VL computes positions from seconds."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 64, 96, 3), np.uint8)
+    video = Video(frames, (0.0, 0.7, 1.4, 2.1, 2.8, 3.5), 4.2)
+    inputs = encode(handle, Request(handle.spec, "What happens?"), [], [video]).inputs
+    return decoder_of(handle, tier, captured).generate(inputs, GREEDY, None, ignore, ignore).rows
+
+
+def test_a_film_is_seen_there(handle, expected, step):
+    if handle.processor is None:
+        pytest.skip("it does not see")
+    assert filmed(handle, step, captured=True) == expected["film", handle.spec.model]
 
 
 def test_rows_that_end_early_do_not_disturb_the_others(handle, step, expected):
