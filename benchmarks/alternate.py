@@ -108,7 +108,8 @@ def _block_class(patcher: type) -> type:
 
 
 def _answer(pack: Any, models: Any) -> str:
-    pipeline, request = (sys.modules[f"{pack.__name__}.qwenvl.{name}"] for name in ("pipeline", "request"))
+    names = ("pipeline", "request", "watch")
+    pipeline, request, watch = (sys.modules[f"{pack.__name__}.qwenvl.{name}"] for name in names)
     demo = sys.modules[f"{pack.__name__}.qwenvl.catalog"].DEMO
     picture = Image.new("RGB", (192, 192), "blue")
     ImageDraw.Draw(picture).ellipse([35, 35, 157, 157], fill="red")
@@ -119,17 +120,7 @@ def _answer(pack: Any, models: Any) -> str:
         images={"image1": image},
         sampling=request.Sampling(do_sample=False, max_new_tokens=60),
     )
-    return pipeline.run(asked, models, _Watch()).text
-
-
-class _Watch:
-    """Looks on and says nothing."""
-
-    def check(self) -> None: ...
-
-    def update(self, new_tokens: int, text: str) -> None: ...
-
-    def end(self, text: str) -> None: ...
+    return pipeline.run(asked, models, watch.Nobody()).text
 
 
 def _used(device: torch.device) -> int:

@@ -32,25 +32,12 @@ from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.request import Answer, LoadSpec, Request, Sampling, Stats
+from qwenvl.watch import Nobody
 
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "gray", "white")
 SHAPES = ("circle", "square", "triangle", "diamond")
 
 Side = Callable[[list[Path]], tuple[list[str], Stats]]
-
-
-class Watch:
-    """Nobody looks on."""
-
-    def check(self) -> None: ...
-
-    def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
-
-    def report(self, done: int, total: int, text: str) -> None: ...
-
-    def advance(self, done: int, total: int | None, text: str) -> None: ...
-
-    def end(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -145,14 +132,14 @@ def _draw(pen: ImageDraw.ImageDraw, shape: str, color: str, x: float, y: float, 
 
 
 def _one_by_one(asked: Request, files: list[Path], models: ModelCache) -> tuple[list[str], Stats]:
-    made = [run(replace(asked, images={"image": file}), models, Watch()) for file in files]
+    made = [run(replace(asked, images={"image": file}), models, Nobody()) for file in files]
     return [each.text for each in made], made[-1].stats
 
 
 def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int | None) -> tuple[list[str], Stats]:
     answers: dict[int, Answer] = {}
     items = [(file.name, file) for file in files]
-    stats = caption(asked, items, models, Watch(), size, done=answers.__setitem__)
+    stats = caption(asked, items, models, Nobody(), size, done=answers.__setitem__)
     if stats is None:
         raise SystemExit("There were no pictures.")
     return [answers[index].text for index in range(len(files))], stats

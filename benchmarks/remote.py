@@ -34,11 +34,12 @@ import torch
 import transformers
 from PIL import Image
 
-from benchmarks.captions import Watch, draw_pictures
+from benchmarks.captions import draw_pictures
 from qwenvl import catalog, chat, media
 from qwenvl.cache import ModelCache
 from qwenvl.pipeline import caption, run
 from qwenvl.request import Answer, LoadSpec, Request, Sampling
+from qwenvl.watch import Nobody
 from qwenvl.wire import UNKNOWN_FIELDS
 from tests.engine import Served
 from tests.fault_proxy import Fault, fault_proxy, piece, streamed
@@ -145,7 +146,7 @@ def _request(name: str, text: str = "Describe this image.", image: Path | None =
 def _overhead(asked: Request, rounds: int) -> dict[str, float]:
     """Milliseconds of the engine alone, and beyond it: on the clock, and of this process's work."""
     models = ModelCache()
-    sides: tuple[Callable[[], Any], ...] = (lambda: run(asked, models, Watch()), _bare(asked))
+    sides: tuple[Callable[[], Any], ...] = (lambda: run(asked, models, Nobody()), _bare(asked))
     taken: list[list[tuple[float, float]]] = []
     for _ in range(rounds + 1):
         taken.append([])
@@ -195,7 +196,7 @@ def _throughput(name: str, files: list[Path]) -> dict[str, Any]:
         made: dict[int, Answer] = {}
         start = time.perf_counter()
         items = [(file.name, file) for file in files]
-        caption(_request(name), items, ModelCache(), Watch(), count, done=made.__setitem__)
+        caption(_request(name), items, ModelCache(), Nobody(), count, done=made.__setitem__)
         rates[count] = len(files) / (time.perf_counter() - start)
         answers[count] = [made[index].text for index in range(len(files))]
         print(f"{name}, {count} at a time: {rates[count]:.1f} answers/s", flush=True)

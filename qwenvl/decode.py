@@ -70,6 +70,12 @@ class Decoder:
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
         self._steps: dict[tuple[Chooser, int], CapturedStep] = {}
         self._tokens: dict[int, torch.Tensor] = {}
+        # Around the model's own arithmetic.
+        self._computed = Understood(
+            f"{model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
+            "installed transformers: download it again, or ask whoever made it",
+            UnusableError,
+        )
         self._version = -1
 
     def generate(
@@ -103,10 +109,10 @@ class Decoder:
             choose = self._chooser(sampling, len(ids))
             choose.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
             if self._lanes is None:
-                with self._understood():
+                with self._computed:
                     plain.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
             else:
-                with self._understood():
+                with self._computed:
                     reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
                 self._loop(self._lanes, choose(logits), sampling, choose, rows)
                 captured = self._captures and not Chooser.why_not_captured(sampling)
@@ -122,14 +128,6 @@ class Decoder:
         self._tokens.clear()
         if self._lanes is not None:
             self._lanes.drop()
-
-    def _understood(self) -> Understood:
-        """A block of the model's own arithmetic."""
-        return Understood(
-            f"{self._model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
-            "installed transformers: download it again, or ask whoever made it",
-            UnusableError,
-        )
 
     def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
         """One for each kind of sampling: captured steps go on using its tensors."""
@@ -149,7 +147,7 @@ class Decoder:
             ended, tokens = self._captured_loop(lanes, tokens, sampling, choose, rows)
         while not ended and rows.steps < sampling.max_new_tokens:
             lanes.make_room()
-            with self._understood():
+            with self._computed:
                 logits = lanes.step(tokens)
             lanes.count_on_device()
             lanes.count_on_host()

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from .facts import PACKAGES, Facts, probe
 from .pipeline import run
 from .report import findings
 from .request import LoadSpec, Request, Result, Sampling
+from .watch import Nobody
 
 SAMPLE = catalog.PACK / "demo" / "sample.png"
 # A question, how often it shows the sample, and what the demo model must answer.
@@ -146,21 +146,4 @@ def _answer(models: ModelCache, question: str, times: int) -> Result:
         sampling=Sampling(do_sample=False),
         diagnostics="full",
     )
-    return run(request, models, _Nobody())
-
-
-class _Nobody:
-    """A watch that looks at nothing."""
-
-    def check(self) -> None:
-        """Nobody cancels."""
-
-    def update(self, *_: Any) -> None:
-        """Nobody reads along."""
-
-    def report(self, done: int, total: int, text: str) -> None: ...
-
-    def advance(self, done: int, total: int | None, text: str) -> None: ...
-
-    def end(self, text: str) -> None:
-        """The result is returned."""
+    return run(request, models, Nobody())

@@ -86,7 +86,8 @@ class CachedLanes:
             self._batch = batch
             self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
             self._positions = torch.empty(0)
-        self._show(length)
+        else:
+            self._show(length)
         self._cache.reset()
         positions = self._model._prepare_position_ids_for_generation(ids, dict(inputs))
         given = {name: value for name, value in inputs.items() if name != "attention_mask"}

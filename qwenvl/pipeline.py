@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from operator import length_hint
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -27,31 +27,13 @@ from .log import log
 from .report import tell_of
 from .request import IMAGE_MODES, RELEASES, RESOLUTIONS, Answer, Request, Result, Stats
 from .source import ModelSource, find_source
+from .watch import Watch
 
 _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 
 
 class NoAnswerError(RuntimeError):
     """The model used up its tokens before it began to answer."""
-
-
-class Watch(Protocol):
-    """Who looks on while an answer is made: ComfyUI's node, or the terminal."""
-
-    def check(self) -> None:
-        """Raise to cancel."""
-
-    def report(self, done: int, total: int, text: str) -> None:
-        """While a model is downloaded: how many of how many bytes are there, and a line that says so."""
-
-    def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
-        """After every token: how many there are, the answer so far, and the thought before it. Raise to cancel."""
-
-    def advance(self, done: int, total: int | None, text: str) -> None:
-        """The same with many answers: how many are finished of how many (None: nobody knows), and the latest."""
-
-    def end(self, text: str) -> None:
-        """Once, with the final answer."""
 
 
 def run(request: Request, models: ModelCache, watch: Watch) -> Result:

@@ -86,7 +86,7 @@ def encode(
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
-        UnusableError: the model's chat template or processor fails.
+        UnusableError: the model's chat template, processor or configuration fails.
     """
     videos = videos or ()
     if (pictures or videos) and handle.processor is None:

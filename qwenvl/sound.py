@@ -16,7 +16,11 @@ from .understood import LoadError
 _MOST_PER_BYTE = 8
 _LAYERS = ("num_hidden_layers", "depth", "num_experts", "num_local_experts")
 # What a processor calls the sides of a patch, and what config.json calls them.
-_PATCHES = {name: name for name in ("patch_size", "temporal_patch_size")} | {"merge_size": "spatial_merge_size"}
+_PATCHES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
 # Pixels to which anything may be enlarged: two frames of 8 million.
 _MOST_ENLARGED = 1 << 24
 

@@ -63,18 +63,6 @@ def write_video(path: Path, scenes: list[Image.Image], seconds_each: float = 3.0
     return path
 
 
-class Nobody:
-    """Watches a run, and cancels and shows nothing."""
-
-    def check(self) -> None: ...
-
-    def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
-
-    def advance(self, done: int, total: int | None, text: str) -> None: ...
-
-    def end(self, text: str) -> None: ...
-
-
 @pytest.fixture(scope="session")
 def demo() -> ModelHandle:
     """The shipped model, loaded once."""

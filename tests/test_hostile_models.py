@@ -11,7 +11,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from conftest import Nobody, draw, image
+from conftest import draw, image
 from fault_proxy import STREAM, fault_proxy, piece, raw, streamed
 from guarded import outcome, unchanged
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +29,7 @@ from qwenvl.reply import Reply
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.source import ModelSource
 from qwenvl.understood import UnusableError
+from qwenvl.watch import Nobody
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json")

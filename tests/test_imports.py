@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "stalls": LOW,
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
-    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics"},
+    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
     "checkpoint": set(),
     "trust": {"paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
@@ -81,7 +81,8 @@ MAY_IMPORT = {
     "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "faults", "report", "catalog", "remote"},
+    | {"diagnostics", "faults", "report", "catalog", "remote", "watch"},
+    "watch": set(),
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
@@ -93,7 +94,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "catalog", "paths", "folder", "lists", "live"),
+    *("settings", "request", "log", "watch", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import Nobody, draw, image
+from conftest import draw, image
 from shortage import Shortage, new_tensors
 from transformers.cache_utils import StaticLayer
 
@@ -18,6 +18,7 @@ from qwenvl.decode import Decoder
 from qwenvl.pipeline import run
 from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
 from qwenvl.source import find_source
+from qwenvl.watch import Nobody
 
 SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", "yellow", "black")]
 CAPTIONS = [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]

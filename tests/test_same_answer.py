@@ -25,6 +25,7 @@ from qwenvl.loader import load
 from qwenvl.pipeline import caption, run
 from qwenvl.prompt import encode, side_by_side
 from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.watch import Nobody
 
 CASES = {case["name"]: case for case in json.loads((ROOT / "tests" / "same_answers.json").read_text(encoding="utf-8"))}
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
@@ -33,16 +34,6 @@ SYSTEM = "You are a helpful assistant."
 # them is the likeliest depends on the order in which a version adds. They count from 0 to 1000.
 NEAR = 40
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-class Watch:
-    def check(self):
-        pass
-
-    def report(self, *_):
-        pass
-
-    update = advance = end = report
 
 
 @pytest.fixture
@@ -108,9 +99,9 @@ def test_an_answer_is_the_same_again_after_a_reload_and_after_another_model_took
         if moment == "reloaded":
             models.clear()
         if moment == "another model came":
-            run(Request(LoadSpec(DEMO, attention="eager"), "hello"), models, Watch())
+            run(Request(LoadSpec(DEMO, attention="eager"), "hello"), models, Nobody())
         for name, case in CASES.items():
-            (answer,) = run(request(case, film), models, Watch()).answers
+            (answer,) = run(request(case, film), models, Nobody()).answers
             assert same(case, answer.text), (moment, name)
             assert answer.thinking == case.get("thought", "")
             assert first.setdefault(name, answer) == answer, (moment, name)
@@ -120,7 +111,7 @@ def test_pictures_answered_together_have_the_answers_that_each_has_alone(models)
     alike = [case for case in CASES.values() if case["text"] == "Describe this image." and "thinking" not in case]
     shown = {f"image{number}": image(*pictures(case)) for number, case in enumerate(alike, 1)}
     asked = Request(LoadSpec(DEMO), alike[0]["text"], SYSTEM, shown, sampling=GREEDY, image_mode=IMAGE_MODES[1])
-    result = run(asked, models, Watch())
+    result = run(asked, models, Nobody())
     assert [answer.text for answer in result.answers] == [case["answer"] for case in alike]
     assert result.stats.batch_size == len(alike) == 3
 
@@ -195,7 +186,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     # As if found out before, so that each question is one request.
     unknown = {"top_k", "min_p", "repetition_penalty"}
     monkeypatch.setitem(wire.UNKNOWN_FIELDS, (served.base_url, served.model), unknown)
-    result = run(request(case, film, "there @ engine"), models, Watch())
+    result = run(request(case, film, "there @ engine"), models, Nobody())
     assert same(case, result.text)
     assert result.thinking == case.get("thought", "")
     # It is shown the frames of a video as pictures.
@@ -209,11 +200,11 @@ FLAGS = {"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40, "se
 
 def test_a_seed_gives_the_same_sample_through_node_command_line_and_python(models, in_comfyui, tmp_path):
     """On one machine with one version of torch: another may add in another order, and a sample is decided by that."""
-    here = run(request(COLOR, "", sampling=WIDE), models, Watch()).text
-    others = {run(request(COLOR, "", sampling=replace(WIDE, seed=seed)), models, Watch()).text for seed in range(8)}
+    here = run(request(COLOR, "", sampling=WIDE), models, Nobody()).text
+    others = {run(request(COLOR, "", sampling=replace(WIDE, seed=seed)), models, Nobody()).text for seed in range(8)}
     assert len(others) > 1, "the seed decides"
     models.clear()
-    assert run(request(COLOR, "", sampling=WIDE), models, Watch()).text == here
+    assert run(request(COLOR, "", sampling=WIDE), models, Nobody()).text == here
     assert in_comfyui(COLOR, "", do_sample=True, **FLAGS)[0] == here
     flags = [text for name, value in FLAGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "qwenvl", COLOR["text"], "--system", SYSTEM, *flags]
@@ -231,7 +222,7 @@ def test_of_many_sampled_answers_a_seed_gives_all_again_and_one_at_a_time_those_
     def drawn(batch_size):
         answers = {}
         asked = Request(LoadSpec(DEMO), COLOR["text"], SYSTEM, sampling=WIDE)
-        caption(asked, [("a", scene) for scene in scenes], models, Watch(), batch_size, done=answers.__setitem__)
+        caption(asked, [("a", scene) for scene in scenes], models, Nobody(), batch_size, done=answers.__setitem__)
         return [answers[number].text for number in range(len(scenes))]
 
     one_by_one, together = drawn(1), drawn(4)
@@ -241,7 +232,7 @@ def test_of_many_sampled_answers_a_seed_gives_all_again_and_one_at_a_time_those_
         run(
             Request(LoadSpec(DEMO), COLOR["text"], SYSTEM, {"image1": image(scene)},
                     sampling=replace(WIDE, seed=WIDE.seed + number)),
-            models, Watch(),
+            models, Nobody(),
         ).text
         for number, scene in enumerate(scenes)
     ]  # fmt: skip

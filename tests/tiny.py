@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from qwenvl import catalog
 from qwenvl.loader import ModelHandle
 from qwenvl.precision import UNQUANTIZED
+from qwenvl.rows import OnTokens
 
 DEMO_FOLDER = catalog.PACK / "demo" / "model"
 # Family, which is config.json's model_type -> the class of its configuration.
@@ -296,3 +298,17 @@ def _in_4_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         f"{name}_scale": scale[..., 0].to(weight.dtype).clone(),
         f"{name}_shape": torch.tensor([rows, columns]),
     }
+
+
+def cancelled(generate: Callable[[OnTokens], Any], token: int) -> tuple[int, ...]:
+    """What is told of a single row's answer before its listener cancels at that token."""
+    told: list[int] = []
+
+    def stop(rows: Sequence[Sequence[int]]) -> None:
+        told.extend(rows[0])
+        if len(told) == token:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(stop)
+    return tuple(told)
