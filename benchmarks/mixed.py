@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from qwenvl.answer import NoAnswerError
 from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.media import MediaError
-from qwenvl.pipeline import NoAnswerError, run
+from qwenvl.pipeline import run
 from qwenvl.prompt import PromptError
 from qwenvl.request import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS, LoadSpec, Request, Sampling
 

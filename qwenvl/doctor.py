@@ -128,8 +128,8 @@ def _ask_demo(models: ModelCache, tell: Say) -> bool:
     asked = (LONG, SHORT, LONG)
     made = [_answer(models, question, times) for question, times, _ in asked]
     stats = made[-1].stats
-    why = f" ({stats.tier_reason})" if stats.tier_reason else ""
-    tell(f"demo model: loaded in {made[0].stats.load_s:.1f} s; {stats}; by the {stats.tier}{why}")
+    why = f" ({stats.decode.tier_reason})" if stats.decode.tier_reason else ""
+    tell(f"demo model: loaded in {made[0].stats.loaded.load_s:.1f} s; {stats}; by the {stats.decode.tier}{why}")
     figures = stats.diagnostics or {}
     for line in [*in_words(figures), *figures["not_known"]]:
         tell(f"  {line}")

@@ -37,6 +37,8 @@ class Prompt:
 
     inputs: dict[str, Any]
     thinks: bool = False
+    # Of the question.
+    number: int = 0
     # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
     seen: Callable[[], str] = str
 
@@ -78,11 +80,13 @@ def encode(
     pictures: Sequence[Image.Image],
     videos: Sequence[Video] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    number: int = 0,
 ) -> Prompt:
     """Pictures first, then videos, then the text, in one user turn after the system prompt.
 
     Args:
         phase: a block that times one of the parts "template", "processor" and "transfer".
+        number: of the question.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -107,7 +111,7 @@ def encode(
     with phase("transfer"):
         moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
     seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
-    return Prompt(moved, text.rstrip().endswith(THINK_START), seen)
+    return Prompt(moved, text.rstrip().endswith(THINK_START), number, seen)
 
 
 def _require_room(handle: ModelHandle, request: Request, tokens: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -209,8 +209,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
-    """What one run did and how long it took, measured."""
+class LoadStats:
+    """Which model answered, where, and what it was loaded as."""
 
     model: str
     device: str
@@ -221,30 +221,55 @@ class Stats:
     decode_attention: str
     # One sentence for each thing that was asked for and could not be had.
     fallbacks: tuple[str, ...]
-    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
-    sampling: Sampling
-    sampling_from: str
-    # How many answers there are, and the most that were made at a time.
-    answers: int
-    batch_size: int
-    # None where the seed had no effect.
-    seed: int | None
-    prompt_tokens: int
-    new_tokens: int
     # 0 where the model was in memory already.
     load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStats:
+    """What the model read."""
+
+    prompt_tokens: int
+    # Of these, how many were still in memory from the last question about the same pictures.
+    reused_tokens: int
     # From the start of the run to the first token, loading left out.
     first_token_s: float
     prefill_s: float
+    # What the model's boxes and points count in: "pixels" of the pictures as it saw them, or "0-1000"; "" unknown.
+    coordinates: str = ""
+    # (width, height) at which each picture was seen, by answer; empty where nobody knows.
+    seen_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStats:
+    """What the model wrote, and how its tokens were made."""
+
+    # How many answers there are, and the most that were made at a time.
+    answers: int
+    batch_size: int
+    new_tokens: int
     # Of the token loop alone, all rows of a batch together: the first token belongs to the prefill.
     decode_tokens_per_s: float
-    # Prompt tokens that were still in memory from the last question about the same pictures.
-    reused_tokens: int
+    # Thoughts that the thinking budget ended.
+    thoughts_cut: int
     # Which way tokens were made, and why not a faster one.
     tier: str
     tier_reason: str
-    # Thoughts that the thinking budget ended.
-    thoughts_cut: int
+    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
+    sampling: Sampling
+    sampling_from: str
+    # None where the seed had no effect.
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one run did and how long it took, measured."""
+
+    loaded: LoadStats
+    prompt: PromptStats
+    decode: DecodeStats
     # On a GPU the most that this run held; elsewhere the most that the process ever did.
     peak_bytes: int
     total_s: float
@@ -252,17 +277,31 @@ class Stats:
     diagnostics: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        """One object, indented for people."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        """One flat object, indented for people."""
+        figures = asdict(self)
+        flat = {**figures.pop("loaded"), **figures.pop("prompt"), **figures.pop("decode"), **figures}
+        return json.dumps(flat, indent=1, ensure_ascii=False)
 
     def __str__(self) -> str:
-        own = f", {self.sampling_from} sampling ({self.sampling})" if self.sampling_from == MODELS_OWN else ""
-        many = f", {self.answers} answers, {self.batch_size} at a time" if self.answers != 1 else ""
+        loaded, prompt, decode = self.loaded, self.prompt, self.decode
+        own = f", {decode.sampling_from} sampling ({decode.sampling})" if decode.sampling_from == MODELS_OWN else ""
+        many = f", {decode.answers} answers, {decode.batch_size} at a time" if decode.answers != 1 else ""
         return (
-            f"{self.model}: {self.prompt_tokens} prompt + {self.new_tokens} new tokens, first token after "
-            f"{self.first_token_s:.2f} s (prefill {self.prefill_s:.2f} s), {self.decode_tokens_per_s:.1f} tokens/s, "
-            f"total {self.total_s:.1f} s{many}, seed {'none (greedy)' if self.seed is None else self.seed}{own}"
+            f"{loaded.model}: {prompt.prompt_tokens} prompt + {decode.new_tokens} new tokens, first token after "
+            f"{prompt.first_token_s:.2f} s (prefill {prompt.prefill_s:.2f} s), "
+            f"{decode.decode_tokens_per_s:.1f} tokens/s, total {self.total_s:.1f} s{many}, "
+            f"seed {'none (greedy)' if decode.seed is None else decode.seed}{own}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about, beside the request's own text and videos."""
+
+    # From 0.
+    number: int
+    # PIL images in RGB.
+    pictures: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +310,14 @@ class Answer:
 
     text: str
     thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of the question of that number: an answer, or the error that says why there is none."""
+
+    number: int
+    result: Answer | Exception
 
 
 @dataclass(frozen=True, slots=True)

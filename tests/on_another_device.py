@@ -13,12 +13,12 @@ import pretended
 import pytest
 import tiny
 import torch
+from asking import ask, ignore
 from conftest import draw
 from transformers.cache_utils import StaticLayer
 
 from qwenvl import catalog
 from qwenvl.attend import ByLength, Flash, Sdpa
-from qwenvl.batch import Batches, Room
 from qwenvl.capabilities import Machine, machine
 from qwenvl.decode import Decoder
 from qwenvl.dense import why_not_dense
@@ -47,10 +47,6 @@ SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", 
 STEPS = {DenseLanes.name: lambda model: DenseLanes(model, "sdpa"), CachedLanes.name: CachedLanes}
 # One of each kind; the others take minutes.
 SHORT = ("qwen3_vl", "qwen3_5")
-
-
-def ignore(*_):
-    pass
 
 
 def families():
@@ -131,11 +127,10 @@ def captioned(handle, captured=False, most=1):
     made = []
     for thinking in ("auto", "on"):
         sampling = Sampling(do_sample=False, thinking_budget=4 if thinking == "on" else 0)
-        batches = Batches(handle, sampling, None, Room(1 << 40, lambda *_: 1, 99, most), ignore)
         request = Request(handle.spec, "Describe this image.", "You are a helpful assistant.", thinking=thinking)
-        asked = [(index, encode(handle, request, [draw(*scene)])) for index, scene in enumerate(SCENES)]
-        made.append([answer.text for batch in batches.answers(asked, ignore, ignore) for _, answer in batch])
-        assert bool(batches.figures()["thoughts_cut"]) == (thinking == "on")
+        outcomes, stats = ask(handle, [encode(handle, request, [draw(*scene)]) for scene in SCENES], sampling, most)
+        made.append([answer.text for answer in outcomes])
+        assert bool(stats.decode.thoughts_cut) == (thinking == "on")
     return tuple(made)
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "facts": LOW | {"nvml"},
     "report": LOW | {"facts"},
     "sdpa": LOW,
-    "stalls": LOW,
+    "stalls": LOW | {"rows"},
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
@@ -72,17 +72,19 @@ MAY_IMPORT = {
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
     | {"faults", "precision", "trust", "understood"},
-    "batch": LOW | {"answer", "faults", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
+    "batch": LOW | {"keyvalues", "media", "prompt"},
     "refusals": LOW | {"engines"},
     "reply": LOW,
     "loop": set(),
     "wire": LOW | {"engines", "refusals", "reply"},
     "chat": LOW | {"engines", "loader", "media"},
-    "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
-    "pipeline": LOW
+    "remote": LOW
+    | {"answer", "batch", "chat", "diagnostics", "engines", "loop", "media", "refusals", "reply", "watch", "wire"},
+    "session": LOW
     | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "faults", "report", "catalog", "remote", "watch"},
-    "watch": set(),
+    | {"diagnostics", "faults", "report", "catalog", "remote", "rows", "watch"},
+    "pipeline": LOW | {"batch", "cache", "media", "prompt", "session", "watch"},
+    "watch": {"request"},
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,

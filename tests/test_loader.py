@@ -272,7 +272,7 @@ pictures = {"image1": image(draw("circle", "red", "blue"))}
 question = Request(LoadSpec(DEMO, "4bit"), "Describe this image.", images=pictures, sampling=Sampling(do_sample=False))
 result = run(question, ModelCache(), NodeWatch(512))
 print(result.text)
-print(result.stats.quantization, *result.stats.fallbacks)
+print(result.stats.loaded.quantization, *result.stats.loaded.fallbacks)
 spread = Machine("cuda:0", None, "", others=("cuda:1",))
 try:
     loader.plan_load(LoadSpec(DEMO), spread, Checkpoint(None, "qwen3_vl"))

@@ -10,13 +10,14 @@ import torch
 from conftest import draw, image, write_video
 
 from qwenvl import catalog, host, loader
+from qwenvl.answer import NoAnswerError
 from qwenvl.budget import OutOfMemoryError
 from qwenvl.cache import ModelCache, OneAtATime
 from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
 from qwenvl.media import MediaError
-from qwenvl.pipeline import NoAnswerError, caption, run
+from qwenvl.pipeline import caption, run
 from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
 
 EACH = IMAGE_MODES[1]
@@ -102,7 +103,7 @@ def test_each_picture_has_an_answer_of_its_own_in_order(models):
     images = {"image1": image(*pictures[:2]), "image4": image(pictures[2])}
     result = run(request(images=images, image_mode=EACH), models, Watch())
     assert [answer.text for answer in result.answers] == CAPTIONS
-    assert (result.stats.answers, result.stats.batch_size) == (3, 3)
+    assert (result.stats.decode.answers, result.stats.decode.batch_size) == (3, 3)
     with pytest.raises(ValueError, match="too many values"):
         _ = result.text
 
@@ -163,7 +164,7 @@ def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_l
     assert {index: answer.text for index, answer in answers.items()} == dict(zip((0, 2, 3), CAPTIONS, strict=True))
     assert list(errors) == [1]
     assert "bad.png" in str(errors[1])
-    assert (stats.answers, stats.batch_size) == (3, batch_size or 3)
+    assert (stats.decode.answers, stats.decode.batch_size) == (3, batch_size or 3)
 
 
 def test_answers_are_handed_over_batch_by_batch(models, folder):
@@ -262,15 +263,15 @@ def test_pictures_can_be_shown_larger_and_the_next_run_is_as_before(models, reso
     before = run(asked, models, Watch())
     large = run(replace(asked, image_resolution=resolution), models, Watch())
     assert large.text == before.text == "a green square on a white background"
-    assert large.stats.prompt_tokens > 2 * before.stats.prompt_tokens
-    assert run(asked, models, Watch()).stats.prompt_tokens == before.stats.prompt_tokens
+    assert large.stats.prompt.prompt_tokens > 2 * before.stats.prompt.prompt_tokens
+    assert run(asked, models, Watch()).stats.prompt.prompt_tokens == before.stats.prompt.prompt_tokens
 
 
 def test_the_answer_ends_before_a_stop(models):
     watch = Watch()
     result = run(request(images=RED_CIRCLE, sampling=replace(GREEDY, stop=("on a", "back"))), models, watch)
     assert result.text == watch.final == "a red circle"
-    assert result.stats.new_tokens < len(_tokens(models, CAPTIONS[0]))
+    assert result.stats.decode.new_tokens < len(_tokens(models, CAPTIONS[0]))
     assert not any("on" in text for _, text in watch.updates)
 
 
@@ -282,7 +283,7 @@ def test_thinking_is_switched_and_its_budget_kept(models):
     watch = Watch()
     cut = run(request(images=RED_CIRCLE, thinking="on", sampling=limited), models, watch)
     assert (cut.thinking, cut.text) == ("I see one image", plain.text)
-    assert (cut.stats.thoughts_cut, thinks.stats.thoughts_cut) == (1, 0)
+    assert (cut.stats.decode.thoughts_cut, thinks.stats.decode.thoughts_cut) == (1, 0)
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     assert "I see one image" in watch.thoughts
@@ -304,10 +305,10 @@ def test_a_fixed_seed_repeats_the_answer_and_minus_one_draws_a_new_seed(models):
         run(request("hello", sampling=Sampling(**{**_as_dict(sampling), "seed": 4})), models, Watch()) for _ in "ab"
     ]
     assert fixed[0].text == fixed[1].text
-    assert fixed[0].stats.seed == 4
+    assert fixed[0].stats.decode.seed == 4
     drawn = [run(request("hello", sampling=sampling), models, Watch()) for _ in range(4)]
-    assert len({each.stats.seed for each in drawn}) == 4
-    again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.seed})
+    assert len({each.stats.decode.seed for each in drawn}) == 4
+    again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.decode.seed})
     assert run(request("hello", sampling=again), models, Watch()).text == drawn[0].text
 
 
@@ -317,15 +318,16 @@ def _as_dict(sampling):
 
 def test_the_figures_are_those_of_the_run(models):
     first, second = (run(request(images=RED_CIRCLE), models, Watch()).stats for _ in "ab")
-    assert first.load_s > 0 == second.load_s or second.load_s < 0.05
-    assert second.new_tokens == len(_tokens(models, "a red circle on a blue background"))
-    assert second.prompt_tokens > 36, "six by six picture tokens and the words"
-    assert 0 < second.prefill_s <= second.first_token_s < second.total_s
-    assert second.decode_tokens_per_s > 0
-    assert (second.device, second.quantization, second.attention, second.seed) == ("cpu", "none", "sdpa", None)
-    assert (second.answers, second.batch_size, second.tier) == (1, 1, "own step")
+    assert first.loaded.load_s > 0 == second.loaded.load_s or second.loaded.load_s < 0.05
+    assert second.decode.new_tokens == len(_tokens(models, "a red circle on a blue background"))
+    assert second.prompt.prompt_tokens > 36, "six by six picture tokens and the words"
+    assert 0 < second.prompt.prefill_s <= second.prompt.first_token_s < second.total_s
+    assert second.decode.decode_tokens_per_s > 0
+    loaded = second.loaded
+    assert (loaded.device, loaded.quantization, loaded.attention, second.decode.seed) == ("cpu", "none", "sdpa", None)
+    assert (second.decode.answers, second.decode.batch_size, second.decode.tier) == (1, 1, "own step")
     assert second.peak_bytes > 100_000_000, "torch alone needs more"
-    assert json.loads(second.to_json())["new_tokens"] == second.new_tokens
+    assert json.loads(second.to_json())["new_tokens"] == second.decode.new_tokens
 
 
 def _tokens(models, text):
@@ -337,8 +339,8 @@ def test_three_runs_load_once_even_where_something_fell_back(models, loads):
     for _ in range(3):
         result = run(request("hello", load=LoadSpec(DEMO, attention="flash_attention_2")), models, Watch())
     assert len(loads) == 1
-    assert result.stats.attention == "sdpa"
-    assert "flash_attention_2" in result.stats.fallbacks[0]
+    assert result.stats.loaded.attention == "sdpa"
+    assert "flash_attention_2" in result.stats.loaded.fallbacks[0]
 
 
 @pytest.mark.parametrize("diagnostics", ["summary", "full"])
@@ -377,7 +379,7 @@ def test_thinking_is_split_off(models, demo_that_thinks):
 def test_a_model_that_has_no_switch_for_thinking_is_told_of(models, demo_that_thinks):
     result = run(request(load=LoadSpec(demo_that_thinks), images=RED_CIRCLE, thinking="off"), models, Watch())
     assert result.thinking
-    assert "thinking 'off' has no effect" in result.stats.fallbacks[0]
+    assert "thinking 'off' has no effect" in result.stats.loaded.fallbacks[0]
 
 
 def test_a_thought_that_is_cut_off_is_an_error_that_says_what_to_raise(models, demo_that_thinks):

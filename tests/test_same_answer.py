@@ -113,7 +113,7 @@ def test_pictures_answered_together_have_the_answers_that_each_has_alone(models)
     asked = Request(LoadSpec(DEMO), alike[0]["text"], SYSTEM, shown, sampling=GREEDY, image_mode=IMAGE_MODES[1])
     result = run(asked, models, Nobody())
     assert [answer.text for answer in result.answers] == [case["answer"] for case in alike]
-    assert result.stats.batch_size == len(alike) == 3
+    assert result.stats.decode.batch_size == len(alike) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,7 +190,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     assert same(case, result.text)
     assert result.thinking == case.get("thought", "")
     # It is shown the frames of a video as pictures.
-    assert case.get("video") or result.stats.prompt_tokens == case["prompt_tokens"]
+    assert case.get("video") or result.stats.prompt.prompt_tokens == case["prompt_tokens"]
 
 
 COLOR = {"name": "a sample", "text": "Name a random color.", "pictures": []}
