@@ -6,6 +6,7 @@ compute, and how fast, they cannot show.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from qwenvl.capabilities import Machine, machine
 from qwenvl.decode import Decoder
 from qwenvl.dense import why_not_dense
 from qwenvl.generic import CachedLanes, why_not_generic
-from qwenvl.graph import Waits
+from qwenvl.graph import CapturedStep, CaptureError, Waits
 from qwenvl.keyvalues import capacity_for
 from qwenvl.lanes import DenseLanes
 from qwenvl.loader import load, park
@@ -269,6 +270,21 @@ def test_pictures_are_told_apart_and_thoughts_cut_short_as_on_the_cpu(handles, e
         captions, after_thoughts = captioned(handles["demo"], captured, most)
     assert captions == [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
     assert (captions, after_thoughts) == expected["demo"]
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(("share", "taken"), [(0.0, True), (0.018, True), (0.022, False), (float("nan"), False)])
+def test_a_captured_step_may_differ_by_a_fiftieth_of_its_largest_logit(share, taken):
+    """Of the largest, also where it is a small one that differs."""
+    with pretended.there(), nullcontext() if taken else pytest.raises(CaptureError, match="logits differ by"):
+        tokens, made = (torch.tensor(each, device=pretended.NAME) for each in ([2], [[0.1, 8.0, 3.0]]))
+        off = torch.tensor([[8.0 * share, 0.0, 0.0]], device=pretended.NAME)
+
+        def logits(_):
+            return made + off if pretended.Graph.recording else made + 0
+
+        CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], None)()
+    assert tokens.tolist() == [1 if taken else 2]
 
 
 def test_a_version_without_generic_step_is_known():

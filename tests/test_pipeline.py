@@ -1,6 +1,7 @@
 import gc
 import json
 import shutil
+import time
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -8,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import draw, image, write_video
+from PIL import Image
 
 from qwenvl import catalog, host, loader
 from qwenvl.answer import NoAnswerError
@@ -22,6 +24,7 @@ from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
 
 EACH = IMAGE_MODES[1]
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
+READING_S = 0.5
 
 
 class Watch:
@@ -328,6 +331,42 @@ def test_the_figures_are_those_of_the_run(models):
     assert (second.decode.answers, second.decode.batch_size, second.decode.tier) == (1, 1, "own step")
     assert second.peak_bytes > 100_000_000, "torch alone needs more"
     assert json.loads(second.to_json())["new_tokens"] == second.decode.new_tokens
+
+
+class SlowPicture(Image.Image):
+    """Takes its time to be read."""
+
+    def convert(self, *arguments):
+        time.sleep(READING_S)
+        return super().convert(*arguments)
+
+
+class SlowStream(Stream):
+    """The same of a video."""
+
+    def get_stream_source(self):
+        time.sleep(READING_S)
+        return super().get_stream_source()
+
+
+def slow_picture(shape, color, background):
+    picture = draw(shape, color, background)
+    picture.__class__ = SlowPicture
+    return picture
+
+
+def test_the_first_tokens_time_has_the_reading_of_what_is_shown_in_it(models, tmp_path):
+    """And the reading is not within the prefill's."""
+    stream = SlowStream(str(write_video(tmp_path / "v.mp4", VIDEO)))
+    for shown in ({"images": {"image1": slow_picture(*SCENES[0])}}, {"video": stream}):
+        stats = run(request(**shown), models, Watch()).stats
+        assert stats.first_token_s >= READING_S + stats.prefill_s
+
+
+def test_the_first_tokens_time_has_the_reading_of_the_first_file_in_it(models):
+    items = [(str(number), slow_picture(*scene)) for number, scene in enumerate(SCENES)]
+    stats = caption(request(), items, models, Watch(), batch_size=1)
+    assert stats.first_token_s >= READING_S
 
 
 def _tokens(models, text):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_few_tokens_and_a_first_step_that_is_captured_say_nothing(run):
 def test_another_way_of_making_tokens_is_measured_by_itself(run):
     run(made(0.01))
     assert run(made(0.9), tier="generate") is None
+
+
+@pytest.mark.parametrize("rows", [(8, 1), (1, 8)])
+def test_a_batch_of_another_size_is_measured_by_itself(run, rows):
+    """Its steps take another time."""
+    fast, slow = (replace(made(each), rows=((0,) * 40,) * size) for each, size in zip((0.01, 0.9), rows, strict=True))
+    assert [run(each) for each in (fast, slow)] == [None] * 2
+    assert run(replace(slow, rows=fast.rows)) is not None
 
 
 @pytest.mark.parametrize(
