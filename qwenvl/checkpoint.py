@@ -1,13 +1,14 @@
-"""What a model folder says of itself in its JSON files, whatever its name. Standard library only."""
+"""What a model folder says of itself in its JSON files, whatever its name."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .files import UnreadableError, read_json_object
+from .versions import release
 
 # Family (the config's model_type) -> the first transformers that knows it.
 SUPPORTED: dict[str, str] = {
@@ -30,14 +31,6 @@ SUPPORTED: dict[str, str] = {
 # Those whose class has a vision tower.
 _SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-# The index of a model of a terabyte has 5 MB.
-_LARGEST = 64 << 20
-
-
-class CheckpointError(ValueError):
-    """A model folder whose own description cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +58,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read what the folder says of itself in config.json and generation_config.json.
 
     Raises:
-        CheckpointError: one of them is broken, or config.json is missing.
+        UnreadableError: one of them is broken, or config.json is missing.
     """
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str) or not family:
-        raise CheckpointError(f"{folder / 'config.json'} names no model_type, so this is no transformers model.")
+        raise UnreadableError(folder / "config.json", "it names no model_type, so this is no transformers model")
     text = part(config, "text_config") or config
     return Checkpoint(
         folder=folder,
@@ -85,7 +78,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def why_too_old(family: str, transformers_version: str) -> str | None:
     """Why this transformers cannot load that family, and the command that mends it; None where it can."""
     needed = SUPPORTED.get(family)
-    if needed is None or _numbers(transformers_version) >= _numbers(needed):
+    if needed is None or release(transformers_version) >= release(needed):
         return None
     return (
         f"A {family!r} model needs transformers {needed} or later, and {transformers_version} is installed: "
@@ -111,42 +104,11 @@ def _quantized(config: dict[str, Any]) -> str | None:
 
 def _sampling(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
-    settings = read_object(path) if path.is_file() else {}
+    settings = read_json_object(path) if path.is_file() else {}
     return {name: settings[name] for name in _SAMPLING if isinstance(settings.get(name), int | float)}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a model folder's file, or CheckpointError."""
-    try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} cannot be read: it must hold a JSON object.")
-    return content
-
-
-def _text(path: Path) -> str:
-    try:
-        # Opening what is no file may wait for ever.
-        if path.exists() and not path.is_file():
-            raise OSError("it is no file")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise OSError(f"it is larger than {_LARGEST:,} bytes")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise CheckpointError(f"{path} cannot be read: {reason}.") from error
 
 
 def part(config: dict[str, Any], key: str) -> dict[str, Any]:
     """A section of a configuration; {} where there is none."""
     section = config.get(key)
     return section if isinstance(section, dict) else {}
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """(5, 2) of "5.2.0.dev0": the patch level and what follows do not matter here."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -6,7 +6,8 @@ import pytest
 import tiny
 import transformers
 
-from qwenvl.checkpoint import SUPPORTED, CheckpointError, read_checkpoint, why_too_old
+from qwenvl.checkpoint import SUPPORTED, read_checkpoint, why_too_old
+from qwenvl.files import UnreadableError
 
 KNOWN = [family for family in SUPPORTED if why_too_old(family, transformers.__version__) is None]
 SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
@@ -100,15 +101,15 @@ def test_a_checkpoint_can_be_hashed_and_compared():
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", "", '{"model_type": 3}', "{}", "\x00"])
 def test_a_broken_config_is_an_error_that_names_the_file(model, content):
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(UnreadableError, match=r"config\.json"):
         read_checkpoint(model(content))
 
 
 def test_a_missing_config_and_one_that_is_no_text_are_errors_that_name_the_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: there is no such file"):
+    with pytest.raises(UnreadableError, match=r"config\.json cannot be read: there is no such file"):
         read_checkpoint(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(UnreadableError, match=r"config\.json cannot be read"):
         read_checkpoint(tmp_path)
 
 
@@ -123,17 +124,17 @@ def test_a_transformers_that_is_too_old_is_told_with_the_command_that_mends_it()
 @pytest.mark.parametrize("content", ["[" * 5000, "1" * 5000, '{"a": ' * 5000])
 def test_a_file_that_no_reader_follows_is_an_error_of_ours(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(UnreadableError, match=r"config\.json cannot be read"):
         read_checkpoint(tmp_path)
 
 
 def test_a_pipe_and_a_file_without_end_are_not_read(tmp_path):
     file = tmp_path / "config.json"
     os.mkfifo(file)
-    with pytest.raises(CheckpointError, match="it is no file"):
+    with pytest.raises(UnreadableError, match="it is no file"):
         read_checkpoint(tmp_path)
     file.unlink()
     with file.open("wb") as opened:
         opened.truncate(1 << 40)
-    with pytest.raises(CheckpointError, match="larger than"):
+    with pytest.raises(UnreadableError, match="larger than"):
         read_checkpoint(tmp_path)
