@@ -80,7 +80,7 @@ def main() -> None:
 def _decoder(model: Any, options: argparse.Namespace) -> Decoder:
     if options.step_attention == "flash":
         attend.FLASH_FROM = 1
-    decoder = Decoder(model, "sdpa", options.tier or best_tier(model)[0], options.fused)
+    decoder = Decoder(model, "sdpa", options.tier or best_tier(model)[0])
     if options.step_attention == "sdpa" and decoder.tier == "own step":
         decoder._lanes._step.attention.all_as_short()  # type: ignore[union-attr]
     return decoder
@@ -98,7 +98,6 @@ def _described(options: argparse.Namespace, inputs: dict[str, Any]) -> dict[str,
         "quantization": options.quantization,
         "threads": torch.get_num_threads() if options.device == "cpu" else None,
         "sampled": options.sampled,
-        "fused": options.fused,
         "prompt_tokens": inputs["input_ids"].shape[1],
         "new_tokens": options.tokens,
         "rounds": options.rounds,
@@ -176,7 +175,6 @@ def _options() -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU, bfloat16 on a GPU")
     add("--quantization", choices=("none", "4bit", "8bit"), default="none", help="also against the unquantized model")
     add("--tier", choices=("own step", "generic step", "generate"), help="default: the best that fits")
-    add("--fused", action="store_true", help="the own step through torch's compiler, which takes minutes")
     add("--step-attention", choices=("auto", "sdpa", "flash"), default="auto", help="of the own step on a GPU")
     add("--sampled", action="store_true", help="temperature 0.7, top_k 20, top_p 0.8, repetition penalty 1.05")
     add("--static", action="store_true", help="also against generate() with its static cache (compiled on a GPU)")

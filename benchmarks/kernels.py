@@ -25,7 +25,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="4b")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tier", choices=("own step", "generic step", "generate"))
-    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--image-side", type=int, default=64, help="patches of 16 pixels a side; four are a token")
     parser.add_argument("--most", type=int, default=25, help="kernels to list")
@@ -33,7 +32,7 @@ def main() -> None:
     cuda = options.device == "cuda"
     model = build(SHAPES[options.shape], options.device, torch.bfloat16 if cuda else torch.float32)
     inputs = prompt(model, options.image_side, 64)
-    decoder = Decoder(model, "sdpa", options.tier, options.fused)
+    decoder = Decoder(model, "sdpa", options.tier)
     steps, seconds, events = _profiled(decoder, inputs, options.tokens, synced_clock(options.device), cuda)
     total = sum(_microseconds(event, cuda) for event in events)
     result = {

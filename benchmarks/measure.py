@@ -66,12 +66,12 @@ def launches_per_layer(decoder: Decoder, inputs: dict[str, Any]) -> float | None
         if decoder.tier == "generic step":
             return round(_launches(lanes, tokens) / len(lanes._cache.layers), 1)
         step, layers = lanes._step, lanes._step._layers
-        kept, lanes._fused, step._fused_norm = (lanes._fused, step._fused_norm), None, True
+        kept, step._fused_norm = step._fused_norm, True
         step._layers = layers[:1]
         one = _launches(lanes, tokens)
         step._layers = layers
         more = _launches(lanes, tokens) - one
-        lanes._fused, step._fused_norm = kept
+        step._fused_norm = kept
     return round(more / (len(layers) - 1), 1)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .checkpoint import part, read_object
+from .checkpoint import part
 from .download import weight_headers
 from .faults import OUT_OF_MEMORY
+from .files import read_json_object
 from .media import Video
 from .request import LoadSpec
+from .units import gigabytes
 
 # Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
 STORED = {"4bit": 0.52, "8bit": 1.01}
@@ -65,7 +67,7 @@ def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
 
 def _stored_bits(folder: Path) -> int:
     """How many bits the checkpoint's own quantization gives a weight."""
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     settings = part(config, "quantization_config") or part(config, "compression_config")
     groups = part(settings, "config_groups")
     return next((bits for name in groups if (bits := _count(part(part(groups, name), "weights"), "num_bits"))), 8)
@@ -73,7 +75,7 @@ def _stored_bits(folder: Path) -> int:
 
 def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:
     """Keys and values of so many tokens, and the activations of the prompt among them, beside the weights."""
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     text = part(config, "text_config") or config
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads") or 1
     head_dim = _count(text, "head_dim") or hidden // heads
@@ -123,8 +125,3 @@ def why_out_of_memory(spec: LoadSpec, doing: str, sizes: dict[str, int], request
         f"Not enough memory to {doing} with {spec.model} ({spec.quantization}): it needs about {gigabytes(needed)}, "
         f"and {gigabytes(there)} are free. What may fit: {'; '.join(advice)}."
     )
-
-
-def gigabytes(count: float) -> str:
-    """For a message: 3.1 GB."""
-    return f"{count / 1e9:.1f} GB"

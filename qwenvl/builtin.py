@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .engines import Engine
+from .units import gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Size:
 
     def __str__(self) -> str:
         in_memory = ", ".join(f"{name} {bytes_ / 1e9:.1f}" for name, bytes_ in self.memory.items())
-        return f"{self.disk / 1e9:.1f} GB on disk" + (f"; in memory {in_memory} GB" if in_memory else "")
+        return f"{gigabytes(self.disk)} on disk" + (f"; in memory {in_memory} GB" if in_memory else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .versions import release
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def why_no_bitsandbytes(
     if device.startswith("mps"):
         return "bitsandbytes does not run on Apple GPUs"
     oldest = _oldest_bitsandbytes(device)
-    if _numbers(installed) < _numbers(oldest):
+    if release(installed) < release(oldest):
         return f"bitsandbytes {oldest} or later is needed, and {installed} is installed (pip install -U bitsandbytes)"
     needed = (7, 5) if quantization == "8bit" else (6, 0)
     if capability and not torch.version.hip and capability < needed:
@@ -116,11 +117,6 @@ def _why_not_loaded(installed: str) -> str | None:
         return None
     built_for = torch.version.cuda or torch.version.hip
     return f"bitsandbytes {installed} has no kernels for CUDA or ROCm {built_for} (pip install -U bitsandbytes)"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """(0, 49) of "0.49.1": what follows does not matter here."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 # Attention -> the package that has it, its module, the oldest compute capability for it, and how to get it.

@@ -50,17 +50,16 @@ class Decoder:
         model: a transformers model.
         attention: what the model was loaded with.
         tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
-        fused: compile the own step; for benchmarks and tests until it is measured on a GPU.
     """
 
-    def __init__(self, model: Any, attention: str, tier: str | None = None, fused: bool = False) -> None:
+    def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
         self._model = model
         self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
         # What a token attends with, which need not be what the prompt did.
         self.attention = attention
         self._lanes: Lanes | None = None
         if self.tier == DenseLanes.name:
-            self._lanes = DenseLanes(model, attention, fused)
+            self._lanes = DenseLanes(model, attention)
             self.attention = self._lanes.attention(False)
         elif self.tier == CachedLanes.name:
             self._lanes = CachedLanes(model)
@@ -198,7 +197,6 @@ class Decoder:
                     tokens,
                     state,
                     choose.random,
-                    lanes.compiled,
                 )
             except CaptureError as error:
                 if lanes.simplify():

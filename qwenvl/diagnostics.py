@@ -16,6 +16,7 @@ from .request import DIAGNOSTICS, LoadSpec, Stats
 from .rows import Generation
 from .slow import why_slow
 from .stalls import Onlooker, pace, telling_s
+from .units import gigabytes
 
 FULL, OFF = DIAGNOSTICS[1:]
 # What torch keeps from other programs without using it is worth a warning from here on.
@@ -220,13 +221,13 @@ def _warn_of_unused(looked: Mapping[str, Any]) -> None:
     memory = looked.get("memory")
     unused = memory["reserved_bytes"] - memory["allocated_bytes"] if memory else 0
     if unused > UNUSED_BYTES:
-        gb = unused / 1e9
-        log.warning("torch keeps %.1f GB of the GPU's memory that nothing uses, so other programs cannot have it", gb)
+        kept = gigabytes(unused)
+        log.warning("torch keeps %s of the GPU's memory that nothing uses, so other programs cannot have it", kept)
 
 
 def _memory(memory: Mapping[str, int]) -> str:
     names = {"allocated_bytes": "allocated", "reserved_bytes": "reserved", "peak_bytes": "at most"}
-    return ", ".join(f"{memory[name] / 1e9:.2f} GB {word}" for name, word in names.items())
+    return ", ".join(f"{gigabytes(memory[name], 2)} {word}" for name, word in names.items())
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .builtin import Model, Size
-from .checkpoint import SUPPORTED, CheckpointError, read_checkpoint
+from .checkpoint import SUPPORTED, read_checkpoint
 from .download import UNFINISHED, why_incomplete
+from .files import UnreadableError
 from .log import log
 
 
@@ -116,7 +117,7 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
             return None
         checkpoint = read_checkpoint(folder)
         size = sum(file.stat().st_size for file in weights if file.exists())
-    except (CheckpointError, OSError) as error:
+    except (UnreadableError, OSError) as error:
         log.info("not in the list of models: %s", error)
         return None
     return Description(checkpoint.sees, size) if checkpoint.family in SUPPORTED else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -15,9 +14,11 @@ from .cache import ModelCache
 from .capabilities import Machine, machine
 from .diagnostics import in_words
 from .facts import PACKAGES, Facts, probe
+from .files import read_json_object
 from .pipeline import run
 from .report import findings
 from .request import LoadSpec, Request, Result, Sampling
+from .units import gigabytes
 from .watch import Nobody
 
 SAMPLE = catalog.PACK / "demo" / "sample.png"
@@ -105,14 +106,14 @@ def _family(model: str, tell: Say) -> str:
     if folder is None:
         tell(f"{model} is not on disk, so what it lacks is not known")
         return ""
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    family = read_json_object(folder / "config.json").get("model_type", "")
     tell(f"{model} is a {family} model in {folder}")
     return family
 
 
 def _measure(place: Machine, tell: Say) -> bool:
     try:
-        tell(f"memory: {copy_bandwidth(place.device) / 1e9:.1f} GB/s read and written by a copy on {place.device}")
+        tell(f"memory: {gigabytes(copy_bandwidth(place.device))}/s read and written by a copy on {place.device}")
         models = ModelCache()
         try:
             return _ask_demo(models, tell)

@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .files import UnreadableError, read_json_object
 from .hub_errors import redacted
 from .log import log
 from .paths import is_plain_name
 from .request import DOWNLOADS
 from .settings import shown
 from .transfer import INDEX, UNFINISHED
+from .units import amount
 
 _PACK = Path(__file__).resolve().parent.parent
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -54,6 +56,8 @@ def why_incomplete(folder: Path) -> str | None:
     """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
     try:
         return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
+    except UnreadableError as error:
+        return f"its index cannot be read ({error.reason})"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"its index or a weight file cannot be read ({shown(str(error))})"
 
@@ -145,8 +149,7 @@ class _Progress:
 
     def amounts(self) -> str:
         """2.1 of 8.9 GB"""
-        unit, name = (1e9, "GB") if self._total >= 1e9 else (1e6, "MB")
-        return f"{self._done / unit:.1f} of {self._total / unit:.1f} {name}"
+        return amount(self._done, self._total)
 
     def so_far(self) -> str:
         """2.1 of 8.9 GB, 85.0 MB/s, 80 s left"""
@@ -257,7 +260,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = sorted(set(read_json_object(index)["weight_map"].values()))
     if outside := [name for name in shards if not is_plain_name(name, windows=True)]:
         raise ValueError(f"{outside[0]!r} is no plain file name")
     return [folder / name for name in shards]

@@ -103,12 +103,6 @@ def capability_of(arch: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """2.9.1+cu128 -> (2, 9, 1)."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, found.group().split("."))) if found else (0,)
-
-
 def _archs() -> tuple[str, ...]:
     # torch.cuda.get_arch_list() is empty in older versions of torch where CUDA does not start.
     flags = getattr(torch._C, "_cuda_getArchFlags", None)

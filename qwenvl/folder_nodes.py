@@ -15,6 +15,7 @@ from .lists import first
 from .log import log
 from .opening import BROKEN_PICTURE, open_picture
 from .settings import checked, one_of, require_text, text_of
+from .units import gigabytes
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
 # A picture in memory: three channels of 4 bytes.
@@ -175,7 +176,7 @@ def _require_memory(files: list[Path]) -> None:
     needed, free = sum(map(_bytes_of, files)), host.free_ram()
     if needed > free:
         raise FolderError(
-            f"folder: {len(files)} pictures need {needed / 1e9:.1f} GB of memory together, and {free / 1e9:.1f} GB are "
+            f"folder: {len(files)} pictures need {gigabytes(needed)} of memory together, and {gigabytes(free)} are "
             "free. Set a limit or a pattern, or caption the folder with: python -m qwenvl caption FOLDER."
         )
 

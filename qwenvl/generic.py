@@ -37,7 +37,6 @@ class CachedLanes:
     """The same interface as DenseLanes, with transformers' cache and mask in the place of ours."""
 
     name = "generic step"
-    compiled = False
 
     def __init__(self, model: Any) -> None:
         self._model = model

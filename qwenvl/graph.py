@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -92,7 +92,6 @@ class CapturedStep:
         tokens: (B,) int64, read and overwritten.
         state: every other tensor that the step changes, keys and values apart.
         random: the generator that choose draws from.
-        compiled: whether torch's compiler made the step, which cannot be watched.
 
     Attributes:
         seconds: what warming up and capturing took.
@@ -109,7 +108,6 @@ class CapturedStep:
         tokens: torch.Tensor,
         state: Sequence[torch.Tensor],
         random: torch.Generator | None,
-        compiled: bool = False,
     ) -> None:
         start = time.perf_counter()
         self._logits, self._choose, self._count, self._tokens = logits, choose, count, tokens
@@ -118,7 +116,7 @@ class CapturedStep:
         try:
             # What is on another GPU than the current one would be captured from the wrong stream.
             with torch.cuda.device_of(tokens):
-                expected = self._uncaptured(compiled).clone()
+                expected = self._uncaptured().clone()
                 restore()
                 # Outside of the graph's own memory, which nobody should hold on to.
                 self._last_logits = torch.empty_like(expected)
@@ -142,10 +140,9 @@ class CapturedStep:
         self._count()
         self._tokens.copy_(chosen)
 
-    def _uncaptured(self, compiled: bool) -> torch.Tensor:
+    def _uncaptured(self) -> torch.Tensor:
         """The logits of one step. A step that waits is found here: a capture that breaks off is hard to clean up."""
-        waits = Waits()
-        with nullcontext() if compiled else waits:
+        with Waits() as waits:
             logits = self._logits(self._tokens)
             self._choose(logits)
         if waits.found:

@@ -63,7 +63,7 @@ class KeyValues:
     def room(self) -> torch.Tensor:
         """What one layer's keys or values are stored in.
 
-        One tensor per layer and kind: views of one large tensor would make torch.compile copy all of it.
+        One tensor per layer and kind, so that a buffer grows layer by layer and is never there twice.
         (B, capacity, heads, dim) in memory, as flash kernels want it; everything else uses the transposed view.
         """
         shape = (self.batch, self.capacity, self._heads, self._head_dim)

@@ -33,8 +33,6 @@ class DenseLanes:
     Args:
         model: a transformers model that DenseStep takes.
         attention: what it was loaded with.
-        fused: compile the step with torch's inductor, which makes few kernels of many. It then always looks at a
-            whole span, and a step of a new span or batch waits for the compiler. Off until it is measured on a GPU.
 
     Attributes:
         state: tensors that a step changes and a warm-up must give back as they were.
@@ -43,11 +41,9 @@ class DenseLanes:
 
     name = "own step"
 
-    def __init__(self, model: Any, attention: str, fused: bool = False) -> None:
+    def __init__(self, model: Any, attention: str) -> None:
         self._model = model
         self._step = DenseStep(model, attention)
-        # Not "reduce-overhead": its own graph trees fail under the allocator that ComfyUI sets.
-        self._fused = torch.compile(self._step.__call__, fullgraph=True, dynamic=False) if fused else None
         self.vocabulary = self._step.vocabulary
         self._kv: KeyValues | None = None
         self._remembered: _Remembered | None = None
@@ -96,8 +92,6 @@ class DenseLanes:
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; the tokens are stored, but not counted."""
-        if self._fused is not None:
-            return self._fused(tokens, self.kv, span or self.span())
         return self._step(tokens, self.kv, span)
 
     def count_on_device(self) -> None:
@@ -115,18 +109,11 @@ class DenseLanes:
 
     def attention(self, static: bool) -> str:
         """What a step attends with now; static where it is one over a span."""
-        over_span = self._kv is not None and (static or self.compiled)
-        return self._step.attention.at(self.span() if over_span else None).name
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the compiler makes the step."""
-        return self._fused is not None
+        return self._step.attention.at(self.span() if static and self._kv is not None else None).name
 
     def simplify(self) -> bool:
         """Give up the boldest part of the step after a failure; whether there was one."""
-        fused, self._fused = self._fused, None
-        return fused is not None or self._step.attention.all_as_short()
+        return self._step.attention.all_as_short()
 
     def drop(self) -> None:
         """Give the buffer back."""

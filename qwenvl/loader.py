@@ -104,7 +104,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
 
     Raises:
         LoadError: the folder holds a model that cannot be loaded here; it says why.
-        CheckpointError: the folder's own description cannot be read.
+        UnreadableError: the folder's own description cannot be read.
     """
     start = time.perf_counter()
     checkpoint = read_checkpoint(folder)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from .facts import Facts, Gpu, capability_of, numbers, probe
+from .facts import Facts, Gpu, capability_of, probe
 from .log import log
+from .versions import release
 
 OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
 # The oldest driver that starts any version of this CUDA (NVIDIA's minor version compatibility).
@@ -81,7 +82,7 @@ def tell(finding: Finding) -> None:
 
 def _too_old(facts: Facts) -> Iterator[Finding]:
     for name, installed in {"torch": facts.torch, "transformers": facts.packages.get("transformers", "")}.items():
-        if installed and numbers(installed) < OLDEST[name]:
+        if installed and release(installed) < OLDEST[name]:
             oldest = ".".join(map(str, OLDEST[name]))
             command = f'{facts.pip} install -U "{name}>={oldest}"'
             yield Finding("critical", f"{name} {installed} is too old", f"{oldest} or later is needed", command)
@@ -114,11 +115,11 @@ def _unserved(facts: Facts, gpu: Gpu, what: str) -> Finding:
 def _driver(facts: Facts) -> Iterator[Finding]:
     if not (facts.cuda and facts.driver):
         return
-    oldest = OLDEST_DRIVER.get(numbers(facts.cuda)[0], 0)
+    oldest = OLDEST_DRIVER.get(release(facts.cuda)[0], 0)
     blackwell = any(gpu.capability and gpu.capability >= (10, 0) for gpu in facts.gpus)
     if blackwell:
         oldest = max(oldest, BLACKWELL_DRIVER)
-    installed = numbers(facts.driver)[0]
+    installed = release(facts.driver)[0]
     if installed >= oldest:
         return
     mend = f"install driver {oldest} or later (https://www.nvidia.com/drivers)"
@@ -129,7 +130,7 @@ def _driver(facts: Facts) -> Iterator[Finding]:
 
 
 def _conv3d(facts: Facts) -> Iterator[Finding]:
-    if facts.cuda and numbers(facts.torch)[:2] == (2, 9):
+    if facts.cuda and release(facts.torch)[:2] == (2, 9):
         what = f"torch {facts.torch} computes the Conv3d of vision models 10 to 20 times too slowly"
         yield Finding("info", what, "nothing here, since this pack computes it as a matrix product")
 
@@ -148,7 +149,7 @@ def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
         yield Finding("info", "bitsandbytes does not run on Apple GPUs", cost)
     elif version is None:
         yield Finding("warning", "bitsandbytes is not installed", cost, command)
-    elif not facts.gpus and not facts.other_device and numbers(version) < (0, 49):
+    elif not facts.gpus and not facts.other_device and release(version) < (0, 49):
         yield Finding("warning", f"bitsandbytes {version} has no kernels for the CPU", cost, command)
     elif facts.on_gpu and facts.bitsandbytes_builds and not _has_build(facts, version):
         runtime = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {facts.hip}"
@@ -158,11 +159,11 @@ def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
 
 def _has_build(facts: Facts, version: str) -> bool:
     """From 0.50 on it makes do with any build of the same major version."""
-    major, minor = numbers(facts.cuda or facts.hip or "0.0")[:2]
+    major, minor, *_ = (*release(facts.cuda or facts.hip), 0)
     kind = "cuda" if facts.cuda else "rocm"
     if f"{kind}{major}{minor}" in facts.bitsandbytes_builds:
         return True
-    return numbers(version) >= (0, 50) and any(each.startswith(f"{kind}{major}") for each in facts.bitsandbytes_builds)
+    return release(version) >= (0, 50) and any(each.startswith(f"{kind}{major}") for each in facts.bitsandbytes_builds)
 
 
 def _flash_attn(facts: Facts) -> Iterator[Finding]:
@@ -177,7 +178,7 @@ def _flash_attn(facts: Facts) -> Iterator[Finding]:
         yield Finding("info", "flash-attn is not installed", cost, command)
     elif facts.flash_attn_error:
         yield Finding("warning", f"flash-attn {version} does not load ({facts.flash_attn_error})", cost, again)
-    elif built_for and numbers(built_for.group(1)) != numbers(facts.torch)[:2]:
+    elif built_for and release(built_for.group(1)) != release(facts.torch)[:2]:
         what = f"flash-attn {version} was built for torch {built_for.group(1)}, and this is torch {facts.torch}"
         yield Finding("warning", what, cost, again)
 
@@ -201,7 +202,7 @@ def _linear_attention(facts: Facts, family: str) -> Iterator[Finding]:
 def _torch_for(facts: Facts, gpu: Gpu | None) -> str:
     """The command that installs a torch for the GPU, one that the driver can start."""
     capability = gpu.capability if gpu else None
-    driver = numbers(facts.driver)[0] if facts.driver else 0
+    driver = release(facts.driver)[0] if facts.driver else 0
     index = "cu130" if driver >= OLDEST_DRIVER[13] else "cu128"
     if capability and capability < (7, 5):
         index = "cu126"  # the last that holds kernels for GPUs before Turing

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint import part, read_object
+from .checkpoint import part
 from .download import weight_headers
+from .files import read_json_object
 from .understood import LoadError
 
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.
@@ -37,7 +38,7 @@ def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
     if not tensors:
         return  # there is nothing to load, which is said elsewhere
     most = len(tensors) + max((side for tensor in tensors for side in tensor["shape"]), default=0)
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     for section in (config, part(config, "text_config"), part(config, "vision_config")):
         if claimed := [name for name, value in section.items() if _amount(name, value) > most]:
             raise LoadError(_unlike(folder, f"{claimed[0]} is more than they can hold"))

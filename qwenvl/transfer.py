@@ -24,8 +24,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
+from .files import UnreadableError, read_json_object
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
 from .part import Part, RemoteFile
+from .units import amount
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
@@ -130,7 +132,7 @@ class Transfer:
         marker.unlink()
 
     def _shards(self) -> set[str]:
-        return set(json.loads((self._folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        return set(read_json_object(self._folder / INDEX)["weight_map"].values())
 
     def _require_room(self, files: list[RemoteFile]) -> None:
         missing = 0
@@ -141,7 +143,7 @@ class Transfer:
         free = shutil.disk_usage(self._folder).free
         if missing > free:
             raise TransferError(
-                f"{self.repo_id} needs {_size(missing)} more on the disk of {self._folder}, and {_size(free)} are "
+                f"{self.repo_id} needs {amount(missing)} more on the disk of {self._folder}, and {amount(free)} are "
                 "free. Make room, or give ComfyUI a folder on another disk as LLM in extra_model_paths.yaml."
             )
 
@@ -276,16 +278,11 @@ def _wanted(name: str) -> bool:
     return "/" not in name and "\\" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED)
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def _read_marker(marker: Path) -> dict[str, str]:
     try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(marker)
+    except UnreadableError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _end_with_the_one_who_started_it() -> None:

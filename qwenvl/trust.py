@@ -6,11 +6,11 @@ others, which it would open. Which of these it still follows depends on its vers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import LARGEST, UnreadableError, read_json_object
 from .paths import is_plain_name
 
 # A subfolder that tokenizers read from.
@@ -20,6 +20,7 @@ _ADAPTER = "adapter_config.json"
 _CODE = "custom_generate"
 # A processor's: another model, by any path or name.
 _SPEECH, _SPEECH_FILE = "audio_tokenizer", "audio_tokenizer_config.json"
+_MODEL, _PROCESSOR, _TOKENIZER = "config.json", "processor_config.json", "tokenizer_config.json"
 
 
 def why_unsafe(folder: Path) -> str | None:
@@ -31,15 +32,19 @@ def _reasons(folder: Path) -> Iterator[str]:
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
         if file.is_symlink() and not _stays(file.resolve(), folder):
             yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
+    for file in (folder / name for name in (_MODEL, _PROCESSOR, _TOKENIZER)):
+        # Others would read what is not looked at here.
+        if file.is_file() and file.stat().st_size > LARGEST:
+            yield f"{file.name} is larger than {LARGEST:,} bytes, as no model's is"
     if (folder / _CODE).exists():
         yield f"{_CODE} is code that would be run. Take it out"
     if (folder / _ADAPTER).exists():
         yield f"{_ADAPTER} makes it an adapter, which names another model. Merge it into that one first"
-    if (folder / _SPEECH_FILE).exists() or _settings(folder / "processor_config.json").get(_SPEECH):
+    if (folder / _SPEECH_FILE).exists() or _settings(folder / _PROCESSOR).get(_SPEECH):
         yield f"its processor names another model, as {_SPEECH}. Qwen's models for text and pictures have none"
-    if _settings(folder / "config.json").get("transformers_weights"):
+    if _settings(folder / _MODEL).get("transformers_weights"):
         yield "config.json names its weights itself (transformers_weights). Use the usual names and take it out"
-    yield from _from_tokenizer(_settings(folder / "tokenizer_config.json"))
+    yield from _from_tokenizer(_settings(folder / _TOKENIZER))
 
 
 def _from_tokenizer(settings: dict[str, Any]) -> Iterator[str]:
@@ -64,7 +69,6 @@ def _inside(folder: Path) -> list[Path]:
 def _settings(path: Path) -> dict[str, Any]:
     """What a file of settings holds; nothing where it cannot be read, of which whoever needs it will complain."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path)
+    except UnreadableError:
         return {}
-    return content if isinstance(content, dict) else {}

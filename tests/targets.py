@@ -18,7 +18,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qwenvl import boxes, budget, checkpoint, custom, discovery, download, engines, media, presets, refusals, remote
+from qwenvl import (
+    boxes,
+    budget,
+    checkpoint,
+    custom,
+    discovery,
+    download,
+    engines,
+    media,
+    presets,
+    refusals,
+    remote,
+    trust,
+)
 from qwenvl.reply import DONE, Reply, event_of, stream_data
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
 
@@ -115,16 +128,16 @@ def _config(data: bytes) -> None:
 
 def _small_files(data: bytes) -> None:
     """What stands beside config.json: the first byte chooses which."""
-    names = ("generation_config.json", "tokenizer_config.json", "chat_template.json", "model.safetensors.index.json")
+    names = ("generation_config.json", "tokenizer_config.json", "processor_config.json", "model.safetensors.index.json")
     folder = _folder("small")
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / names[data[0] % len(names)]).write_bytes(data[1:]) if data else None
     found = outcome(checkpoint.read_checkpoint, folder)
     if isinstance(found, checkpoint.Checkpoint):
         outcome(Sampling().with_own, found.sampling)
     outcome(download.why_incomplete, folder)
+    outcome(trust.why_unsafe, folder)
     outcome(checkpoint.why_too_old, "qwen3_5", data[:20].decode("latin-1"))
 
 
@@ -268,7 +281,7 @@ TARGETS = {
             seeds.prefixed(
                 seeds.written(
                     {"temperature": 0.7, "top_k": 20, "top_p": float("nan"), "do_sample": 1, "min_p": True},
-                    {"chat_template": [{"name": [], "template": "add_generation_prompt<think>"}]},
+                    {"vocab_file": "../x", "merges_file": [], "init_inputs": [], "audio_tokenizer": {}},
                     {"weight_map": {"a": "model.safetensors", "b": "../x", "c": 5}},
                 ),
                 4,

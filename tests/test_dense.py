@@ -129,15 +129,6 @@ def test_a_static_span_gives_the_logits_of_the_exact_length(handle, padded, monk
             torch.testing.assert_close(step(tokens, kv, span), exact, atol=1e-5, rtol=1e-5)
 
 
-def test_the_compiler_can_take_the_whole_step(handle):
-    """Without its code generation, which takes half a minute: the graph is whole, and computes the same."""
-    step = DenseStep(handle.model, "sdpa", fused_norm=True)
-    kv, tokens = prefilled(handle, step)
-    with torch.inference_mode():
-        compiled = torch.compile(step.__call__, backend="aot_eager", fullgraph=True, dynamic=False)
-        torch.testing.assert_close(compiled(tokens, kv, 256), step(tokens, kv, 256), atol=1e-5, rtol=1e-5)
-
-
 def test_logits_are_those_of_the_forward_of_transformers(handle):
     step = DenseStep(handle.model, "sdpa")
     kv, tokens = prefilled(handle, step)

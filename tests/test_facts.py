@@ -8,7 +8,7 @@ import torch
 from nvml_double import RTX_5090, NvmlDouble
 
 from qwenvl import nvml
-from qwenvl.facts import Gpu, capability_of, numbers, probe
+from qwenvl.facts import Gpu, capability_of, probe
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +66,3 @@ def test_the_portable_python_is_called_by_its_path(monkeypatch):
 )
 def test_an_architecture_is_read(arch, capability):
     assert capability_of(arch) == capability
-
-
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [("2.9.1+cu128", (2, 9, 1)), ("2.13.0a0+git", (2, 13, 0)), ("570.86.15", (570, 86, 15)), ("", (0,))],
-)
-def test_a_version_is_read(text, read):
-    assert numbers(text) == read

@@ -60,7 +60,7 @@ DOCUMENTS = {
     "presets": [{"text": "a", "system": "b"}],
     "small_files": [
         {"temperature": 0.7, "top_k": 20, "do_sample": True},
-        {"chat_template": [{"name": "default", "template": "{{ add_generation_prompt }}<think>"}]},
+        {"vocab_file": "vocab.json", "init_inputs": [], "audio_tokenizer": {}},
         {"weight_map": {"a": "model.safetensors"}},
     ],
     "boxes": [[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, {"point_2d": [5, 6], "text": "b"}]],

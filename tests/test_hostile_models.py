@@ -22,8 +22,8 @@ from test_hostile_files import ANYTHING, places
 from qwenvl import download, loader, pipeline, wire
 from qwenvl.cache import ModelCache
 from qwenvl.capabilities import machine
-from qwenvl.checkpoint import CheckpointError
 from qwenvl.engines import Engine
+from qwenvl.files import UnreadableError
 from qwenvl.refusals import EngineError
 from qwenvl.reply import Reply
 from qwenvl.request import LoadSpec, Request, Sampling
@@ -111,7 +111,7 @@ def whole_again(folder):
 )
 def test_a_folder_that_says_what_cannot_be_is_an_error_before_memory_is_filled(folder, name, changes):
     with_values(folder, name, **changes)
-    assert isinstance(ask(folder), (loader.LoadError, CheckpointError))
+    assert isinstance(ask(folder), (loader.LoadError, UnreadableError))
 
 
 @pytest.mark.parametrize(

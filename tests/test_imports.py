@@ -10,12 +10,15 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "settings", "log"}
+LOW = {"request", "settings", "log", "files", "units", "versions"}
 MAY_IMPORT = {
     "__init__": set(),
     "settings": set(),
     "request": {"settings"},
     "log": set(),
+    "files": set(),
+    "units": set(),
+    "versions": set(),
     "sampling": LOW,
     "capabilities": LOW,
     "nvml": LOW,
@@ -26,19 +29,19 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
-    "checkpoint": set(),
-    "trust": {"paths"},
+    "checkpoint": {"files", "versions"},
+    "trust": {"files", "paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
     "media": LOW | {"opening"},
     "engines": LOW,
-    "builtin": {"engines"},
+    "builtin": {"engines", "units"},
     "custom": LOW | {"builtin", "paths"},
     "discovery": LOW | {"builtin", "checkpoint", "download"},
     "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),
     "hub_errors": set(),
-    "transfer": {"hub_errors", "part"},
+    "transfer": {"files", "hub_errors", "part", "units"},
     "live": set(),
     "host": LOW | {"live", "paths"},
     "older_prompts": {"host"},
@@ -96,7 +99,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "watch", "catalog", "paths", "folder", "lists", "live"),
+    *("settings", "request", "log", "files", "units", "watch", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

@@ -12,6 +12,7 @@ import tiny
 from conftest import ROOT
 
 from qwenvl import catalog, host
+from qwenvl.files import LARGEST
 from qwenvl.loader import LoadError
 from qwenvl.request import LoadSpec
 from qwenvl.source import find_source
@@ -100,6 +101,14 @@ def test_settings_that_only_say_where_a_model_came_from_are_none_of_them(folder)
     change(folder, "config.json", _name_or_path="/home/somebody/models/qwen", transformers_weights=None)
     change(folder, "tokenizer_config.json", name_or_path="/home/somebody", tokenizer_file=None, vocab_file="vocab.json")
     assert why_unsafe(folder) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
+def test_settings_that_are_too_large_to_be_looked_at_are_refused(folder, name):
+    """Whoever reads them to the end would find what they name."""
+    with (folder / name).open("ab") as file:
+        file.truncate(LARGEST + 1)
+    assert f"{name} is larger than" in why_unsafe(folder)
 
 
 def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):

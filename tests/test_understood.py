@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from qwenvl.checkpoint import CheckpointError
+from qwenvl.files import UnreadableError
 from qwenvl.understood import LoadError, Understood, UnusableError
 
 
@@ -24,7 +26,7 @@ class Cancel(Exception):  # noqa: N818
 @pytest.mark.parametrize(
     "error",
     [
-        *(Cancel(), KeyboardInterrupt(), LoadError("m holds nothing"), CheckpointError("x")),
+        *(Cancel(), KeyboardInterrupt(), LoadError("m holds nothing"), UnreadableError(Path("x"), "no")),
         *(MemoryError(), torch.cuda.OutOfMemoryError("x"), RuntimeError("CUDA error: unspecified launch failure")),
     ],
 )

@@ -1,0 +1,16 @@
+"""Bytes in words, as messages and the log write them. Standard library only."""
+
+from __future__ import annotations
+
+
+def gigabytes(count: float, digits: int = 1) -> str:
+    """3.1 GB"""
+    return f"{count / 1e9:.{digits}f} GB"
+
+
+def amount(count: float, total: float | None = None) -> str:
+    """3.1 GB, or 85.0 MB of what is less than one; with a total, in the unit of that: 2.1 of 8.9 GB."""
+    most = count if total is None else total
+    unit, name = (1e9, "GB") if most >= 1e9 else (1e6, "MB")
+    so_far = "" if total is None else f"{count / unit:.1f} of "
+    return f"{so_far}{most / unit:.1f} {name}"
