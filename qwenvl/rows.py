@@ -59,8 +59,13 @@ class Rows:
         self._times: list[TokenTime] = []
         self._start = self._first = self._last = time.perf_counter()
 
-    def push(self, tokens: list[int]) -> bool:
-        """Take the next token of each row; returns whether all rows have ended."""
+    @property
+    def all_ended(self) -> bool:
+        """Whether there is nothing more to make."""
+        return all(self.ended)
+
+    def push(self, tokens: list[int]) -> None:
+        """Take the next token of each row."""
         self._last = time.perf_counter()
         if not self.steps:
             self._first = self._last
@@ -76,7 +81,6 @@ class Rows:
         for row in self._on_tokens(new) or ():
             self.ended[row] = True
         self._times.append(TokenTime(self._last, time.perf_counter()))
-        return all(self.ended)
 
     def generation(self, tier: str, reason: str, reused: int) -> Generation:
         ids = tuple(tuple(row[:-1] if row[-1] in self._end_ids else row) for row in self.all_ids)

@@ -22,7 +22,7 @@ from .faults import ran_out, with_room
 from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
-from .prompt import Prompt
+from .prompt import Prompt, side_by_side
 from .remote import EngineSession
 from .report import tell_of
 from .request import (
@@ -34,7 +34,6 @@ from .request import (
     PromptStats,
     Question,
     Request,
-    Sampling,
     Stats,
 )
 from .rows import Generation
@@ -205,20 +204,18 @@ class ModelSession:
     def _generations(self, prompts: list[Prompt], writers: list[Writer], telling: Telling) -> list[Generation]:
         """One of all prompts, and one more of those whose thoughts were cut short."""
         sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
-        listener = Listener(writers, writers, telling)
-        made = [self._generation(prompts, replace(sampling, max_new_tokens=sampling.longest), seed, listener)]
-        cut = [row for row, writer in enumerate(writers) if writer.over_budget]
-        if cut:
+        decoder, check = self._handle.decoder, self._watch.check
+        both = replace(sampling, max_new_tokens=sampling.longest)
+        hear = Listener(writers, writers, telling)
+        made = [decoder.generate(side_by_side(prompts), both, seed, hear, check, _media(prompts))]
+        if cut := [row for row, writer in enumerate(writers) if writer.over_budget]:
             # A single row finds its prompt and its thought in memory still.
             longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
-            how = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
-            listener = Listener([writers[row] for row in cut], writers, telling)
-            made.append(self._generation(longer, how, later_seed(seed, 1), listener))
+            rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
+            hear = Listener([writers[row] for row in cut], writers, telling)
+            seed = later_seed(seed, 1)
+            made.append(decoder.generate(side_by_side(longer), rest, seed, hear, check, _media(longer)))
         return made
-
-    def _generation(self, prompts: list[Prompt], how: Sampling, seed: int | None, listener: Listener) -> Generation:
-        decoder, name = self._handle.decoder, prompts[0].media if len(prompts) == 1 else ""
-        return decoder.generate(prompt.side_by_side(prompts), how, seed, listener, self._watch.check, name)
 
     def stats(self) -> Stats:
         self._around.close()
@@ -258,6 +255,11 @@ class ModelSession:
         if again:
             raise self._source.out_of_memory("answer", self._need)
         self._models.make_room(self._request.load, self._need)
+
+
+def _media(prompts: Sequence[Prompt]) -> str:
+    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
+    return prompts[0].media if len(prompts) == 1 else ""
 
 
 def _bytes_of(
