@@ -278,7 +278,7 @@ def test_unloading_during_a_run_breaks_nothing_and_happens_after_it(
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "application/json", "Origin": "http://elsewhere.example"},
-        {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"},
+        {"Content-Type": "application/json", "Origin": "null"},
     ],
 )
 def test_another_site_unloads_nothing(client: Client, build: Callable[..., Graph], headers: dict[str, str]) -> None:
