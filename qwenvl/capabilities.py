@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -10,7 +9,15 @@ from pathlib import Path
 
 import torch
 
-from .versions import release
+from .packages import (
+    FLASH,
+    lack_of_bitsandbytes,
+    lack_of_flash,
+    not_installed,
+    version_of,
+    why_not_imported,
+    without_kernels,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,44 +94,34 @@ def why_no_bitsandbytes(
     device: str, quantization: str = "4bit", capability: tuple[int, int] | None = None
 ) -> str | None:
     """The reason why 4-bit or 8-bit weights cannot be had here, or None."""
-    for package in ("bitsandbytes", "accelerate"):
-        if not has_package(package):
-            return f"{package} is not installed (pip install {package})"
-    installed = importlib.metadata.version("bitsandbytes")
-    if device.startswith("mps"):
-        return "bitsandbytes does not run on Apple GPUs"
-    oldest = _oldest_bitsandbytes(device)
-    if release(installed) < release(oldest):
-        return f"bitsandbytes {oldest} or later is needed, and {installed} is installed (pip install -U bitsandbytes)"
+    version = (version_of("bitsandbytes") or "unknown") if has_package("bitsandbytes") else None
+    oldest = _oldest_bitsandbytes() if version and not device.startswith("mps") else ""
+    lack = lack_of_bitsandbytes(version, device, oldest)
+    if lack is None and not has_package("accelerate"):
+        lack = not_installed("accelerate")
+    if lack:
+        return str(lack)
     needed = (7, 5) if quantization == "8bit" else (6, 0)
     if capability and not torch.version.hip and capability < needed:
         return "bitsandbytes needs compute capability {}.{}, and this GPU has {}.{}".format(*needed, *capability)
-    return _why_not_loaded(installed) if device.startswith("cuda") else None
+    if device.startswith("cuda") and _lacks_its_library():
+        toolkit = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        return str(without_kernels(version or "", toolkit))
+    return None
 
 
-def _oldest_bitsandbytes(device: str) -> str:
-    """The first version that runs there, and that the installed transformers takes."""
+def _oldest_bitsandbytes() -> str:
+    """The first version that the installed transformers takes."""
     from transformers.utils import import_utils
 
-    return "0.49" if device == "cpu" else getattr(import_utils, "BITSANDBYTES_MIN_VERSION", "0.43.1")
+    return getattr(import_utils, "BITSANDBYTES_MIN_VERSION", "0.43.1")
 
 
-def _why_not_loaded(installed: str) -> str | None:
+def _lacks_its_library() -> bool:
     """bitsandbytes goes on without its library where none was built for this torch, and fails at the first product."""
     from bitsandbytes import cextension
 
-    if "error_msg" not in vars(cextension.lib):
-        return None
-    built_for = torch.version.cuda or torch.version.hip
-    return f"bitsandbytes {installed} has no kernels for CUDA or ROCm {built_for} (pip install -U bitsandbytes)"
-
-
-# Attention -> the package that has it, its module, the oldest compute capability for it, and how to get it.
-_FLASH = {
-    "flash_attention_2": ("flash-attn", "flash_attn", (0, 0), "pip install flash-attn --no-build-isolation"),
-    "flash_attention_3": ("flash-attn-3", "flash_attn_interface", (8, 0), "build it from flash-attention/hopper"),
-    "flash_attention_4": ("flash-attn-4", "flash_attn.cute", (9, 0), "pip install --pre flash-attn-4"),
-}
+    return "error_msg" in vars(cextension.lib)
 
 
 def why_no_flash_attention(machine: Machine, name: str = "flash_attention_2", kernel: str = "") -> str | None:
@@ -133,37 +130,19 @@ def why_no_flash_attention(machine: Machine, name: str = "flash_attention_2", ke
     Args:
         kernel: a kernel of the hub that may stand in for the package, where it is on disk already.
     """
-    package, module, oldest, command = _FLASH[name]
+    flash = FLASH[name]
     if machine.compute_capability is None and not machine.device.startswith("xpu"):
         return f"{name} needs an NVIDIA or AMD GPU, and this runs on {machine.device}"
     if machine.dtype == torch.float32:
         return f"{name} needs half precision"
-    if machine.compute_capability and machine.compute_capability < oldest:
-        have = machine.compute_capability
-        return f"{name} needs compute capability {oldest[0]}.{oldest[1]}, and this GPU has {have[0]}.{have[1]}"
-    if _has_distribution(package):
-        return _why_not_imported(package, module, command)
-    if kernel and has_package("kernels") and kernel_on_disk(kernel):
+    if machine.compute_capability and machine.compute_capability < flash.oldest:
+        both = (*flash.oldest, *machine.compute_capability)
+        return "{} needs compute capability {}.{}, and this GPU has {}.{}".format(name, *both)
+    version = version_of(flash.package)
+    if version is None and kernel and has_package("kernels") and kernel_on_disk(kernel):
         return None
-    return f"{package} is not installed ({command})"
-
-
-def _has_distribution(name: str) -> bool:
-    """By its name for pip: two versions of FlashAttention have modules of one name."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _why_not_imported(package: str, module: str, command: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        problem = str(error).splitlines()[0]
-        return f"{package} does not load, as it was built for another torch: {problem} ({command} --force-reinstall)"
-    return None
+    lack = lack_of_flash(flash, version, why_not_imported(flash.module) if version else "")
+    return str(lack) if lack else None
 
 
 def kernel_on_disk(repo_id: str) -> bool:

@@ -6,14 +6,15 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from . import nvml
+from .packages import version_of, why_not_imported
 
 # Each by the names under which it may be installed.
 PACKAGES = {
@@ -129,12 +130,8 @@ def _other_device() -> str:
 
 
 def _packages() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, distributions in PACKAGES.items():
-        for distribution in distributions:
-            with suppress(metadata.PackageNotFoundError):
-                found.setdefault(name, metadata.version(distribution))
-    return found
+    found = {name: version_of(*distributions) for name, distributions in PACKAGES.items()}
+    return {name: version for name, version in found.items() if version}
 
 
 def _bitsandbytes_builds() -> tuple[str, ...]:
@@ -147,10 +144,5 @@ def _bitsandbytes_builds() -> tuple[str, ...]:
 
 
 def _flash_attn_error() -> str:
-    try:
-        import_module("flash_attn_2_cuda")
-    except ModuleNotFoundError:
-        return ""  # not installed, or the build for AMD, which has another name
-    except ImportError as error:
-        return str(error).splitlines()[0]
-    return ""
+    # Not installed, or the build for AMD, which has another name.
+    return why_not_imported("flash_attn_2_cuda") if find_spec("flash_attn_2_cuda") else ""

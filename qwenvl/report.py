@@ -5,7 +5,6 @@ Pure functions of its facts, so every machine can be tested on any other.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Literal
 
 from .facts import Facts, Gpu, capability_of, probe
 from .log import log
+from .packages import FLASH, Lack, has_build, lack_of_bitsandbytes, lack_of_flash, not_installed, without_kernels
 from .versions import release
 
 OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
@@ -138,49 +138,33 @@ def _conv3d(facts: Facts) -> Iterator[Finding]:
 def _accelerate(facts: Facts) -> Iterator[Finding]:
     if not facts.has("accelerate"):
         cost = "models are read into RAM before they go to the GPU, and 4bit, 8bit and several GPUs cannot be had"
-        yield Finding("warning", "accelerate is not installed", cost, f"{facts.pip} install accelerate")
+        yield _lacking("warning", not_installed("accelerate"), cost, facts)
 
 
 def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
-    command = f"{facts.pip} install -U bitsandbytes"
-    cost = "4bit and 8bit fall back to none"
-    version = facts.packages.get("bitsandbytes")
-    if facts.other_device == "mps":
-        yield Finding("info", "bitsandbytes does not run on Apple GPUs", cost)
-    elif version is None:
-        yield Finding("warning", "bitsandbytes is not installed", cost, command)
-    elif not facts.gpus and not facts.other_device and release(version) < (0, 49):
-        yield Finding("warning", f"bitsandbytes {version} has no kernels for the CPU", cost, command)
-    elif facts.on_gpu and facts.bitsandbytes_builds and not _has_build(facts, version):
-        runtime = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {facts.hip}"
-        what = f"bitsandbytes {version} has no kernels for {runtime}, only for {_list(facts.bitsandbytes_builds)}"
-        yield Finding("warning", what, cost, command)
-
-
-def _has_build(facts: Facts, version: str) -> bool:
-    """From 0.50 on it makes do with any build of the same major version."""
-    major, minor, *_ = (*release(facts.cuda or facts.hip), 0)
-    kind = "cuda" if facts.cuda else "rocm"
-    if f"{kind}{major}{minor}" in facts.bitsandbytes_builds:
-        return True
-    return release(version) >= (0, 50) and any(each.startswith(f"{kind}{major}") for each in facts.bitsandbytes_builds)
+    version, builds = facts.packages.get("bitsandbytes"), facts.bitsandbytes_builds
+    device = facts.other_device or ("cuda" if facts.gpus else "cpu")
+    lack = lack_of_bitsandbytes(version, device)
+    if lack is None and version and facts.on_gpu and builds:
+        toolkit = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {facts.hip}"
+        lack = None if has_build(version, toolkit, builds) else without_kernels(version, toolkit, builds)
+    if lack:
+        severity: Severity = "warning" if lack.mend else "info"
+        yield _lacking(severity, lack, "4bit and 8bit fall back to none", facts)
 
 
 def _flash_attn(facts: Facts) -> Iterator[Finding]:
     if not facts.on_gpu or any(gpu.capability and gpu.capability < (8, 0) for gpu in facts.gpus):
         return
-    cost = "attention_mode flash_attention_2 falls back to sdpa"
-    command = f"{facts.pip} install flash-attn --no-build-isolation"
-    again = f"{facts.pip} uninstall -y flash-attn && {command} --no-cache-dir"
     version = facts.packages.get("flash-attn")
-    built_for = re.search(r"torch(\d+\.\d+)", version or "")
-    if version is None:
-        yield Finding("info", "flash-attn is not installed", cost, command)
-    elif facts.flash_attn_error:
-        yield Finding("warning", f"flash-attn {version} does not load ({facts.flash_attn_error})", cost, again)
-    elif built_for and release(built_for.group(1)) != release(facts.torch)[:2]:
-        what = f"flash-attn {version} was built for torch {built_for.group(1)}, and this is torch {facts.torch}"
-        yield Finding("warning", what, cost, again)
+    lack = lack_of_flash(FLASH["flash_attention_2"], version, facts.flash_attn_error, facts.torch)
+    if lack:
+        severity: Severity = "warning" if version else "info"
+        yield _lacking(severity, lack, "attention_mode flash_attention_2 falls back to sdpa", facts)
+
+
+def _lacking(severity: Severity, lack: Lack, cost: str, facts: Facts) -> Finding:
+    return Finding(severity, lack.what, cost, lack.command(facts.pip))
 
 
 def _linear_attention(facts: Facts, family: str) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ MODULES = {FLASH[0]: "flash_attn", FLASH[1]: "flash_attn_interface", FLASH[2]: "
 def install(tmp_path, monkeypatch):
     """Installs a package that can be imported, or that fails as one that was built for another torch does."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(capabilities, "_has_distribution", lambda name: name in installed)
+    monkeypatch.setattr(capabilities, "version_of", lambda name: "2.8.3" if name in installed else None)
     installed = set()
 
     def do(attention, content=""):
@@ -77,8 +77,8 @@ def test_flash_attention_that_was_built_for_another_torch_falls_back_before_it_b
     )
     plan = plan_attention("flash_attention_2", SEEING, AMPERE)
     assert plan.name == "sdpa"
-    assert "built for another torch: flash_attn_2_cuda.so: undefined symbol" in plan.reason
-    assert "--force-reinstall" in plan.reason
+    assert "flash-attn 2.8.3 does not load (flash_attn_2_cuda.so: undefined symbol" in plan.reason
+    assert "(pip uninstall -y flash-attn && pip install flash-attn --no-build-isolation --no-cache-dir)" in plan.reason
 
 
 @pytest.mark.parametrize("asked", OFFERED)

@@ -55,7 +55,10 @@ def test_bitsandbytes_runs_on_a_cpu_from_0_49_on(installed, works, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda package: installed)
     reason = why_no_bitsandbytes("cpu")
     assert (reason is None) == works
-    assert works or f"0.49 or later is needed, and {installed} is installed (pip install -U bitsandbytes)" in reason
+    assert (
+        works
+        or f"0.49 or later is needed on a CPU, and {installed} is installed (pip install -U bitsandbytes)" in reason
+    )
 
 
 def test_bitsandbytes_without_its_library_for_this_torch_is_told_before_it_is_used(monkeypatch):
@@ -65,3 +68,9 @@ def test_bitsandbytes_without_its_library_for_this_torch_is_told_before_it_is_us
     monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("no such file"))
     assert "has no kernels for CUDA" in why_no_bitsandbytes("cuda:0", "4bit", (8, 6))
     assert why_no_bitsandbytes("cpu") is None
+
+
+def test_bitsandbytes_whose_metadata_is_lost_is_told_of(monkeypatch):
+    """As an update that broke off leaves it: there to be imported, and of no version."""
+    monkeypatch.setattr("qwenvl.capabilities.version_of", lambda name: None)
+    assert "is needed on a CPU, and unknown is installed (pip install -U bitsandbytes)" in why_no_bitsandbytes("cpu")

@@ -169,7 +169,7 @@ MACHINES = {
     "no bitsandbytes": (
         machine(RTX_4090, without=("bitsandbytes",)),
         "",
-        [("warning", "bitsandbytes is not installed", "pip install -U bitsandbytes")],
+        [("warning", "bitsandbytes is not installed", "^pip install bitsandbytes$")],
     ),
     "bitsandbytes of before CUDA 13": (
         machine(RTX_4090, **TORCH_130, packages={"bitsandbytes": "0.47.0"}, bitsandbytes_builds=("cpu", "cuda128")),
@@ -194,7 +194,7 @@ MACHINES = {
     "bitsandbytes of before the CPU": (
         machine(**ON_CPU, packages={"bitsandbytes": "0.48.2"}),
         "",
-        [("warning", "bitsandbytes 0.48.2 has no kernels for the CPU", "-U bitsandbytes")],
+        [("warning", "bitsandbytes 0.49 or later is needed on a CPU, and 0.48.2 is installed", "-U bitsandbytes")],
     ),
     "Qwen3.5 without its kernels": (
         machine(RTX_4090, without=LINEAR),

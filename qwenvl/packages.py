@@ -1,0 +1,134 @@
+"""Whether bitsandbytes and flash-attn can be had, and why not: for the report and for the loader alike.
+
+Each of them finds out for itself what is installed and what loads, the report without importing anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .versions import release
+
+# The first that has kernels for a CPU.
+OLDEST_ON_CPU = "0.49"
+# From here on it makes do with any build of the same major version of CUDA or ROCm.
+ANY_MINOR = (0, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a package cannot be had, and the command that mends it, with {pip} for pip; "" where none does."""
+
+    what: str
+    mend: str = ""
+
+    def command(self, pip: str = "pip") -> str:
+        """For whoever calls pip by that name."""
+        return self.mend.replace("{pip}", pip)
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.command()})" if self.mend else self.what
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """A FlashAttention: its name for pip, its module, the oldest compute capability for it, and how to get it."""
+
+    package: str
+    module: str
+    oldest: tuple[int, int]
+    install: str
+
+
+FLASH = {
+    "flash_attention_2": Flash("flash-attn", "flash_attn", (0, 0), "{pip} install flash-attn --no-build-isolation"),
+    "flash_attention_3": Flash("flash-attn-3", "flash_attn_interface", (8, 0), "build it from flash-attention/hopper"),
+    "flash_attention_4": Flash("flash-attn-4", "flash_attn.cute", (9, 0), "{pip} install --pre flash-attn-4"),
+}
+
+
+def version_of(*distributions: str) -> str | None:
+    """The version of the first that is installed, by its name for pip; None where none is."""
+    for name in distributions:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            # Whose metadata is broken has none.
+            return importlib.metadata.version(name) or "unknown"
+    return None
+
+
+def why_not_imported(module: str) -> str:
+    """What goes wrong when it is imported, in a line; "" where nothing does."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return ""
+
+
+def not_installed(package: str) -> Lack:
+    return Lack(f"{package} is not installed", f"{{pip}} install {package}")
+
+
+def lack_of_bitsandbytes(version: str | None, device: str, oldest: str = "") -> Lack | None:
+    """The reason why bitsandbytes cannot be had there, as far as its version tells, or None. Pure.
+
+    Args:
+        version: of what is installed, None where nothing is.
+        device: as torch names it.
+        oldest: what transformers asks for; "" where that is not known.
+    """
+    if device.startswith("mps"):
+        return Lack("bitsandbytes does not run on Apple GPUs")
+    if version is None:
+        return not_installed("bitsandbytes")
+    needed, where = (OLDEST_ON_CPU, " on a CPU") if device == "cpu" else (oldest, "")
+    if needed and release(version) < release(needed):
+        what = f"bitsandbytes {needed} or later is needed{where}, and {version} is installed"
+        return Lack(what, "{pip} install -U bitsandbytes")
+    return None
+
+
+def without_kernels(version: str, toolkit: str, builds: Sequence[str] = ()) -> Lack:
+    """bitsandbytes has none for the CUDA or ROCm that torch was built for. Pure.
+
+    Args:
+        toolkit: as in CUDA 12.8.
+        builds: what it has kernels for, where that is known.
+    """
+    others = f", only for {', '.join(builds)}" if builds else ""
+    return Lack(f"bitsandbytes {version} has no kernels for {toolkit}{others}", "{pip} install -U bitsandbytes")
+
+
+def has_build(version: str, toolkit: str, builds: Sequence[str]) -> bool:
+    """Whether bitsandbytes has kernels for that among its builds, as in cuda128 and rocm64. Pure."""
+    kind, _, number = toolkit.lower().partition(" ")
+    major, minor, *_ = (*release(number), 0)
+    if f"{kind}{major}{minor}" in builds:
+        return True
+    return release(version) >= ANY_MINOR and any(each.startswith(f"{kind}{major}") for each in builds)
+
+
+def lack_of_flash(flash: Flash, version: str | None, problem: str = "", torch: str = "") -> Lack | None:
+    """The reason why a FlashAttention cannot be had, or None. Pure.
+
+    Args:
+        version: of what is installed, None where nothing is.
+        problem: what goes wrong when it is imported.
+        torch: version of torch, to compare with the one in its name; "" where importing it has told more.
+    """
+    again = f"{{pip}} uninstall -y {flash.package} && {flash.install} --no-cache-dir"
+    mend = again if flash.install.startswith("{pip}") else flash.install
+    built_for = re.search(r"torch(\d+\.\d+)", version or "")
+    if version is None:
+        return Lack(f"{flash.package} is not installed", flash.install)
+    if problem:
+        return Lack(f"{flash.package} {version} does not load ({problem})", mend)
+    if torch and built_for and release(built_for[1]) != release(torch)[:2]:
+        what = f"{flash.package} {version} was built for torch {built_for[1]}, and this is torch {torch}"
+        return Lack(what, mend)
+    return None
