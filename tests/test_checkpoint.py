@@ -6,10 +6,10 @@ import pytest
 import tiny
 import transformers
 
-from qwenvl.checkpoint import SUPPORTED, CheckpointError, read_checkpoint, why_too_old
+from qwenvl.checkpoint import CheckpointError, read_checkpoint, why_too_old
+from qwenvl.families import FAMILIES
 
-KNOWN = [family for family in SUPPORTED if why_too_old(family, transformers.__version__) is None]
-SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
+KNOWN = [family for family in FAMILIES if why_too_old(family, transformers.__version__) is None]
 OPENS = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
 OFFERS = (
     "{%- if '<think>' in content %}{%- endif %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
@@ -45,7 +45,7 @@ def saved_config(family, folder):
 def test_every_family_is_told_by_the_config_that_transformers_writes(family, tmp_path):
     checkpoint = read_checkpoint(saved_config(family, tmp_path))
     assert checkpoint.family == family
-    assert checkpoint.sees == (family in SEEING)
+    assert checkpoint.sees == (family in tiny.SEEING)
     assert checkpoint.moe == ("moe" in family or family in {"qwen3_next", "qwen4_exp", "qwen4_exp_text"})
     assert (checkpoint.quantized, checkpoint.thinks, checkpoint.mtp) == (None, False, False)
 
@@ -53,7 +53,7 @@ def test_every_family_is_told_by_the_config_that_transformers_writes(family, tmp
 @pytest.mark.parametrize("family", KNOWN)
 def test_transformers_has_a_class_that_generates_text_for_every_family(family):
     config = transformers.CONFIG_MAPPING[family]
-    auto = transformers.AutoModelForImageTextToText if family in SEEING else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForImageTextToText if family in tiny.SEEING else transformers.AutoModelForCausalLM
     assert config in auto._model_mapping
 
 

@@ -18,7 +18,7 @@ from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.sampling import Chooser
 
 CPU = Machine("cpu", torch.float32, "")
-FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = tiny.DENSE
 
 
 def ignore(*_):

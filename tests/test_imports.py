@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
-    "checkpoint": set(),
+    "families": set(),
+    "checkpoint": {"families"},
     "trust": {"paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "engines": LOW,
     "builtin": {"engines"},
     "custom": LOW | {"builtin", "paths"},
-    "discovery": LOW | {"builtin", "checkpoint", "download"},
+    "discovery": LOW | {"builtin", "checkpoint", "download", "families"},
     "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),
     "hub_errors": set(),
@@ -95,7 +96,7 @@ MAY_IMPORT = {
 }
 STANDARD_ONLY = {
     *("settings", "request", "log", "watch", "catalog", "paths", "folder", "lists", "live"),
-    *("checkpoint", "builtin", "custom", "discovery", "download"),
+    *("families", "checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }
 
