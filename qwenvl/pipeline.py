@@ -20,6 +20,7 @@ from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current, peak_bytes, reset_peak
 from .diagnostics import Diagnosis
+from .families import family_of
 from .faults import with_room
 from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
@@ -200,7 +201,7 @@ def _answer(job: _Job, models: ModelCache) -> Stats | None:
     need = _bytes_of(source, request, first[1], videos)
     model = models.get(source, need * min(job.expected, job.rows))
     load_s = time.perf_counter() - before_load
-    tell_of(type(model.model.config).model_type)
+    tell_of(model.family, family_of(model.family).linear_attention)
     check()
 
     room = Room(host.free_bytes(model.machine.device), source.request_bytes, request.sampling.longest, job.rows)
@@ -267,6 +268,7 @@ def _loaded(model: ModelHandle, request: Request) -> dict[str, Any]:
         "attention": model.plan.attention,
         "decode_attention": model.decoder.attention,
         "fallbacks": (*model.plan.fallbacks, *([no_switch] if no_switch else [])),
+        "coordinates": family_of(model.family).coordinates,
     }
 
 

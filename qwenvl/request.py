@@ -248,6 +248,8 @@ class Stats:
     # On a GPU the most that this run held; elsewhere the most that the process ever did.
     peak_bytes: int
     total_s: float
+    # What the model's boxes and points count: "pixels" of a picture as it was seen, "0-1000"; "" where not known.
+    coordinates: str = ""
     # What diagnostics "full" measured, ready for JSON; None otherwise.
     diagnostics: Mapping[str, Any] | None = None
 
