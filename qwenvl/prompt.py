@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +55,18 @@ class Prompt:
         shape = self.inputs["input_ids"].shape
         longer = {key: _widened(key, value, more) for key, value in self.inputs.items() if _like(value, shape)}
         return replace(self, inputs={**self.inputs, **longer}, thinks=False)
+
+
+def seen_sizes(inputs: Mapping[str, Any], patch_size: int) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each picture in pixels, as the processor scaled it, in their order. Pure.
+
+    Args:
+        inputs: the processor's; their image_grid_thw counts patches.
+        patch_size: side of a patch in pixels.
+    """
+    grid = inputs.get("image_grid_thw")
+    rows = [] if grid is None else grid.tolist()
+    return tuple((width * patch_size, height * patch_size) for _, height, width in rows)
 
 
 def require_question(request: Request) -> None:
