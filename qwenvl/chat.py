@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .engines import Engine
+from .families import family_of
 from .loader import PICTURE_PIXELS
 from .media import Video
 from .request import AS_SET, AUTO, RESOLUTIONS, Request, Sampling
@@ -39,8 +40,9 @@ _SEEDS = 1 << 63
 # Tokens that make up the structure of a prompt, as all Qwen families write them.
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
 _ZERO_WIDTH_SPACE = "\u200b"
-# Side of the square of pixels that becomes one token, and so what sides are rounded to.
-_FACTOR, _FACTOR_OF_QWEN2 = 32, 28
+# Side of the square of pixels that becomes one token, where the family is not known: a wrong guess costs a second,
+# small scaling.
+_PATCH = 32
 
 
 def plain(text: str) -> str:
@@ -128,8 +130,9 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
     One at a time, because each takes a while to pack.
     """
     budget = RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+    patch = family_of(engine.family).patch or _PATCH
     for picture in pictures:
-        yield _image(scaled(picture, budget, _factor(engine)))
+        yield _image(scaled(picture, budget, patch))
     for video in videos:
         if engine.video_url:
             yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
@@ -161,11 +164,6 @@ def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
     larger = torch.nn.functional.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
     return Image.fromarray(larger[0].permute(1, 2, 0).contiguous().numpy())
-
-
-def _factor(engine: Engine) -> int:
-    """Of the engine's model, by its name. A wrong guess costs a second, small scaling."""
-    return _FACTOR_OF_QWEN2 if re.search(r"qwen2|skycaptioner", engine.model.lower()) else _FACTOR
 
 
 def _image(picture: Image.Image) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from . import chat, media
 from .answer import THINK_END, THINK_START, cut_before, split_thinking
 from .batch import later_seed, run_seed
 from .engines import Engine
+from .families import family_of
 from .log import log
 from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
 from .request import AS_SET, Answer, Request, Sampling, Stats
 from .settings import whole_characters
+from .thoughts import Thoughts, known
 from .wire import Wire
 
 # How often a cancel is looked for while nothing comes.
@@ -58,8 +60,9 @@ class Writer:
     def __init__(self, engine: Engine, request: Request) -> None:
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
-        # A template may have opened the think block, which nobody but the engine sees.
-        self._thinks = request.thinking == "on" or (self._may_think and "thinking" in engine.model.lower())
+        self.auto = request.thinking == "auto"
+        # Whether the template opened the think block; None where that is not known.
+        self.opened = known(engine) if self.auto else self._may_think
         self.reply = Reply(0.0)
 
     @property
@@ -94,7 +97,7 @@ class Writer:
         if thinking:
             return thinking.strip(), text.strip()
         closed = self._may_think and THINK_END in text
-        return split_thinking(text, self._thinks or closed)
+        return split_thinking(text, bool(self.opened) or closed)
 
 
 def answer(engine: Engine, job: Job) -> Stats | None:
@@ -127,6 +130,7 @@ class _Asking:
         self._videos = videos
         self._wire = wire
         self._loop = loop
+        self._thoughts = Thoughts(engine, wire)
         as_set = job.request.sampling_from == AS_SET
         # The model's own may be drawn at random whatever is set.
         self._seed = run_seed(job.request.sampling if as_set else Sampling(seed=job.request.sampling.seed))
@@ -178,6 +182,8 @@ class _Asking:
             self._at_once = max(self._at_once, self._now)
             try:
                 writer.reply = await self._wire.complete(body, chat.MAY_DROP, grown)
+                if writer.auto:
+                    writer.opened = await self._thoughts.opened(writer.reply, body)
             except EngineError as error:
                 if not isinstance(error, QuestionError):
                     self._fatal = error
@@ -231,6 +237,7 @@ class _Asking:
             thoughts_cut=0,
             peak_bytes=0,
             total_s=time.perf_counter() - start,
+            coordinates=family_of(self._engine.family).coordinates,
             **self._counts(),
             **self._times(start),
         )

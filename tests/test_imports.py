@@ -25,14 +25,15 @@ MAY_IMPORT = {
     "stalls": LOW,
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
-    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
+    "doctor": LOW
+    | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "families", "report", "diagnostics", "watch"},
     "families": set(),
     "checkpoint": {"families"},
     "trust": {"paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
     "media": LOW | {"opening"},
-    "engines": LOW,
+    "engines": LOW | {"families"},
     "builtin": {"engines"},
     "custom": LOW | {"builtin", "paths"},
     "discovery": LOW | {"builtin", "checkpoint", "download", "families"},
@@ -72,17 +73,19 @@ MAY_IMPORT = {
     "decode": LOW | {"dense", "lanes", "generic", "graph", "plain", "prefill", "rows", "sampling"} | {"understood"},
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
-    | {"faults", "precision", "trust", "understood"},
+    | {"families", "faults", "precision", "trust", "understood"},
     "batch": LOW | {"answer", "faults", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
     "refusals": LOW | {"engines"},
     "reply": LOW,
     "loop": set(),
     "wire": LOW | {"engines", "refusals", "reply"},
-    "chat": LOW | {"engines", "loader", "media"},
-    "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
+    "chat": LOW | {"engines", "families", "loader", "media"},
+    "thoughts": LOW | {"answer", "chat", "engines", "refusals", "reply", "wire"},
+    "remote": LOW
+    | {"answer", "batch", "chat", "engines", "families", "loop", "media", "refusals", "reply", "thoughts", "wire"},
     "pipeline": LOW
     | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "faults", "report", "catalog", "remote", "watch"},
+    | {"diagnostics", "families", "faults", "report", "catalog", "remote", "watch"},
     "watch": set(),
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
