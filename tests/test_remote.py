@@ -81,8 +81,8 @@ def canned(tmp_path, monkeypatch):
     """An engine that says what a test gives it to say, and how to ask it."""
     with fault_proxy(("127.0.0.1", 1)) as proxy:
 
-        def ask(fault, model="Qwen/Some", watch=None, **changes):
-            entries(tmp_path, monkeypatch, proxy={"base_url": proxy.base_url, "model": model})
+        def ask(fault, model="Qwen/Some", watch=None, entry=None, **changes):
+            entries(tmp_path, monkeypatch, proxy={"base_url": proxy.base_url, "model": model, **(entry or {})})
             proxy.faults = fault if isinstance(fault, list) else [fault]
             return run(request("Well?", **changes), ModelCache(), watch or Watch())
 
@@ -392,6 +392,14 @@ def test_an_engine_that_counts_nothing_is_counted_for(canned):
     stats = canned(stream(piece("one"), piece(" two"), piece(end="stop"))).stats
     assert (stats.new_tokens, stats.prompt_tokens) == (2, 0)
     assert any("does not count" in each for each in stats.fallbacks)
+
+
+@pytest.mark.parametrize(
+    ("entry", "counted"), [({}, ""), ({"family": "qwen2_5_vl"}, "pixels"), ({"family": "qwen3_vl"}, "0-1000")]
+)
+def test_what_boxes_count_is_told_of_the_family_and_not_of_the_name(canned, entry, counted):
+    stats = canned(stream(piece("yes"), piece(end="stop")), "Qwen/Qwen2.5-VL-7B-Instruct", entry=entry).stats
+    assert stats.coordinates == json.loads(stats.to_json())["coordinates"] == counted
 
 
 @pytest.fixture
