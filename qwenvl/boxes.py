@@ -67,16 +67,15 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
     return once, problems
 
 
-def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], model: str = "") -> bool:
-    """The rule of "auto": pixels from a model of Qwen2.5-VL, or where a number is above 1000 and within the picture.
-
-    Qwen2-VL, Qwen3-VL and later ones count from 0 to 1000.
+def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "") -> bool:
+    """The rule of "auto": pixels where the family counts them, or a number above 1000 lies within the picture.
 
     Args:
         seen: (width, height) of the picture as the model saw it.
-        model: its name, where it is known.
+        known: what the model's family counts, one of COORDINATES; "" where that is not known. Finetunes may count
+            otherwise, so a number that cannot be a thousandth is believed.
     """
-    if re.search(r"qwen-?2\.5-?vl", model, re.IGNORECASE):
+    if known == "pixels":
         return True
     sides = [(value, side) for mark in marks for value, side in zip(mark.box, seen * 2, strict=True)]
     return any(THOUSAND < value <= side for value, side in sides)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .engines import Engine
+from .families import family_of
 from .loader import PICTURE_PIXELS
 from .media import Video
 from .request import AS_SET, AUTO, RESOLUTIONS, Request, Sampling
@@ -39,8 +40,9 @@ _SEEDS = 1 << 63
 # Tokens that make up the structure of a prompt, as all Qwen families write them.
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
 _ZERO_WIDTH_SPACE = "\u200b"
-# Side of the square of pixels that becomes one token, and so what sides are rounded to.
-_FACTOR, _FACTOR_OF_QWEN2 = 32, 28
+# Side of the square of pixels that becomes one token, where the family is not known: a wrong guess costs a second,
+# small scaling.
+_PATCH = 32
 
 
 def plain(text: str) -> str:
@@ -127,9 +129,9 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
 
     One at a time, because each takes a while to pack.
     """
-    budget = RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+    budget, patch = _budget(engine, request), family_of(engine.family).patch or _PATCH
     for picture in pictures:
-        yield _image(scaled(picture, budget, _factor(engine)))
+        yield _image(scaled(picture, budget, patch))
     for video in videos:
         if engine.video_url:
             yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
@@ -140,6 +142,39 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
             yield _image(Image.fromarray(frame))
 
 
+def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
+    """(width, height) at which the engine's model sees each picture; none where its family is not known."""
+    patch = family_of(engine.family).patch
+    return tuple(seen_size(*each.size, _budget(engine, request), patch) for each in pictures) if patch else ()
+
+
+def _budget(engine: Engine, request: Request) -> tuple[int, int]:
+    """Pixels of a picture, at least and at most."""
+    return RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+
+
+def seen_size(width: int, height: int, budget: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(width, height) to which a processor of Qwen's scales a picture. Pure.
+
+    Args:
+        budget: pixels, at least and at most.
+        factor: what sides are rounded to.
+    """
+    low, high = budget
+    rounded = _rounded(width, height, factor)
+    pixels = math.prod(rounded)
+    if low <= pixels <= high:
+        return rounded
+    ratio = math.sqrt((high if pixels > high else low) / (width * height))
+    whole = math.floor if pixels > high else math.ceil
+    across, down = (max(factor, whole(side * ratio / factor) * factor) for side in (width, height))
+    return across, down
+
+
+def _rounded(width: int, height: int, factor: int) -> tuple[int, int]:
+    return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
+
+
 def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.Image:
     """The picture at the size that a model here would see, where its own is outside the budget.
 
@@ -147,25 +182,16 @@ def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.
     of scaling is the processor's, so the engine sees the same pixels.
 
     Args:
-        budget: pixels, at least and at most.
-        factor: what sides are rounded to.
+        budget, factor: as of seen_size.
     """
-    low, high = budget
-    width, height = picture.size
-    rounded = max(1, round(width / factor)) * max(1, round(height / factor)) * factor**2
-    if low <= rounded <= high:
+    across, down = seen_size(*picture.size, budget, factor)
+    if (across, down) == _rounded(*picture.size, factor):
         return picture
-    ratio = math.sqrt((high if rounded > high else low) / (width * height))
-    whole = math.floor if rounded > high else math.ceil
-    size = [max(factor, whole(side * ratio / factor) * factor) for side in (height, width)]
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
-    larger = torch.nn.functional.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+    larger = torch.nn.functional.interpolate(
+        pixels, [down, across], mode="bicubic", align_corners=False, antialias=True
+    )
     return Image.fromarray(larger[0].permute(1, 2, 0).contiguous().numpy())
-
-
-def _factor(engine: Engine) -> int:
-    """Of the engine's model, by its name. A wrong guess costs a second, small scaling."""
-    return _FACTOR_OF_QWEN2 if re.search(r"qwen2|skycaptioner", engine.model.lower()) else _FACTOR
 
 
 def _image(picture: Image.Image) -> dict[str, Any]:

@@ -31,9 +31,13 @@ LAG = 3
 KEPT_KINDS = 4
 
 
-def best_tier(model: Any) -> tuple[str, str]:
-    """The fastest tier that fits the model where it is, and why no faster one does."""
-    not_dense = why_not_dense(model)
+def best_tier(model: Any, decode: str) -> tuple[str, str]:
+    """The fastest tier that fits the model where it is, and why no faster one does.
+
+    Args:
+        decode: the step of our own that fits the model's family; "" where none does.
+    """
+    not_dense = why_not_dense(model, decode)
     if not_dense is None:
         return DenseLanes.name, ""
     if model.device.type != "cuda":
@@ -50,11 +54,12 @@ class Decoder:
         model: a transformers model.
         attention: what the model was loaded with.
         tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
+        decode: the step of our own that fits the model's family; "" where none does.
     """
 
-    def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
+    def __init__(self, model: Any, attention: str, tier: str | None = None, *, decode: str = "") -> None:
         self._model = model
-        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
+        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model, decode)
         # What a token attends with, which need not be what the prompt did.
         self.attention = attention
         self._lanes: Lanes | None = None

@@ -14,6 +14,7 @@ from .cache import ModelCache
 from .capabilities import Machine, machine
 from .diagnostics import in_words
 from .facts import PACKAGES, Facts, probe
+from .families import family_of
 from .files import read_json_object
 from .pipeline import run
 from .report import findings
@@ -47,7 +48,7 @@ def examine(model: str, say: Say) -> bool:
     facts, place = probe(thorough=True), machine(host.device())
     _facts(facts, place, tell)
     family = _family(model, tell)
-    found = findings(facts, family)
+    found = findings(facts, family, family_of(family).linear_attention)
     for finding in found:
         tell(f"{finding.severity}: {finding}")
     if not found:

@@ -19,6 +19,7 @@ from .answer import THINK_END, THINK_START, cut_before, split_thinking, why_no_a
 from .batch import later_seed, run_seed
 from .diagnostics import Diagnosis
 from .engines import Engine
+from .families import family_of
 from .log import log
 from .loop import Loop
 from .refusals import EngineError, QuestionError
@@ -36,6 +37,7 @@ from .request import (
     Stats,
 )
 from .settings import whole_characters
+from .thoughts import Thoughts, known
 from .watch import Telling, Watch
 from .wire import Wire
 
@@ -55,8 +57,9 @@ class Writer:
     def __init__(self, engine: Engine, request: Request) -> None:
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
-        # A template may have opened the think block, which nobody but the engine sees.
-        self._thinks = request.thinking == "on" or (self._may_think and "thinking" in engine.model.lower())
+        self.auto = request.thinking == "auto"
+        # Whether the template opened the think block; None where that is not known.
+        self.opened = known(engine) if self.auto else self._may_think
         self.reply = Reply(0.0)
 
     @property
@@ -91,7 +94,7 @@ class Writer:
         if thinking:
             return thinking.strip(), text.strip()
         closed = self._may_think and THINK_END in text
-        return split_thinking(text, self._thinks or closed)
+        return split_thinking(text, bool(self.opened) or closed)
 
 
 class EngineSession:
@@ -119,12 +122,14 @@ class EngineSession:
         self._news = threading.Event()
         self._running: dict[Future[None], tuple[int, Writer]] = {}
         self._done: list[Writer] = []
+        self._sizes: dict[int, tuple[tuple[int, int], ...]] = {}
         self._sent: dict[str, Any] = {}
         self._now = self._at_once = 0
         # What ended the run: nothing more is sent then.
         self._fatal: EngineError | None = None
         self._loop = Loop()
         self._wire = Wire(engine, _key(engine))
+        self._thoughts = Thoughts(engine, self._wire)
 
     def __enter__(self) -> EngineSession:
         self._loop.__enter__()
@@ -163,6 +168,8 @@ class EngineSession:
     def _start(self, question: Question) -> None:
         """Put a question on its way."""
         writer = Writer(self._engine, self._request)
+        if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
+            self._sizes[question.number] = sizes
         future = self._loop.start(self._ask(writer, question))
         self._running[future] = (question.number, writer)
         future.add_done_callback(self._heard)
@@ -188,6 +195,8 @@ class EngineSession:
             self._at_once = max(self._at_once, self._now)
             try:
                 writer.reply = await self._wire.complete(body, chat.MAY_DROP, partial(self._grown, writer))
+                if writer.auto:
+                    writer.opened = await self._thoughts.opened(writer.reply, body)
             except EngineError as error:
                 if not isinstance(error, QuestionError):
                     self._fatal = error
@@ -256,6 +265,8 @@ class EngineSession:
             reused_tokens=sum(reply.cached for reply in replies),
             first_token_s=self._first(start) - start,
             prefill_s=sum(reply.first_s - reply.sent_s for reply in replies if reply.pieces),
+            coordinates=family_of(self._engine.family).coordinates,
+            seen_sizes=tuple(self._sizes[number] for number in sorted(self._sizes)),
         )
 
     def _decode_stats(self) -> DecodeStats:

@@ -235,7 +235,7 @@ class PromptStats:
     # From the start of the run to the first token, loading left out.
     first_token_s: float
     prefill_s: float
-    # What the model's boxes and points count in: "pixels" of the pictures as it saw them, or "0-1000"; "" unknown.
+    # What the model's boxes and points count: "pixels" of a picture as it was seen, "0-1000"; "" where not known.
     coordinates: str = ""
     # (width, height) at which each picture was seen, by answer; empty where nobody knows.
     seen_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()

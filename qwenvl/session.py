@@ -18,6 +18,7 @@ from .budget import prompt_tokens
 from .cache import ModelCache
 from .devices import current, peak_bytes, reset_peak
 from .diagnostics import Diagnosis
+from .families import family_of
 from .faults import ran_out, with_room
 from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
@@ -102,6 +103,7 @@ class ModelSession:
         self._around = ExitStack()
         self._load_s = self._first_token_s = 0.0
         self._made: list[Generation] = []
+        self._seen_sizes: list[tuple[tuple[int, int], ...]] = []
         self._answers = self._batch_size = self._prompt_tokens = self._new_tokens = self._thoughts_cut = 0
 
     def __enter__(self) -> ModelSession:
@@ -132,7 +134,7 @@ class ModelSession:
         self._need = _bytes_of(self._source, self._request, first.pictures, self._videos)
         self._model = self._models.get(self._source, self._need * min(expected, self._most))
         self._load_s = time.perf_counter() - start
-        tell_of(type(self._model.model.config).model_type)
+        tell_of(self._model.family, family_of(self._model.family).linear_attention)
         self._watch.check()
         self._begin()
 
@@ -198,6 +200,7 @@ class ModelSession:
         self._batch_size = max(self._batch_size, len(prompts))
         self._prompt_tokens += sum(each.tokens for each in prompts)
         self._new_tokens += sum(writer.tokens for writer in writers)
+        self._seen_sizes += [each.sizes for each in prompts]
         self._thoughts_cut += sum(len(each.rows) for each in made[1:])
         return writers
 
@@ -227,6 +230,8 @@ class ModelSession:
                 reused_tokens=made[0].reused_tokens,
                 first_token_s=self._first_token_s,
                 prefill_s=sum(each.prefill_s for each in made),
+                coordinates=family_of(model.family).coordinates,
+                seen_sizes=tuple(self._seen_sizes),
             ),
             decode=self._decode_stats(),
             peak_bytes=peak_bytes(model.machine.device),

@@ -12,6 +12,7 @@ from .budget import OutOfMemoryError, model_bytes, request_bytes, why_out_of_mem
 from .capabilities import Machine
 from .checkpoint import read_checkpoint
 from .devices import current, machine_for
+from .families import family_of
 from .faults import unless_out_of_memory
 from .log import log
 from .precision import experts_are_fused
@@ -115,7 +116,7 @@ class ModelSource:
 
 
 def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:
-    decoder = decode.Decoder(handle.model, handle.plan.attention)
+    decoder = decode.Decoder(handle.model, handle.plan.attention, decode=family_of(handle.family).decode)
     if decoder.tier_reason:
         log.info("%s makes its tokens by the %s: %s", handle.spec.model, decoder.tier, decoder.tier_reason)
     handle.decoder = decoder

@@ -85,10 +85,14 @@ def handle(handles, expected, family):
         yield handles[family]
 
 
+def _not_dense(model):
+    return why_not_dense(model, tiny.decode_of(model))
+
+
 @pytest.fixture(params=STEPS)
 def step(request, handle):
     """The name of a step that the model has."""
-    why_not = {DenseLanes.name: why_not_dense, CachedLanes.name: why_not_generic}[request.param]
+    why_not = {DenseLanes.name: _not_dense, CachedLanes.name: why_not_generic}[request.param]
     if reason := why_not(handle.model):
         pytest.skip(reason)
     return request.param
@@ -214,7 +218,7 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
 def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
     """Its fused weights are let go before it moves, and made anew when it is back."""
     there = replace(handle, machine=Machine(f"{pretended.NAME}:0", torch.float32, ""))
-    tier = DenseLanes.name if why_not_dense(handle.model) is None else "generate"
+    tier = DenseLanes.name if _not_dense(handle.model) is None else "generate"
     there.decoder = decoder_of(there, tier, captured=tier == DenseLanes.name)
     there.decoder.generate(side_by_side(prompts(there)), GREEDY, None, ignore, ignore)
     bring_back = park(there, 1 << 40)
@@ -253,7 +257,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(handle, step, expected):
 
 
 def test_flash_decoding_is_captured_with_the_lengths_on_the_device(handle, expected, monkeypatch):
-    if reason := why_not_dense(handle.model):
+    if reason := _not_dense(handle.model):
         pytest.skip(reason)
     monkeypatch.setattr("qwenvl.attend.FLASH_FROM", 1)
     decoder = decoder_of(handle, DenseLanes.name, captured=True)

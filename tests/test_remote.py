@@ -82,8 +82,8 @@ def canned(tmp_path, monkeypatch):
     """An engine that says what a test gives it to say, and how to ask it."""
     with fault_proxy(("127.0.0.1", 1)) as proxy:
 
-        def ask(fault, model="Qwen/Some", watch=None, **changes):
-            entries(tmp_path, monkeypatch, proxy={"base_url": proxy.base_url, "model": model})
+        def ask(fault, model="Qwen/Some", watch=None, entry=None, **changes):
+            entries(tmp_path, monkeypatch, proxy={"base_url": proxy.base_url, "model": model, **(entry or {})})
             proxy.faults = fault if isinstance(fault, list) else [fault]
             return run(request("Well?", **changes), ModelCache(), watch or Watch())
 
@@ -352,37 +352,35 @@ def test_an_unreachable_engine_is_an_error_that_says_where(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("text", "model", "thinking", "answer"),
+    ("text", "thinking", "answer"),
     [
-        ("<think>hm</think>yes", "Qwen/Some", "auto", ("yes", "hm")),
-        ("hm</think>yes", "Qwen/Some-Thinking", "auto", ("yes", "hm")),
-        ("hm</think>yes", "Qwen/Some", "on", ("yes", "hm")),
+        ("<think>hm</think>yes", "auto", ("yes", "hm")),
+        ("hm</think>yes", "on", ("yes", "hm")),
         # The template opened the block, which only the engine has seen.
-        ("hm</think>yes", "Qwen/Some", "auto", ("yes", "hm")),
-        ("a stray </think> tag", "Qwen/Some", "off", ("a stray </think> tag", "")),
-        ("yes", "Qwen/Some-Thinking", "auto", ("yes", "")),
-        ("yes", "Qwen/Some", "on", ("yes", "")),
-        ("  yes \n", "Qwen/Some", "auto", ("yes", "")),
+        ("hm</think>yes", "auto", ("yes", "hm")),
+        ("a stray </think> tag", "off", ("a stray </think> tag", "")),
+        ("yes", "on", ("yes", "")),
+        ("  yes \n", "auto", ("yes", "")),
     ],
 )
+@pytest.mark.parametrize("model", ["Qwen/Some", "Qwen/Some-Thinking"])
 def test_think_blocks_in_the_text_are_taken_out(canned, text, model, thinking, answer):
     result = canned(stream(piece(text[:3]), piece(text[3:]), piece(end="stop")), model, thinking=thinking)
     assert (result.text, result.thinking) == answer
 
 
 @pytest.mark.parametrize(
-    ("events", "model"),
+    "events",
     [
-        ([piece("<think>hm"), piece(end="length")], "Qwen/Some"),
-        ([piece("<think>hm"), piece(end="stop")], "Qwen/Some"),
-        ([piece("hm"), piece(end="length")], "Qwen/Some-Thinking"),
-        ([piece(reasoning_content="hm"), piece(end="length")], "Qwen/Some"),
-        ([piece(reasoning_content="hm"), piece(end="stop")], "Qwen/Some"),
+        [piece("<think>hm"), piece(end="length")],
+        [piece("<think>hm"), piece(end="stop")],
+        [piece(reasoning_content="hm"), piece(end="length")],
+        [piece(reasoning_content="hm"), piece(end="stop")],
     ],
 )
-def test_a_thought_without_an_answer_is_an_error(canned, events, model):
+def test_a_thought_without_an_answer_is_an_error(canned, events):
     with pytest.raises(NoAnswerError, match="max_new_tokens"):
-        canned(stream(*events), model)
+        canned(stream(*events))
 
 
 def test_an_answer_ends_before_a_stop_that_the_engine_does_not_heed(canned):
@@ -395,6 +393,14 @@ def test_an_engine_that_counts_nothing_is_counted_for(canned):
     stats = canned(stream(piece("one"), piece(" two"), piece(end="stop"))).stats
     assert (stats.decode.new_tokens, stats.prompt.prompt_tokens) == (2, 0)
     assert any("does not count" in each for each in stats.loaded.fallbacks)
+
+
+@pytest.mark.parametrize(
+    ("entry", "counted"), [({}, ""), ({"family": "qwen2_5_vl"}, "pixels"), ({"family": "qwen3_vl"}, "0-1000")]
+)
+def test_what_boxes_count_is_told_of_the_family_and_not_of_the_name(canned, entry, counted):
+    stats = canned(stream(piece("yes"), piece(end="stop")), "Qwen/Qwen2.5-VL-7B-Instruct", entry=entry).stats
+    assert stats.coordinates == json.loads(stats.to_json())["coordinates"] == counted
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from qwenvl import capabilities, catalog, host
 from qwenvl.capabilities import Machine
 from qwenvl.catalog import DEMO
 from qwenvl.download import DownloadError, why_incomplete
+from qwenvl.families import family_of
 from qwenvl.loader import LoadError
 from qwenvl.pipeline import run
 from qwenvl.request import ATTENTIONS, SAMPLING_FROM, LoadSpec, Request, Sampling
@@ -115,6 +116,7 @@ def test_every_family_answers_a_question_and_says_how(family, tmp_path, models):
     assert first.text
     assert second.text == first.text, "a seed repeats its answer"
     assert first.stats.decode.new_tokens > 3
+    assert first.stats.prompt.coordinates == family_of(family).coordinates
     assert first.stats.decode.tier == ("own step" if family in tiny.DENSE else "generate")
     assert bool(first.stats.decode.tier_reason) == (family not in tiny.DENSE)
 
