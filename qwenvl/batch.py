@@ -19,8 +19,9 @@ from .loader import ModelHandle
 from .log import log
 from .prefill import Check
 from .prompt import Prompt, side_by_side
-from .request import MAX_SEED, Answer, Sampling
+from .request import Answer, Sampling
 from .rows import Generation
+from .settings import MAX_SEED
 
 # More rows than this gain little, and each has to wait for the longest answer of all.
 MOST_ROWS = 16

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .settings import SETTINGS
+
 # Family (the config's model_type) -> the first transformers that knows it.
 SUPPORTED: dict[str, str] = {
     "qwen2": "4.37",
@@ -31,8 +33,8 @@ SUPPORTED: dict[str, str] = {
 _SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
 # Carries multi-token prediction heads that its config does not mention.
 _SILENT_MTP = {"qwen3_next"}
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
+# What its makers may recommend.
+_SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 
 # The index of a model of a terabyte has 5 MB.
 _LARGEST = 64 << 20

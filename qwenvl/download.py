@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .checks import shown
 from .hub_errors import redacted
 from .log import log
 from .paths import is_plain_name
-from .request import DOWNLOADS
-from .settings import shown
+from .settings import DOWNLOADS
 from .transfer import INDEX, UNFINISHED
 
 _PACK = Path(__file__).resolve().parent.parent

@@ -25,7 +25,8 @@ from .keyvalues import capacity_for
 from .loader import PICTURE_PIXELS, ModelHandle
 from .log import log
 from .report import tell_of
-from .request import IMAGE_MODES, RELEASES, RESOLUTIONS, Answer, Request, Result, Stats
+from .request import Answer, Request, Result, Stats
+from .settings import IMAGE_MODES, RELEASES, RESOLUTIONS
 from .source import ModelSource, find_source
 from .watch import Watch
 

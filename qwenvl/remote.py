@@ -18,13 +18,14 @@ from PIL import Image
 from . import chat, media
 from .answer import THINK_END, THINK_START, cut_before, split_thinking
 from .batch import later_seed, run_seed
+from .checks import whole_characters
 from .engines import Engine
 from .log import log
 from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
-from .request import AS_SET, Answer, Request, Sampling, Stats
-from .settings import whole_characters
+from .request import Answer, Request, Sampling, Stats
+from .settings import AS_SET
 from .wire import Wire
 
 # How often a cancel is looked for while nothing comes.

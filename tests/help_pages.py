@@ -17,7 +17,7 @@ from typing import Any
 import node_texts
 
 from qwenvl import builtin
-from qwenvl.request import RESOLUTIONS
+from qwenvl.settings import RESOLUTIONS
 
 FOLDER = node_texts.ROOT / "web" / "docs"
 NODES = ("QwenVL", "Qwen", "QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions")

@@ -10,11 +10,12 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "settings", "log"}
+LOW = {"request", "settings", "checks", "log"}
 MAY_IMPORT = {
     "__init__": set(),
-    "settings": set(),
-    "request": {"settings"},
+    "checks": set(),
+    "settings": {"checks"},
+    "request": {"checks", "settings"},
     "log": set(),
     "sampling": LOW,
     "capabilities": LOW,
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
     "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
-    "checkpoint": set(),
+    "checkpoint": {"settings"},
     "trust": {"paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
@@ -94,7 +95,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "watch", "catalog", "paths", "folder", "lists", "live"),
+    *("checks", "settings", "request", "log", "watch", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

@@ -13,7 +13,8 @@ from qwenvl.catalog import DEMO
 from qwenvl.download import DownloadError, why_incomplete
 from qwenvl.loader import LoadError
 from qwenvl.pipeline import run
-from qwenvl.request import ATTENTIONS, SAMPLING_FROM, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import ATTENTIONS, SAMPLING_FROM
 from qwenvl.source import ModelSource, find_source
 
 MINE = LoadSpec("Mine")
