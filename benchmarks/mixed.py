@@ -19,7 +19,8 @@ from qwenvl.catalog import DEMO
 from qwenvl.media import MediaError
 from qwenvl.pipeline import run
 from qwenvl.prompt import PromptError
-from qwenvl.request import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS
 
 # What the demo model never takes for something else, in these sizes.
 COLORS = ("red", "green", "yellow", "blue", "purple", "pink")

@@ -14,7 +14,8 @@ from . import media
 from .keyvalues import capacity_for
 from .log import log
 from .prompt import Prompt
-from .request import MAX_SEED, Outcome, Question, Sampling
+from .request import Outcome, Question, Sampling
+from .settings import MAX_SEED
 
 # More rows than this gain little, and each has to wait for the longest answer of all.
 MOST_ROWS = 16

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from . import boxes, host, media
+from .checks import checked, one_of, text_of
 from .lists import first
 from .loader import PICTURE_PIXELS
 from .log import log
-from .request import RESOLUTIONS
-from .settings import checked, one_of, text_of
+from .settings import RESOLUTIONS
 
 
 class BoxesError(ValueError):

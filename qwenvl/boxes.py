@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .settings import shown, whole_characters
+from .checks import shown, whole_characters
 
 # How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
 COORDINATES = ("auto", "0-1000", "pixels")

@@ -18,23 +18,15 @@ from .engines import Engine
 from .families import family_of
 from .loader import PICTURE_PIXELS
 from .media import Video
-from .request import AS_SET, AUTO, RESOLUTIONS, Request, Sampling
+from .request import Request, Sampling, settings_of
+from .settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting
 
-# Field of the request -> the widget that it comes from, and the value that has no effect.
-EXTRAS: dict[str, tuple[str, Any]] = {
-    "top_p": ("top_p", 1.0),
-    "top_k": ("top_k", -1),
-    "min_p": ("min_p", 0.0),
-    "repetition_penalty": ("repetition_penalty", 1.0),
-    "presence_penalty": ("presence_penalty", 0.0),
-    "frequency_penalty": ("frequency_penalty", 0.0),
-    "seed": ("seed", None),
-    "min_tokens": ("min_new_tokens", 0),
-    "thinking_token_budget": ("thinking_budget", 0),
-    "chat_template_kwargs": ("thinking", None),
-}
+# Fields of a chat completion -> the settings that they come from.
+FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}
+# Every engine knows these.
+_KNOWN = {"temperature", "max_tokens"}
 # What an engine need not know. Where it says so, it is asked again without.
-MAY_DROP = {*EXTRAS, "stream_options", "stop"}
+MAY_DROP = {*FIELDS, "stream_options"} - _KNOWN
 # Engines hold seeds in signed 64 bits.
 _SEEDS = 1 << 63
 # Tokens that make up the structure of a prompt, as all Qwen families write them.
@@ -76,29 +68,30 @@ def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dic
 
 def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
     own = request.sampling
-    fields: dict[str, Any] = {
-        "max_tokens": own.longest,
-        "presence_penalty": own.presence_penalty,
-        "frequency_penalty": own.frequency_penalty,
-        # What is left out is what the engine has from the model's makers.
-        **(_choice(own) if request.sampling_from == AS_SET else {}),
-    }
-    optional = {
+    values = {each.name: getattr(own, each.attribute) for each in settings_of(Sampling)} | {
+        "max_new_tokens": own.longest,
+        "seed": None if seed is None else seed % _SEEDS,
         "stop": list(own.stop),
-        "min_tokens": own.min_new_tokens,
-        "thinking_token_budget": own.thinking_budget,
-        "chat_template_kwargs": {} if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
+        "thinking": None if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
     }
-    drawn = {} if seed is None else {"seed": seed % _SEEDS}
-    return fields | drawn | {name: value for name, value in optional.items() if value}
+    fields = {}
+    for name, setting in FIELDS.items():
+        is_off = values[setting.name] in (None, [], setting.off) or (own.greedy and setting.drawn)
+        if _is_sent(setting, request, is_off):
+            fields[name] = _off(setting) if is_off else values[setting.name]
+    return fields
 
 
-def _choice(own: Sampling) -> dict[str, Any]:
-    """How a token is chosen. Values without effect are sent too, or the engine would use those of the makers."""
-    penalty = {"repetition_penalty": own.repetition_penalty}
-    if own.greedy:
-        return {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0} | penalty
-    return {"temperature": own.temperature, "top_p": own.top_p, "top_k": own.top_k or -1, "min_p": own.min_p} | penalty
+def _is_sent(setting: Setting, request: Request, is_off: bool) -> bool:
+    """Values that are off are sent too where the engine would otherwise use those of the model's makers."""
+    if setting.makers:
+        return request.sampling_from == AS_SET
+    return setting.always or not is_off
+
+
+def _off(setting: Setting) -> Any:
+    """What an engine takes for off."""
+    return setting.off if setting.engine_off is None else setting.engine_off
 
 
 def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) -> list[str]:
@@ -114,14 +107,21 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) ->
         sentences.append("quantization, attention_mode and device have no effect: the model is loaded by the engine")
     if request.sampling_from != AS_SET:
         sentences.append("the sampling is the engine's own, whose values are not known here")
-    lost = [EXTRAS[name][0] for name in EXTRAS if name in unknown and sent.get(name) not in (EXTRAS[name][1], None)]
+    # An answer ends before a stop here, whether or not the engine knows it.
+    lost = [each.name for name, each in FIELDS.items() if name in unknown - {"stop"} and _counts(each, sent.get(name))]
     if lost:
         sentences.append(f"the engine does not know {', '.join(lost)}")
     if own.thinking_budget and "thinking_token_budget" not in unknown:
         sentences.append("the thinking budget is the engine's to keep, which not every engine does")
-    if own.no_repeat_ngram_size:
-        sentences.append("no_repeat_ngram_size has no effect: engines have nothing like it")
+    for each in settings_of(Sampling):
+        if not each.engine and each.off is not None and getattr(own, each.attribute) != each.off:
+            sentences.append(f"{each.name} has no effect: engines have nothing like it")
     return sentences
+
+
+def _counts(setting: Setting, sent: Any) -> bool:
+    """Whether it makes a difference that an engine does not know what it was sent."""
+    return sent is not None and sent != _off(setting)
 
 
 def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from .families import family_of
 from .files import UnreadableError, read_json_object
+from .settings import SETTINGS
 from .versions import release
 
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# What its makers may recommend.
+_SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 
 
 @dataclass(frozen=True, slots=True)

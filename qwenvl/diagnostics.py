@@ -12,8 +12,9 @@ import torch
 
 from . import nvml, sdpa
 from .log import log
-from .request import DIAGNOSTICS, LoadSpec, Stats
+from .request import LoadSpec, Stats
 from .rows import Generation
+from .settings import DIAGNOSTICS
 from .slow import why_slow
 from .stalls import Onlooker, pace, telling_s
 from .units import gigabytes

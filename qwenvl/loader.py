@@ -26,7 +26,8 @@ from .precision import (
     precision_options,
     quiet_casts,
 )
-from .request import ALL_GPUS_AND_CPU, LoadSpec
+from .request import LoadSpec
+from .settings import ALL_GPUS_AND_CPU
 from .sound import require_backing, why_unfit
 from .understood import LoadError, Understood
 

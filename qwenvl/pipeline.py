@@ -11,8 +11,9 @@ from typing import Any
 from . import media, prompt, session
 from .batch import MOST_ROWS, read_ahead
 from .cache import ModelCache
-from .request import IMAGE_MODES, Answer, Outcome, Question, Request, Result, Stats
+from .request import Answer, Outcome, Question, Request, Result, Stats
 from .session import Session
+from .settings import IMAGE_MODES
 from .watch import Telling, Watch
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import yaml
 
 from . import host, paths
+from .checks import shown, text_of, whole_characters
 from .log import log
-from .request import SYSTEM_PROMPT
-from .settings import shown, text_of, whole_characters
+from .settings import SYSTEM_PROMPT
 
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"

@@ -14,7 +14,8 @@ from PIL import Image
 from .answer import THINK_START
 from .loader import ModelHandle
 from .media import Video, fingerprint
-from .request import RESOLUTIONS, Request
+from .request import Request
+from .settings import RESOLUTIONS
 from .sound import why_unfit
 from .understood import Understood, UnusableError
 

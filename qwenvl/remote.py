@@ -17,6 +17,7 @@ from typing import Any
 from . import chat, media
 from .answer import THINK_END, THINK_START, cut_before, split_thinking, why_no_answer
 from .batch import later_seed, run_seed
+from .checks import whole_characters
 from .diagnostics import Diagnosis
 from .engines import Engine
 from .families import family_of
@@ -25,7 +26,6 @@ from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
 from .request import (
-    AS_SET,
     Answer,
     DecodeStats,
     LoadStats,
@@ -36,7 +36,7 @@ from .request import (
     Sampling,
     Stats,
 )
-from .settings import whole_characters
+from .settings import AS_SET
 from .thoughts import Thoughts, known
 from .watch import Telling, Watch
 from .wire import Wire

@@ -27,8 +27,6 @@ from .prompt import Prompt, side_by_side
 from .remote import EngineSession
 from .report import tell_of
 from .request import (
-    RELEASES,
-    RESOLUTIONS,
     DecodeStats,
     LoadStats,
     Outcome,
@@ -38,6 +36,7 @@ from .request import (
     Stats,
 )
 from .rows import Generation
+from .settings import RELEASES, RESOLUTIONS
 from .source import ModelSource, find_source
 from .watch import Listener, Telling, Watch
 

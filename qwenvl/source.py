@@ -16,7 +16,8 @@ from .families import family_of
 from .faults import unless_out_of_memory
 from .log import log
 from .precision import experts_are_fused
-from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
+from .request import LoadSpec, Request
+from .settings import AS_SET, QUANTIZATIONS
 from .trust import why_unsafe
 from .understood import Understood, UnusableError
 
@@ -25,7 +26,7 @@ def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelS
     """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
 
     Args:
-        policy: one of request.DOWNLOADS.
+        policy: one of settings.DOWNLOADS.
     """
     # First, because a device that does not exist should not cost a download.
     where = machine_for(spec.device, host.device())

@@ -10,7 +10,6 @@ from qwenvl.diagnostics import Diagnosis
 from qwenvl.loader import ModelHandle
 from qwenvl.prompt import Prompt
 from qwenvl.request import (
-    AS_SET,
     Answer,
     DecodeStats,
     LoadSpec,
@@ -22,6 +21,7 @@ from qwenvl.request import (
     Stats,
 )
 from qwenvl.session import ModelSession
+from qwenvl.settings import AS_SET
 from qwenvl.watch import Nobody, Telling, Writing
 
 

@@ -15,7 +15,8 @@ from qwenvl.budget import OutOfMemoryError
 from qwenvl.decode import Decoder
 from qwenvl.media import MediaError
 from qwenvl.prompt import Prompt, encode
-from qwenvl.request import MAX_SEED, Answer, Request, Sampling
+from qwenvl.request import Answer, Request, Sampling
+from qwenvl.settings import MAX_SEED
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=40)
 COLORS = ("red", "green", "yellow", "blue", "purple", "pink")

@@ -12,7 +12,8 @@ from qwenvl import chat
 from qwenvl.engines import Engine
 from qwenvl.loader import PICTURE_PIXELS
 from qwenvl.media import Video
-from qwenvl.request import MODELS_OWN, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import MODELS_OWN
 
 STUDIO = Engine("studio", "http://127.0.0.1:8000/v1", "Qwen/Qwen3-VL-4B-Instruct")
 

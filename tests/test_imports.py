@@ -10,11 +10,12 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "settings", "log", "files", "units", "versions"}
+LOW = {"request", "settings", "checks", "log", "files", "units", "versions"}
 MAY_IMPORT = {
     "__init__": set(),
-    "settings": set(),
-    "request": {"settings"},
+    "checks": set(),
+    "settings": {"checks"},
+    "request": {"checks", "settings"},
     "log": set(),
     "files": set(),
     "units": set(),
@@ -44,7 +45,7 @@ MAY_IMPORT = {
         "watch",
     },
     "families": set(),
-    "checkpoint": {"families", "files", "versions"},
+    "checkpoint": {"families", "files", "settings", "versions"},
     "trust": {"files", "paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
@@ -114,7 +115,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "files", "units", "watch", "catalog", "paths", "folder", "lists", "live"),
+    *("checks", "settings", "request", "log", "files", "units", "watch", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

@@ -20,7 +20,8 @@ from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
 from qwenvl.media import MediaError
 from qwenvl.pipeline import caption, run
-from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES, RELEASES
 
 EACH = IMAGE_MODES[1]
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)

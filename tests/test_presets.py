@@ -9,7 +9,8 @@ from qwenvl import presets
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
 from qwenvl.presets import BUILT_IN, NONE, Preset, UnknownPresetError, find, listed, names
-from qwenvl.request import SYSTEM_PROMPT, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import SYSTEM_PROMPT
 
 BUILT_IN_NAMES = {
     "describe briefly",

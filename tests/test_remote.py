@@ -17,7 +17,8 @@ from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.refusals import EngineError, QuestionError
-from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES
 
 REAL, PROXY = "real @ engine", "proxy @ engine"
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)

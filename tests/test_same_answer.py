@@ -24,7 +24,8 @@ from qwenvl.decode import Decoder
 from qwenvl.loader import load
 from qwenvl.pipeline import caption, run
 from qwenvl.prompt import encode, side_by_side
-from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES
 from qwenvl.watch import Nobody
 
 CASES = {case["name"]: case for case in json.loads((ROOT / "tests" / "same_answers.json").read_text(encoding="utf-8"))}

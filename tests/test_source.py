@@ -14,7 +14,8 @@ from qwenvl.download import DownloadError, why_incomplete
 from qwenvl.families import family_of
 from qwenvl.loader import LoadError
 from qwenvl.pipeline import run
-from qwenvl.request import ATTENTIONS, SAMPLING_FROM, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import ATTENTIONS, SAMPLING_FROM
 from qwenvl.source import ModelSource, find_source
 
 MINE = LoadSpec("Mine")
