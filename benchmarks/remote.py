@@ -38,9 +38,9 @@ from benchmarks.captions import draw_pictures
 from qwenvl import catalog, chat, media
 from qwenvl.cache import ModelCache
 from qwenvl.pipeline import caption, run
+from qwenvl.process import PROCESS
 from qwenvl.request import Answer, LoadSpec, Request, Sampling
 from qwenvl.watch import Nobody
-from qwenvl.wire import UNKNOWN_FIELDS
 from tests.engine import Served
 from tests.fault_proxy import Fault, fault_proxy, piece, streamed
 
@@ -176,7 +176,7 @@ def _bare(asked: Request) -> Callable[[], Any]:
 
     def ask() -> None:
         # Found out by the other side's first question.
-        unknown = UNKNOWN_FIELDS[(engine.base_url, engine.model)]
+        unknown = PROCESS.unknown_fields[(engine.base_url, engine.model)]
         content = json.dumps({name: value for name, value in body.items() if name not in unknown})
         line = http.client.HTTPConnection(address.hostname, address.port)
         line.request("POST", f"{address.path}/chat/completions", content, {"Content-Type": "application/json"})

@@ -14,13 +14,8 @@ import torch
 from .faults import is_lost_device, why_lost
 from .loader import ModelHandle
 from .log import log
+from .process import PROCESS
 from .request import LoadSpec
-from .turns import Turns
-
-# Of all caches of this process: while transformers loads a model, torch's default precision and its own way to make
-# modules are others, for every thread. A second load meanwhile would leave them so, and an answer would be computed
-# with them.
-TURNS = Turns()
 
 
 class Source(Protocol):
@@ -68,7 +63,7 @@ class Resident:
 
         Another thread's run that is under way is waited for: it may be of this model.
         """
-        with TURNS.alone():
+        with PROCESS.turns.alone():
             if for_good:
                 self._parked = None
             if self.handle is None:
@@ -132,6 +127,7 @@ class ModelCache:
     def __init__(self, memory: Memory | None = None) -> None:
         self._memory = memory or OneAtATime()
         self._residents: dict[LoadSpec, Resident] = {}
+        PROCESS.models.add(self)
 
     def turn(self, spec: LoadSpec, keep: bool, check: Callable[[], None] = lambda: None) -> _Turn:
         """A with-block in which one run has all models of this process to itself.
@@ -191,7 +187,7 @@ class ModelCache:
         Args:
             unless_used_after: a time.monotonic() after which a run makes this void.
         """
-        with TURNS.alone():
+        with PROCESS.turns.alone():
             resident = self._residents.get(spec)
             if resident is None or (unless_used_after is not None and resident.used_at > unless_used_after):
                 return
@@ -202,7 +198,7 @@ class ModelCache:
     def forget_parked(self) -> None:
         """Let go of what waits in RAM, and of what is where nobody else would unload it, as soon as no run is under
         way. Never waits: the end of a node calls it, which may come by a garbage collection in the middle of a run."""
-        TURNS.when_idle(self._forget_parked)
+        PROCESS.turns.when_idle(self._forget_parked)
 
     def _forget_parked(self) -> None:
         for resident in list(self._residents.values()):
@@ -211,7 +207,7 @@ class ModelCache:
 
     def clear(self) -> None:
         """Let all models go."""
-        with TURNS.alone():
+        with PROCESS.turns.alone():
             for spec in list(self._residents):
                 self.forget(spec)
 
@@ -224,7 +220,7 @@ class _Turn:
         self._check = check
 
     def __enter__(self) -> None:
-        TURNS.take(self._check)
+        PROCESS.turns.take(self._check)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -234,12 +230,14 @@ class _Turn:
                 _clear_frames(error)
                 gc.collect()  # what a load that failed half-way left behind
             if isinstance(error, RuntimeError) and is_lost_device(error):
-                self._cache.clear()  # of whatever was on it nothing can be used again
+                # Of whatever was on it nothing can be used again.
+                for models in list(PROCESS.models):
+                    models.clear()
                 raise why_lost(self._spec.model, error) from error
             if not self._keep:
                 self._cache.forget(self._spec)
         finally:
-            TURNS.end()
+            PROCESS.turns.end()
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from . import nvml, sdpa
 from .log import log
+from .process import PROCESS
 from .request import LoadSpec, Stats
 from .rows import Generation
 from .settings import DIAGNOSTICS
@@ -24,7 +25,6 @@ FULL, OFF = DIAGNOSTICS[1:]
 UNUSED_BYTES = 1 << 30
 # The log names so many stalls, the statistics all.
 STALLS_TOLD = 5
-_said: set[str] = set()
 
 
 class Phases:
@@ -91,9 +91,9 @@ class Diagnosis:
 
     def _figures(self, stats: Stats, made: Sequence[Generation]) -> dict[str, Any]:
         unknown = {self._after["not_read"], *_unseen(stats, self._kernels)} - {""}
-        for reason in sorted(unknown - _said):
-            log.info("diagnostics: %s", reason)
-        _said.update(unknown)
+        for reason in sorted(unknown):
+            if PROCESS.is_new("diagnostics", reason):
+                log.info("diagnostics: %s", reason)
         return {
             "phases_s": _phases(self.phases.seconds, stats, made),
             "tokens": pace([each.times for each in made], self._onlooker),

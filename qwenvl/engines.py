@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from .families import FAMILIES
 from .log import log
+from .process import PROCESS
 
 # Of a name in the lists: what tells an engine's model from one on this machine.
 SUFFIX = " @ engine"
@@ -180,11 +181,11 @@ _SETTINGS: dict[str, Callable[[str, object], Any]] = {
 }
 
 
-@functools.cache  # one warning is enough, however often the file changes
 def _warn_of_open_wire(base_url: str) -> None:
     parts = urlsplit(base_url)
     host = parts.hostname or ""
-    if parts.scheme == "http" and not _is_private(host):
+    # One warning is enough, however often the file changes.
+    if parts.scheme == "http" and not _is_private(host) and PROCESS.is_new("open wire", base_url):
         log.warning("%s is reached by plain http: the key, the pictures and the answers can be read on the way", host)
 
 

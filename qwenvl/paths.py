@@ -6,7 +6,6 @@ Standard library only. Which folders may be reached is for the caller to say.
 from __future__ import annotations
 
 import contextlib
-import functools
 import ipaddress
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 from .checks import shown
 from .log import log
+from .process import PROCESS
 
 # "auto": any local path while nobody but this machine reaches ComfyUI. "strict": ComfyUI's own folders always.
 SETTING, _CHOICES = "QWENVL_PATHS", ("auto", "strict")
@@ -47,10 +47,9 @@ def are_confined(listen: str, cors: object = None) -> bool:
     return _is_strict(asked) or bool(cors) or not all(map(_is_loopback, listen.split(",")))
 
 
-@functools.cache
 def _is_strict(asked: str) -> bool:
-    """Cached, so that a word which is none is told of once: the question comes dozens of times a prompt."""
-    if asked not in _CHOICES:
+    """A word that is none is told of once: the question comes dozens of times a prompt."""
+    if asked not in _CHOICES and PROCESS.is_new(SETTING, asked):
         log.warning("%s is %r, which is none of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
     return asked != _CHOICES[0]
 

@@ -18,6 +18,7 @@ import yaml
 from . import host, paths
 from .checks import shown, text_of, whole_characters
 from .log import log
+from .process import PROCESS
 from .settings import SYSTEM_PROMPT
 
 NONE = "none"
@@ -26,7 +27,6 @@ _SUFFIXES = (".yaml", ".yml", ".txt")
 _MAX_BYTES = 100_000
 _DEEPEST = 8
 # Files that have been complained of: the lists are made for every look at a node.
-_told: set[tuple[Path, str]] = set()
 
 
 class UnknownPresetError(ValueError):
@@ -168,6 +168,5 @@ def _preset(content: object) -> Preset:
 
 
 def _complain(file: Path, reason: str) -> None:
-    if (file, reason) not in _told:
-        _told.add((file, reason))
+    if PROCESS.is_new(file, reason):
         log.warning("the preset %s is ignored: %s", file, " ".join(reason.split()))

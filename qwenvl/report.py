@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 from .facts import Facts, Gpu, capability_of, probe
 from .log import log
 from .packages import FLASH, Lack, has_build, lack_of_bitsandbytes, lack_of_flash, not_installed, without_kernels
+from .process import PROCESS
 from .versions import release
 
 OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
@@ -68,10 +68,9 @@ def startup_report() -> None:
         tell(finding)
 
 
-@cache
 def tell_of(family: str, linear_attention: bool) -> None:
     """Once for each family of models: what they lack here to be fast."""
-    if linear_attention:
+    if linear_attention and PROCESS.is_new("family", family):
         for finding in _linear_attention(probe(), family):
             tell(finding)
 

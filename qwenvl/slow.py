@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from .process import PROCESS, Pace
 from .request import LoadSpec, Stats
 from .rows import Generation
 from .stalls import pace, telling_s
@@ -14,15 +14,6 @@ from .stalls import pace, telling_s
 SLOW = 3
 # Fewer tokens than this say little; the first interval is left out, since a step is captured in it.
 LEAST_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    tokens_per_s: float
-    prompt_tokens: int
-
-
-_fastest: dict[tuple[LoadSpec, str, int], _Run] = {}
 
 
 def why_slow(
@@ -43,11 +34,11 @@ def why_slow(
     counted = made.times[1:]
     if len(counted) < LEAST_TOKENS:
         return None
-    run = _Run((len(counted) - 1) / (counted[-1].arrived - counted[0].arrived), stats.prompt.prompt_tokens)
+    run = Pace((len(counted) - 1) / (counted[-1].arrived - counted[0].arrived), stats.prompt.prompt_tokens)
     key = (spec, stats.decode.tier, len(made.rows))
-    best = _fastest.setdefault(key, run)
+    best = PROCESS.fastest.setdefault(key, run)
     if run.tokens_per_s > best.tokens_per_s:
-        _fastest[key] = run
+        PROCESS.fastest[key] = run
     if run.tokens_per_s * SLOW >= best.tokens_per_s:
         return None
     reason = _of_tokens(made) or _of_gpu(looked()) or _of_others(run, best, (busy or _cpu_percent)())
@@ -84,7 +75,7 @@ def _of_gpu(looked: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _of_others(run: _Run, best: _Run, busy: float) -> str:
+def _of_others(run: Pace, best: Pace, busy: float) -> str:
     if busy > 50:
         return f"other programs use {busy:.0f} % of the CPU"
     if run.prompt_tokens > 4 * best.prompt_tokens:

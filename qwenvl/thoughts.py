@@ -14,12 +14,11 @@ from .answer import THINK_END, THINK_START
 from .chat import MAY_DROP
 from .engines import Engine
 from .log import log
+from .process import PROCESS
 from .refusals import EngineError
 from .reply import Reply
 from .wire import Wire
 
-# What was found out, by address and model.
-OPENED: dict[tuple[str, str], bool] = {}
 # A model that does not think needs a token or two for it; one that does is hardly done with its thought by then.
 _QUESTION, _MOST_TOKENS = "Answer with one word: yes.", 64
 # Fields that belong to the question that was cut off.
@@ -28,7 +27,7 @@ _ITS_OWN = ("stop", "min_tokens", "thinking_token_budget")
 
 def known(engine: Engine) -> bool | None:
     """Whether the block is open before the engine's texts; None where that was not found out."""
-    return OPENED.get((engine.base_url, engine.model))
+    return PROCESS.opens_thought.get((engine.base_url, engine.model))
 
 
 class Thoughts:
@@ -49,7 +48,7 @@ class Thoughts:
         """
         marked = _marked(reply)
         if marked:
-            OPENED.setdefault(self._key, True)
+            PROCESS.opens_thought.setdefault(self._key, True)
         if marked is None and reply.ended == "length" and reply.text.strip():
             # Many answers may be cut off at a time: one of them asks.
             async with self._asking:
@@ -70,7 +69,7 @@ class Thoughts:
         marked = _marked(reply)
         found = reply.ended == "length" if marked is None else marked
         log.info("%s %s before it answers", self._engine.model, "thinks" if found else "does not think")
-        OPENED[self._key] = found
+        PROCESS.opens_thought[self._key] = found
         return found
 
 

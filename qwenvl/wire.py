@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import refusals
 from .engines import Engine
 from .log import log
+from .process import PROCESS
 from .refusals import EngineError
 from .reply import DONE, Reply, event_of, stream_data
 
@@ -28,8 +29,6 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0)
 LONGEST_WAIT_S = 30.0
 CONNECT_S = 10.0
 BUSY = (429, 503)
-# What engines turned out not to know, by address and model: asking costs all pictures of a question a second time.
-UNKNOWN_FIELDS: dict[tuple[str, str], set[str]] = {}
 _MOST_WORDS = 1 << 16
 # More characters than the longest tokens have: whoever sends more ignores max_tokens, and may go on for ever.
 _MOST_PER_TOKEN = 512
@@ -65,7 +64,7 @@ class Wire:
         self._engine = engine
         self._key = key
         self._session: Any = None
-        self.unknown = UNKNOWN_FIELDS.setdefault((engine.base_url, engine.model), set())
+        self.unknown = PROCESS.unknown_fields.setdefault((engine.base_url, engine.model), set())
 
     async def close(self) -> None:
         """Close the connections."""

@@ -32,6 +32,7 @@ from qwenvl import (
     remote,
     trust,
 )
+from qwenvl.process import PROCESS
 from qwenvl.reply import DONE, Reply, event_of, stream_data
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
 
@@ -99,7 +100,7 @@ def _presets(data: bytes) -> None:
     suffix = presets._SUFFIXES[data[0] % len(presets._SUFFIXES)] if data else ".txt"
     file = _written("presets", f"a{suffix}", data[1:])
     presets._parsed.cache_clear()
-    presets._told.clear()
+    PROCESS.told.clear()
     for _, preset in presets._in_folder(file.parent):
         preset.fill("You see.", "a cat")
     file.unlink()

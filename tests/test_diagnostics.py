@@ -12,10 +12,11 @@ from asking import stats_of
 from conftest import draw, image
 from nvml_double import RTX_5090, UUID, NvmlDouble
 
-from qwenvl import diagnostics, nvml, slow
+from qwenvl import diagnostics, nvml
 from qwenvl.catalog import DEMO
 from qwenvl.diagnostics import Diagnosis, Phases, in_words
 from qwenvl.pipeline import run
+from qwenvl.process import PROCESS
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.rows import Generation, TokenTime
 
@@ -47,7 +48,7 @@ class Watch:
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process():
-    for forget in (diagnostics._said.clear, slow._fastest.clear, nvml._start.cache_clear):
+    for forget in (PROCESS.told.clear, PROCESS.fastest.clear, nvml._start.cache_clear):
         forget()
     yield
     nvml._start.cache_clear()

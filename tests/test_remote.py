@@ -16,6 +16,7 @@ from qwenvl.answer import NoAnswerError
 from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import caption, run
+from qwenvl.process import PROCESS
 from qwenvl.refusals import EngineError, QuestionError
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
@@ -74,7 +75,7 @@ def proxy(served, tmp_path, monkeypatch):
         entries(tmp_path, monkeypatch, real={"base_url": served.base_url, **demo}, proxy=behind)
         # As if found out before, so that each question is one request.
         unknown = {"top_k", "min_p", "repetition_penalty"}
-        monkeypatch.setitem(wire.UNKNOWN_FIELDS, (proxy.base_url, served.model), unknown)
+        monkeypatch.setitem(PROCESS.unknown_fields, (proxy.base_url, served.model), unknown)
         yield proxy
 
 

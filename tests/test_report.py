@@ -7,6 +7,7 @@ import pytest
 from qwenvl import report
 from qwenvl.facts import Facts, Gpu
 from qwenvl.families import family_of
+from qwenvl.process import PROCESS
 from qwenvl.report import findings, in_a_line, startup_report, tell_of
 
 # What torch's wheels were built for.
@@ -289,12 +290,12 @@ def test_one_more_line_for_each_thing_that_is_wrong(started):
 
 def test_a_model_is_told_what_it_lacks_once(monkeypatch, caplog):
     monkeypatch.setattr(report, "probe", lambda: machine(RTX_4090, without=LINEAR))
-    tell_of.cache_clear()
+    PROCESS.told.clear()
     for family in ("qwen3_vl", "qwen3_5", "qwen3_5"):
         tell_of(family, family_of(family).linear_attention)
     (record,) = caplog.records
     assert (record.levelname, "qwen3_5 models" in record.getMessage()) == ("WARNING", True)
-    tell_of.cache_clear()
+    PROCESS.told.clear()
 
 
 def test_several_gpus_are_all_named():

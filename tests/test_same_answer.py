@@ -16,13 +16,14 @@ import torch
 import transformers
 from conftest import ROOT, draw, image, write_video
 
-from qwenvl import catalog, media, wire
+from qwenvl import catalog, media
 from qwenvl.__main__ import main
 from qwenvl.capabilities import Machine
 from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.loader import load
 from qwenvl.pipeline import caption, run
+from qwenvl.process import PROCESS
 from qwenvl.prompt import encode, side_by_side
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
@@ -186,7 +187,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     monkeypatch.setattr(catalog, "CUSTOM_MODELS", tmp_path / "custom_models.json")
     # As if found out before, so that each question is one request.
     unknown = {"top_k", "min_p", "repetition_penalty"}
-    monkeypatch.setitem(wire.UNKNOWN_FIELDS, (served.base_url, served.model), unknown)
+    monkeypatch.setitem(PROCESS.unknown_fields, (served.base_url, served.model), unknown)
     result = run(request(case, film, "there @ engine"), models, Nobody())
     assert same(case, result.text)
     assert result.thinking == case.get("thought", "")

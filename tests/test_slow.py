@@ -5,6 +5,7 @@ import pytest
 from asking import stats_of
 
 from qwenvl import slow
+from qwenvl.process import PROCESS
 from qwenvl.request import LoadSpec
 from qwenvl.rows import Generation, TokenTime
 from qwenvl.slow import why_slow
@@ -20,7 +21,7 @@ def run():
     yield lambda made, prompt=100, looked=NOTHING, busy=5.0, tier="own step": why_slow(
         spec, stats(prompt, tier), [made, SHORT], lambda: looked, lambda: busy
     )
-    slow._fastest.clear()
+    PROCESS.fastest.clear()
 
 
 def stats(prompt_tokens, tier):

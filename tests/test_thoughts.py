@@ -6,9 +6,10 @@ import pytest
 import torch
 from fault_proxy import fault_proxy, piece, status, stream
 
-from qwenvl import catalog, thoughts
+from qwenvl import catalog
 from qwenvl.cache import ModelCache
 from qwenvl.pipeline import NoAnswerError, run
+from qwenvl.process import PROCESS
 from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
 from qwenvl.watch import Nobody
 
@@ -20,7 +21,7 @@ names = pytest.mark.parametrize("name", ["Qwen/Qwen3.6-27B", "Qwen/Qwen3-VL-8B-T
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
     """An engine that says what a test gives it to say. Called, it is asked; `proxy` has what it was sent."""
-    monkeypatch.setattr(thoughts, "OPENED", {})
+    PROCESS.opens_thought.clear()
     with fault_proxy(("127.0.0.1", 1)) as proxy:
 
         def ask(*faults, name="Qwen/Some", **changes):

@@ -3,13 +3,13 @@ import time
 
 import pytest
 
-from qwenvl import turns
-from qwenvl.turns import Turns
+from qwenvl import process
+from qwenvl.process import Turns
 
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch):
-    monkeypatch.setattr(turns, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(process, "LOOK_EVERY_S", 0.01)
 
 
 @pytest.fixture
