@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .qwenvl import catalog, host, lists, paths, presets, widgets
 from .qwenvl.box_node import QwenVLBoxes
 from .qwenvl.cache import ModelCache
+from .qwenvl.checks import checked, text_of
 from .qwenvl.devices import require_device
 from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.host import NodeWatch, memory_manager, model_roots
 from .qwenvl.pipeline import run
-from .qwenvl.request import IMAGE_MODES, RELEASES, Frames, LoadSpec, Request, Sampling
-from .qwenvl.settings import checked, text_of
+from .qwenvl.request import LoadSpec, Request
+from .qwenvl.settings import IMAGE_MODES, RELEASES
 
 MODELS = ModelCache(memory_manager())
 
@@ -32,13 +32,13 @@ def _problem(
 
     None stands for a value that another node will deliver.
     """
-    choices = {"quantization": quantization, "attention": attention_mode}
+    choices = {"model": "", "quantization": quantization, "attention_mode": attention_mode}
     try:
         if model is not None:
             catalog.find(model, model_roots())
         if preset is not None:
             presets.find(preset)
-        LoadSpec("", **{name: value for name, value in choices.items() if value is not None})
+        LoadSpec.of({name: value for name, value in choices.items() if value is not None})
         if device is not None:
             require_device(device)
     except ValueError as error:
@@ -54,22 +54,14 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     values = checked(declared, {**defaults, **given})
     question = text_of("prompt" if "prompt" in declared else "text", question)
     system, question = presets.find(values["preset"]).fill(values["system"], question)
-    request = Request(
-        load=LoadSpec(values["model"], values["quantization"], values["attention_mode"], values["device"]),
-        text=question,
-        system=system,
-        images=_images(values),
-        video_path=_video_file(values.get("video_path", "")),
-        sampling=Sampling(
-            **_those(values, widgets.SAMPLING, widgets.MORE_SAMPLING), stop=widgets.stops(values["stop"])
-        ),
-        sampling_from=values["sampling"],
-        release=values["release"] if values["keep_model_loaded"] else RELEASES[-1],
-        download=values["download"],
-        diagnostics=values["diagnostics"],
-        frames=Frames(**_those(values, widgets.FRAMES)),
-        **_those(values, ("thinking", "image_mode", "image_resolution", "video", "video_frames")),
-    )
+    values |= {
+        "system": system,
+        "text": question,
+        "stop": widgets.stops(values["stop"]),
+        "video_path": _video_file(values.get("video_path", "")),
+        "release": values["release"] if values["keep_model_loaded"] else RELEASES[-1],
+    }
+    request = Request.of(values, _images(values))
     result = run(request, node.models, NodeWatch(request.sampling.longest))
     answers = result.answers
     return _outputs([each.text for each in answers], [each.thinking for each in answers], [result.stats.to_json()])
@@ -78,11 +70,6 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
 def _images(values: dict[str, Any]) -> dict[str, Any]:
     connected = (lists.named(name, values[name]) for name in widgets.PICTURES if values.get(name) is not None)
     return {name: picture for each in connected for name, picture in each.items()}
-
-
-def _those(values: dict[str, Any], *names: Iterable[str]) -> dict[str, Any]:
-    """The values of so many inputs, as far as the node has them."""
-    return {name: values[name] for each in names for name in each if name in values}
 
 
 def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
@@ -119,29 +106,8 @@ class QwenVL:
         _watch_over(self)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, dict[str, widgets.Widget]]:
-        return {
-            "required": {
-                "system": widgets.SYSTEM,
-                "text": widgets.QUESTION,
-                "model": widgets.model_list(catalog.vision_models(model_roots())),
-                "quantization": widgets.QUANTIZATION,
-                "attention_mode": widgets.ATTENTION,
-                "keep_model_loaded": widgets.KEEP_LOADED,
-                "bypass": widgets.BYPASS,
-                **widgets.SAMPLING,
-            },
-            "optional": {
-                "image1": widgets.PICTURE,
-                "image2": widgets.PICTURE,
-                "image3": widgets.PICTURE,
-                "image4": widgets.PICTURE,
-                "video_path": widgets.VIDEO,
-                **widgets.OPTIONS,
-                **widgets.VISION_OPTIONS,
-                "preset": widgets.preset_list(),
-            },
-        }
+    def INPUT_TYPES(cls) -> widgets.Inputs:
+        return widgets.inputs(catalog.vision_models(model_roots()), looks=True)
 
     @classmethod
     def VALIDATE_INPUTS(
@@ -178,18 +144,10 @@ class Qwen2VL(QwenVL):
     DEPRECATED = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, dict[str, widgets.Widget]]:
+    def INPUT_TYPES(cls) -> widgets.Inputs:
         today = super().INPUT_TYPES()
         required, optional = today["required"], today["optional"]
-        first = (
-            "text",
-            "model",
-            "quantization",
-            "keep_model_loaded",
-            "temperature",
-            "max_new_tokens",
-            "seed",
-        )
+        first = ("text", "model", "quantization", "keep_model_loaded", "temperature", "max_new_tokens", "seed")
         return {
             "required": {name: required.pop(name) for name in first},
             "optional": {"image": widgets.PICTURE, "video_path": optional.pop("video_path"), **required, **optional},
@@ -220,20 +178,10 @@ class Qwen:
         _watch_over(self)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, dict[str, widgets.Widget]]:
-        return {
-            "required": {
-                "system": widgets.SYSTEM,
-                "prompt": widgets.QUESTION,
-                "model": widgets.model_list(catalog.text_models(model_roots())),
-                "quantization": widgets.QUANTIZATION,
-                "attention_mode": widgets.ATTENTION,
-                "keep_model_loaded": widgets.KEEP_LOADED,
-                "bypass": widgets.BYPASS,
-                **widgets.SAMPLING,
-            },
-            "optional": {**widgets.OPTIONS, "preset": widgets.preset_list()},
-        }
+    def INPUT_TYPES(cls) -> widgets.Inputs:
+        declared = widgets.inputs(catalog.text_models(model_roots()), looks=False)
+        required = {"prompt" if name == "text" else name: widget for name, widget in declared["required"].items()}
+        return {**declared, "required": required}
 
     @classmethod
     def VALIDATE_INPUTS(

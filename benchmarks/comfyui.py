@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Side, clock_for, command, device_name, ratio, rounds, versions
-from benchmarks.models import SHAPES, Shape, build, prompt
+from benchmarks.models import DECODE, SHAPES, Shape, build, prompt
 from qwenvl.decode import Decoder
 from qwenvl.request import Sampling
 
@@ -39,7 +39,7 @@ def main() -> None:
     shape, dtype = SHAPES[options.shape], getattr(torch, options.dtype)
     model = build(shape, options.device, dtype)
     inputs = prompt(model, 16 if options.shape in ("nano", "small") else 64, 64)
-    decoder, length = Decoder(model, "sdpa"), inputs["input_ids"].shape[1]
+    decoder, length = Decoder(model, "sdpa", decode=DECODE), inputs["input_ids"].shape[1]
     calls = iter(range(10**6))
 
     def ours(tokens: int) -> Any:

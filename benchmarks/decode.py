@@ -29,9 +29,9 @@ from benchmarks.measure import (
     rounds,
     versions,
 )
-from benchmarks.models import SHAPES, build, bytes_per_token, prompt, quantize
+from benchmarks.models import DECODE, SHAPES, build, bytes_per_token, prompt, quantize
 from qwenvl import attend
-from qwenvl.decode import Decoder, best_tier
+from qwenvl.decode import Decoder
 from qwenvl.doctor import copy_bandwidth
 from qwenvl.request import Sampling
 
@@ -80,7 +80,7 @@ def main() -> None:
 def _decoder(model: Any, options: argparse.Namespace) -> Decoder:
     if options.step_attention == "flash":
         attend.FLASH_FROM = 1
-    decoder = Decoder(model, "sdpa", options.tier or best_tier(model)[0])
+    decoder = Decoder(model, "sdpa", options.tier, decode=DECODE)
     if options.step_attention == "sdpa" and decoder.tier == "own step":
         decoder._lanes._step.attention.all_as_short()  # type: ignore[union-attr]
     return decoder

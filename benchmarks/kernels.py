@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import command, device_name, synced_clock, versions
-from benchmarks.models import SHAPES, build, prompt
+from benchmarks.models import DECODE, SHAPES, build, prompt
 from qwenvl.decode import Decoder
 from qwenvl.request import Sampling
 
@@ -32,7 +32,7 @@ def main() -> None:
     cuda = options.device == "cuda"
     model = build(SHAPES[options.shape], options.device, torch.bfloat16 if cuda else torch.float32)
     inputs = prompt(model, options.image_side, 64)
-    decoder = Decoder(model, "sdpa", options.tier)
+    decoder = Decoder(model, "sdpa", options.tier, decode=DECODE)
     steps, seconds, events = _profiled(decoder, inputs, options.tokens, synced_clock(options.device), cuda)
     total = sum(_microseconds(event, cuda) for event in events)
     result = {

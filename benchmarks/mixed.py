@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from qwenvl.answer import NoAnswerError
 from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.media import MediaError
-from qwenvl.pipeline import NoAnswerError, run
+from qwenvl.pipeline import run
 from qwenvl.prompt import PromptError
-from qwenvl.request import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS
 
 # What the demo model never takes for something else, in these sizes.
 COLORS = ("red", "green", "yellow", "blue", "purple", "pink")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import command, device_name, synced_clock, versions
-from benchmarks.models import SHAPES, build, prompt
+from benchmarks.models import DECODE, SHAPES, build, prompt
 from qwenvl.decode import Decoder
 from qwenvl.loader import patch_embedding_as_matmul
 from qwenvl.request import Sampling
@@ -41,7 +41,7 @@ def main() -> None:
     conv = embed.proj
     patch_embedding_as_matmul(model)
     projections = {"ours": embed.proj, "generate, matrix product": embed.proj, "generate, convolution": conv}
-    decoder, clock = Decoder(model, "sdpa"), synced_clock(options.device)
+    decoder, clock = Decoder(model, "sdpa", decode=DECODE), synced_clock(options.device)
     times: dict[str, list[float]] = {name: [] for name in projections}
     embedding: dict[str, list[float]] = {name: [] for name in projections}
     for counted in [False] + [True] * options.rounds:

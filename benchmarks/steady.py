@@ -16,7 +16,7 @@ import time
 import torch
 
 from benchmarks.measure import command, device_name, versions
-from benchmarks.models import SHAPES, build, prompt
+from benchmarks.models import DECODE, SHAPES, build, prompt
 from qwenvl.decode import Decoder
 from qwenvl.request import Sampling
 
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     cuda = options.device == "cuda"
     model = build(SHAPES[options.shape], options.device, torch.bfloat16 if cuda else torch.float32)
-    decoder = Decoder(model, "sdpa")
+    decoder = Decoder(model, "sdpa", decode=DECODE)
     prompts = [prompt(model, side, 64) for side in ((60, 64, 56, 62) if options.shape != "nano" else (16, 12, 14, 10))]
     intervals: list[float] = []
     largest, held = [], []

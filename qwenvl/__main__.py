@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from . import captions, catalog, command, doctor, presets, serving
 from .cache import ModelCache
 from .host import model_roots
 from .pipeline import run
-from .request import FRAME_RANGES, IMAGE_MODES, Frames, Request
+from .request import Request
+from .settings import ASK
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 
@@ -81,25 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("text", nargs="?", default="", help="the question; - reads it from standard input")
     add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
-    add("--video", default="", metavar="FILE", help="a video")
+    add("--video", dest="video_path", default="", metavar="FILE", help="a video")
     add("--list-models", action="store_true", help="print the models and exit")
     add("--list-presets", action="store_true", help="print the presets and exit")
-    add("--image-mode", choices=IMAGE_MODES, default=IMAGE_MODES[0])
-    command.add_numbers(parser, FRAME_RANGES, asdict(Frames()))
     add("--stats", action="store_true", help="print the figures of the run as JSON on standard error")
-    command.add_flags(parser)
+    command.add_flags(parser, ASK)
     return parser
 
 
 def _request(options: argparse.Namespace) -> Request:
-    return command.request(
-        options,
-        sys.stdin.read() if options.text == "-" else options.text,
-        images={f"image{number}": path for number, path in enumerate(options.image, 1)},
-        video_path=options.video,
-        frames=Frames(**{name: getattr(options, name) for name in FRAME_RANGES}),
-        image_mode=options.image_mode,
-    )
+    question = sys.stdin.read() if options.text == "-" else options.text
+    return command.request(options, question, {f"image{number}": path for number, path in enumerate(options.image, 1)})
 
 
 def _doctor(arguments: Sequence[str]) -> int:

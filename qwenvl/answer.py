@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .request import Answer, Sampling
+from .request import Answer, Request, Sampling
 
 THINK_START, THINK_END = "<think>", "</think>"
 # What Qwen's models were taught to read where their thinking is cut short.
@@ -13,6 +13,18 @@ CLOSING = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
     f"\n{THINK_END}\n\n"
 )
+
+
+class NoAnswerError(RuntimeError):
+    """The model used up its tokens before it began to answer."""
+
+
+def why_no_answer(request: Request) -> NoAnswerError:
+    """The error: what happened, and what helps. Pure."""
+    return NoAnswerError(
+        f"{request.load.model} was still thinking after {request.sampling.longest} tokens, so there is no answer. "
+        "Raise max_new_tokens, set a thinking_budget, or pick a model that does not think (Instruct)."
+    )
 
 
 def split_thinking(text: str, thinks: bool) -> tuple[str, str | None]:

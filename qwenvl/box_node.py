@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from . import boxes, host, media
+from .checks import checked, one_of, text_of
 from .lists import first
 from .loader import PICTURE_PIXELS
 from .log import log
-from .request import RESOLUTIONS
-from .settings import checked, one_of, text_of
+from .settings import RESOLUTIONS
 
 
 class BoxesError(ValueError):
@@ -76,8 +76,8 @@ class QwenVLBoxes:
                     list(RESOLUTIONS),
                     {
                         "default": next(iter(RESOLUTIONS)),
-                        "tooltip": "As in the QwenVL node. It matters where the answer counts pixels: those of the "
-                        "picture after it was scaled.",
+                        "tooltip": "As in the QwenVL node. Needed only without stats, where the answer counts pixels: "
+                        "those of the picture after it was scaled.",
                     },
                 ),
             },
@@ -102,9 +102,11 @@ class QwenVLBoxes:
                 f"There are {len(text)} texts for {count} pictures. Connect the image that the QwenVL node was asked "
                 "about; with several pictures set its image_mode to 'one answer per image'."
             )
-        answers = iter(text if len(text) == count else text * count)
-        how = _Counting(coordinates[0], _model(stats), RESOLUTIONS[image_resolution[0]] or PICTURE_PIXELS)
-        marked = [[(picture, *_found(picture, next(answers), how)) for picture in batch] for batch in batches]
+        runs = [run for each in stats if (run := _read(each))]
+        known = coordinates_of(runs[0]) if runs else ""
+        how = _Counting(coordinates[0], known, RESOLUTIONS[image_resolution[0]] or PICTURE_PIXELS)
+        asked = zip(text if len(text) == count else text * count, _sizes(runs, count), strict=True)
+        marked = [[(picture, *_found(picture, *next(asked), how)) for picture in batch] for batch in batches]
         told = [line for batch in marked for _, _, line in batch]
         host.NodeWatch(1).end("\n".join(told))
         return {
@@ -121,21 +123,27 @@ class QwenVLBoxes:
 class _Counting:
     """What the numbers of an answer count."""
 
+    # As the widget says, and as the stats say of the model's family.
     coordinates: str
-    model: str
-    # What pictures were scaled to: at least and at most so many pixels.
+    known: str
+    # What pictures were scaled to, where the stats do not say: at least and at most so many pixels.
     pixels: tuple[int, int]
 
-    def unit(self, marks: Sequence[boxes.Mark], size: tuple[int, int]) -> tuple[int, int]:
-        """How far the numbers reach to the right and down on a picture of that (width, height)."""
+    def unit(self, marks: Sequence[boxes.Mark], size: tuple[int, int], seen: tuple[int, int] | None) -> tuple[int, int]:
+        """How far the numbers reach to the right and down.
+
+        Args:
+            size: (width, height) of the picture.
+            seen: the same as the model saw it; None where the stats do not say.
+        """
         thousand = (boxes.THOUSAND, boxes.THOUSAND)
         if self.coordinates == "0-1000" or not marks:
             return thousand
-        seen = self._seen(*size)
-        return seen if self.coordinates == "pixels" or boxes.counts_pixels(marks, seen, self.model) else thousand
+        seen = seen or self._seen(*size)
+        return seen if self.coordinates == "pixels" or boxes.counts_pixels(marks, seen, self.known) else thousand
 
     def _seen(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the picture as it was scaled for Qwen2.5-VL, which counts in these pixels."""
+        """Width and height of the picture as Qwen2.5-VL's processor scales it."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         low, high = self.pixels
@@ -143,10 +151,12 @@ class _Counting:
         return width, height
 
 
-def _found(picture: Image.Image, answer: str, how: _Counting) -> tuple[list[boxes.Mark], str]:
+def _found(
+    picture: Image.Image, answer: str, seen: tuple[int, int] | None, how: _Counting
+) -> tuple[list[boxes.Mark], str]:
     """What the answer found in the picture, in its pixels, and a line about it."""
     marks, problems = boxes.read(answer)
-    placed, outside = boxes.place(marks, how.unit(marks, picture.size), picture.size)
+    placed, outside = boxes.place(marks, how.unit(marks, picture.size, seen), picture.size)
     if not marks:
         outside = ["there is no bbox_2d or point_2d in the answer"]
     for problem in [*problems, *outside]:
@@ -156,13 +166,44 @@ def _found(picture: Image.Image, answer: str, how: _Counting) -> tuple[list[boxe
     return placed, "; ".join([found, *problems, *outside])
 
 
-def _model(stats: Sequence[str]) -> str:
-    """The model's name in a run's stats; nothing where there are none."""
+def coordinates_of(stats: Mapping[str, Any]) -> str:
+    """What the family of the model that answered counts: "pixels", "0-1000", or "" where the stats do not say."""
+    found = stats.get("coordinates")
+    return found if found in boxes.COORDINATES[1:] else ""
+
+
+def seen_sizes_of(stats: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(width, height) of each picture as the model saw it, in their order; [] where the stats do not say."""
+    answers = stats.get("seen_sizes")
+    if not isinstance(answers, list):
+        return []
+    # A list for each answer, of one picture or of several.
+    sizes = [_size(each) for answer in answers for each in (answer if isinstance(answer, list) else [answer])]
+    known = [size for size in sizes if size]
+    return known if len(known) == len(sizes) else []
+
+
+def _size(value: object) -> tuple[int, int] | None:
+    width, height = value if isinstance(value, list) and len(value) == 2 else (0, 0)
+    return (width, height) if type(width) is type(height) is int and min(width, height) > 0 else None
+
+
+def _sizes(runs: Sequence[Mapping[str, Any]], count: int) -> Sequence[tuple[int, int] | None]:
+    """At what size each of so many pictures was seen; None for all where the stats are of other pictures."""
+    found = [size for stats in runs for size in seen_sizes_of(stats)]
+    return found if len(found) == count else [None] * count
+
+
+def _read(stats: str) -> dict[str, Any]:
+    """A run's stats; {} with a warning where they are none."""
     try:
-        return str(json.loads(stats[0])["model"]) if stats else ""
-    except (ValueError, KeyError, TypeError, RecursionError):
-        log.warning("boxes: stats are not those of a QwenVL node, so auto does without them")
-        return ""
+        found = json.loads(stats)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if isinstance(found, dict) and "model" in found:
+        return found
+    log.warning("boxes: stats are not those of a QwenVL node, so auto does without them")
+    return {}
 
 
 def _tensor(pictures: Iterable[Image.Image]) -> torch.Tensor:

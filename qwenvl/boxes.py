@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .settings import whole_characters
+from .checks import shown, whole_characters
 
 # How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
 COORDINATES = ("auto", "0-1000", "pixels")
@@ -20,10 +20,11 @@ THOUSAND = 1000
 _KEYS = {"bbox_2d": 4, "point_2d": 2}
 _LABEL_KEYS = ("label", "text_content", "text", "name")
 _MAX_LABEL = 60
+_MOST_PROBLEMS = 20
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#808000")
 
-# Characters; and what a nesting counts for that is too deep to be read.
-_MOST_EFFORT, _DEEP = 20_000_000, 100_000
+# An object that is no JSON may hold others, so reading goes on within it; no character is read more often than this.
+_MOST_READS = 8
 _NUMBER = r"-?\d{1,9}(?:\.\d+)?"
 # In an object that is no JSON: quotes of any kind or none, an end that is missing. What float() takes, and not so long
 # that a text of quotes alone is read over and over.
@@ -48,25 +49,17 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
     text = whole_characters(text)
     marks: list[Mark] = []
     problems: list[str] = []
-    around = ""
-    position = effort = 0
-    while (start := text.find("{", position)) >= 0:
-        around += text[position:start]
-        try:
-            value, position = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            end = text.find("{", start + 1)
-            position = end if end >= 0 else len(text)
-            _read_broken(text[start:position], marks, problems)
-            # What was read for nothing, and the lines that json counts for its message.
-            effort += getattr(error, "pos", len(text) + _DEEP) - start + len(text) // 100
-            if effort > _MOST_EFFORT:
-                problems.append("the rest is left out, because there is too much before it that is no JSON")
-                position = len(text)
+    open_lists = end = 0
+    for start, after, value in _objects(text):
+        open_lists += text.count("[", end, start) - text.count("]", end, start)
+        end = after
+        if value is None:
+            _read_broken(text[start:after], marks, problems)
         else:
             _read_objects(value, marks, problems)
-    around += text[position:]
-    if marks and around.count("[") > around.count("]"):
+    open_lists += text.count("[", end) - text.count("]", end)
+    problems = _first(problems)
+    if marks and open_lists > 0:
         problems.append("the list has no end: the answer was cut off, so there may be more (raise max_new_tokens)")
     once = list(dict.fromkeys(marks))
     if len(once) < len(marks):
@@ -74,16 +67,15 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
     return once, problems
 
 
-def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], model: str = "") -> bool:
-    """The rule of "auto": pixels from a model of Qwen2.5-VL, or where a number is above 1000 and within the picture.
-
-    Qwen2-VL, Qwen3-VL and later ones count from 0 to 1000.
+def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "") -> bool:
+    """The rule of "auto": pixels where the family counts them, or a number above 1000 lies within the picture.
 
     Args:
         seen: (width, height) of the picture as the model saw it.
-        model: its name, where it is known.
+        known: what the model's family counts, one of COORDINATES; "" where that is not known. Finetunes may count
+            otherwise, so a number that cannot be a thousandth is believed.
     """
-    if re.search(r"qwen-?2\.5-?vl", model, re.IGNORECASE):
+    if known == "pixels":
         return True
     sides = [(value, side) for mark in marks for value, side in zip(mark.box, seen * 2, strict=True)]
     return any(THOUSAND < value <= side for value, side in sides)
@@ -106,7 +98,7 @@ def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int
             placed.append(replace(mark, box=box))
         else:
             problems.append(f"{_shown(mark)} is outside the picture or has no size")
-    return placed, problems
+    return placed, _first(problems)
 
 
 def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
@@ -154,6 +146,37 @@ def as_bounding_boxes(marks: Sequence[Mark]) -> list[dict[str, Any]]:
     return found
 
 
+class _Uncounted(str):
+    """A text for json, which counts the lines from its beginning up to each mistake; nobody reads that number."""
+
+    __slots__ = ()
+
+    def count(self, *_: object) -> int:
+        return 0
+
+    def rfind(self, *_: object) -> int:
+        return -1
+
+
+def _objects(text: str) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
+    """Start, end and value of each object. One that is no JSON has no value, and ends where the next one begins."""
+    decoder, uncounted = json.JSONDecoder(), _Uncounted(text)
+    mistakes: list[int] = []  # where those that were read in vain stopped
+    end = 0
+    while (start := text.find("{", end)) >= 0:
+        mistakes = [each for each in mistakes if each > start]
+        value = None
+        if len(mistakes) < _MOST_READS:
+            try:
+                value, end = decoder.raw_decode(uncounted, start)
+            except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits, has no pos
+                mistakes.append(getattr(error, "pos", len(text)))
+        if value is None:
+            after = text.find("{", start + 1)
+            end = after if after >= 0 else len(text)
+        yield start, end, value
+
+
 def _read_objects(value: Any, marks: list[Mark], problems: list[str]) -> None:
     """Add what the value holds, at any depth, in order."""
     waiting = [value]
@@ -174,7 +197,7 @@ def _read_object(value: dict[str, Any], marks: list[Mark], problems: list[str]) 
         found = [box for numbers in _rows(value[key]) if (box := _box(numbers, count))]
         marks += [Mark(box, label, count == 2) for box in found]
         if not found:
-            problems.append(f"{key} of {label!r} must be {count} numbers, got {_cut(json.dumps(value[key]))}")
+            problems.append(f"{key} of {label!r} must be {count} numbers, got {_cut(shown(value[key]))}")
 
 
 def _read_broken(text: str, marks: list[Mark], problems: list[str]) -> None:
@@ -231,6 +254,12 @@ def _write(pen: ImageDraw.ImageDraw, mark: Mark, font: Any, color: str, size: tu
     y = mark.box[1] - height if mark.box[1] >= height else min(mark.box[1], max(0, size[1] - height))
     pen.rectangle((x, y, x + width, y + height), fill=color)
     pen.text((x + 3 - left, y + 3 - top), label, fill="white", font=font)
+
+
+def _first(problems: list[str]) -> list[str]:
+    """Of a mistake that is made over and over, nobody reads every line."""
+    more = len(problems) - _MOST_PROBLEMS
+    return [*problems[:_MOST_PROBLEMS], f"and {more} more like these"] if more > 0 else problems
 
 
 def _shown(mark: Mark) -> str:

@@ -31,6 +31,8 @@ class Model:
     folder: Path | None = None
     size: Size | None = None
     engine: Engine | None = None
+    # The model_type of its config.json, where it is known without the folder.
+    family: str = ""
 
     @property
     def owner(self) -> str:
@@ -46,6 +48,7 @@ class _Shape:
     """Parameter counts, as transformers counts them in the class of the family, built without weights.
 
     Attributes:
+        family: the model_type of its config.json.
         total: all that is in memory.
         matrices: of these, in matrices of the language model's layers: what an FP8 twin stores in one byte each.
         on_disk_only: beside the total: heads for several tokens, which transformers leaves out, and output heads that
@@ -53,6 +56,7 @@ class _Shape:
         linear: of the matrices, in linear layers, which bitsandbytes quantizes; experts are none. None for all.
     """
 
+    family: str
     total: int
     matrices: int
     on_disk_only: int = 0
@@ -65,33 +69,33 @@ _BYTES = {"none": 2.0, "8bit": 1.01, "4bit": 0.52}
 _FP8_BYTES = 1 + 2 / 128**2
 
 _SHAPES = {
-    "Qwen3-VL-2B": _Shape(2_127_532_032, 1_409_286_144),
-    "Qwen3-VL-4B": _Shape(4_437_815_808, 3_633_315_840),
-    "Qwen3-VL-8B": _Shape(8_767_123_696, 6_945_767_424),
-    "Qwen3-VL-32B": _Shape(33_357_390_064, 31_205_621_760),
-    "Qwen3-VL-30B-A3B": _Shape(31_070_754_032, 29_909_581_824, linear=905_969_664),
-    "Qwen3.5-0.8B": _Shape(852_985_920, 497_614_848, 20_452_864),
-    "Qwen3.5-2B": _Shape(2_213_241_664, 1_372_717_056, 60_828_160),
-    "Qwen3.5-4B": _Shape(4_539_265_536, 3_569_090_560, 120_599_552),
-    "Qwen3.5-9B": _Shape(9_409_813_744, 6_918_504_448, 243_290_624),
-    "Qwen3.5-27B": _Shape(27_356_728_560, 24_350_556_160, 424_699_392),
-    "Qwen3.5-35B-A3B": _Shape(35_107_181_936, 33_642_332_160, 844_640_768, linear=1_409_105_920),
-    "Qwen2.5-VL-3B": _Shape(3_754_622_976, 2_774_532_096),
-    "Qwen2.5-VL-7B": _Shape(8_292_166_656, 6_525_288_448),
-    "Qwen2.5-VL-32B": _Shape(33_452_718_336, 31_205_621_760),
-    "Qwen2.5-VL-72B": _Shape(73_410_777_344, 70_212_648_960),
-    "Qwen2-VL-2B": _Shape(2_208_985_600, 1_310_195_712),
-    "Qwen2-VL-7B": _Shape(8_291_375_616, 6_525_288_448),
-    "Qwen3-0.6B": _Shape(596_049_920, 440_401_920, 155_582_464),
-    "Qwen3-1.7B": _Shape(1_720_574_976, 1_409_286_144, 311_164_928),
-    "Qwen3-4B": _Shape(4_022_468_096, 3_633_315_840),
-    "Qwen3-8B": _Shape(8_190_735_360, 6_945_767_424),
-    "Qwen3-14B": _Shape(14_768_307_200, 13_212_057_600),
-    "Qwen3-32B": _Shape(32_762_123_264, 31_205_621_760),
-    "Qwen2.5-3B": _Shape(3_085_938_688, 2_774_532_096),
-    "Qwen2.5-7B": _Shape(7_615_616_512, 6_525_288_448),
-    "Qwen2.5-14B": _Shape(14_770_033_664, 13_212_057_600),
-    "Qwen2.5-32B": _Shape(32_763_876_352, 31_205_621_760),
+    "Qwen3-VL-2B": _Shape("qwen3_vl", 2_127_532_032, 1_409_286_144),
+    "Qwen3-VL-4B": _Shape("qwen3_vl", 4_437_815_808, 3_633_315_840),
+    "Qwen3-VL-8B": _Shape("qwen3_vl", 8_767_123_696, 6_945_767_424),
+    "Qwen3-VL-32B": _Shape("qwen3_vl", 33_357_390_064, 31_205_621_760),
+    "Qwen3-VL-30B-A3B": _Shape("qwen3_vl_moe", 31_070_754_032, 29_909_581_824, linear=905_969_664),
+    "Qwen3.5-0.8B": _Shape("qwen3_5", 852_985_920, 497_614_848, 20_452_864),
+    "Qwen3.5-2B": _Shape("qwen3_5", 2_213_241_664, 1_372_717_056, 60_828_160),
+    "Qwen3.5-4B": _Shape("qwen3_5", 4_539_265_536, 3_569_090_560, 120_599_552),
+    "Qwen3.5-9B": _Shape("qwen3_5", 9_409_813_744, 6_918_504_448, 243_290_624),
+    "Qwen3.5-27B": _Shape("qwen3_5", 27_356_728_560, 24_350_556_160, 424_699_392),
+    "Qwen3.5-35B-A3B": _Shape("qwen3_5_moe", 35_107_181_936, 33_642_332_160, 844_640_768, linear=1_409_105_920),
+    "Qwen2.5-VL-3B": _Shape("qwen2_5_vl", 3_754_622_976, 2_774_532_096),
+    "Qwen2.5-VL-7B": _Shape("qwen2_5_vl", 8_292_166_656, 6_525_288_448),
+    "Qwen2.5-VL-32B": _Shape("qwen2_5_vl", 33_452_718_336, 31_205_621_760),
+    "Qwen2.5-VL-72B": _Shape("qwen2_5_vl", 73_410_777_344, 70_212_648_960),
+    "Qwen2-VL-2B": _Shape("qwen2_vl", 2_208_985_600, 1_310_195_712),
+    "Qwen2-VL-7B": _Shape("qwen2_vl", 8_291_375_616, 6_525_288_448),
+    "Qwen3-0.6B": _Shape("qwen3", 596_049_920, 440_401_920, 155_582_464),
+    "Qwen3-1.7B": _Shape("qwen3", 1_720_574_976, 1_409_286_144, 311_164_928),
+    "Qwen3-4B": _Shape("qwen3", 4_022_468_096, 3_633_315_840),
+    "Qwen3-8B": _Shape("qwen3", 8_190_735_360, 6_945_767_424),
+    "Qwen3-14B": _Shape("qwen3", 14_768_307_200, 13_212_057_600),
+    "Qwen3-32B": _Shape("qwen3", 32_762_123_264, 31_205_621_760),
+    "Qwen2.5-3B": _Shape("qwen2", 3_085_938_688, 2_774_532_096),
+    "Qwen2.5-7B": _Shape("qwen2", 7_615_616_512, 6_525_288_448),
+    "Qwen2.5-14B": _Shape("qwen2", 14_770_033_664, 13_212_057_600),
+    "Qwen2.5-32B": _Shape("qwen2", 32_763_876_352, 31_205_621_760),
 }
 # Later generations of the same shape.
 _SHAPES |= dict.fromkeys(("Qwen3.6-27B", "Qwen3.8-27B"), _SHAPES["Qwen3.5-27B"])
@@ -138,7 +142,8 @@ _TEXT: dict[str, tuple[str, ...]] = {
 
 def vision() -> list[Model]:
     """Models that read pictures, the QwenVL node's first choice first."""
-    captioner = Model("SkyCaptioner-V1", "Skywork/SkyCaptioner-V1", size=_size(_SHAPES["Qwen2.5-VL-7B"], fp8=False))
+    shape = _SHAPES["Qwen2.5-VL-7B"]
+    captioner = Model("SkyCaptioner-V1", "Skywork/SkyCaptioner-V1", size=_size(shape, fp8=False), family=shape.family)
     return [*_named(_VISION), captioner]
 
 
@@ -150,8 +155,8 @@ def text() -> list[Model]:
 def _named(table: dict[str, tuple[str, ...]]) -> Iterator[Model]:
     for shape, endings in table.items():
         for ending in endings:
-            name = shape + ending
-            yield Model(name, f"Qwen/{name}", size=_size(_SHAPES[shape], fp8=ending.endswith("-FP8")))
+            name, size = shape + ending, _size(_SHAPES[shape], fp8=ending.endswith("-FP8"))
+            yield Model(name, f"Qwen/{name}", size=size, family=_SHAPES[shape].family)
 
 
 def _size(shape: _Shape, fp8: bool) -> Size:

@@ -16,6 +16,7 @@ from . import command, folder, presets
 from .cache import ModelCache
 from .pipeline import caption
 from .request import Answer, Request
+from .settings import CAPTION
 
 # tqdm turns the rate over where it is below one; always in this direction, two runs can be compared.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--suffix", default=".txt", help="of the text files (default: %(default)s)")
     add("--batch-size", type=_batch_size, metavar="N", help="pictures at a time (default: auto, what fits in memory)")
     add("--jsonl", type=Path, metavar="FILE", help="write the captions of the whole folder into one file as well")
-    command.add_flags(parser)
+    command.add_flags(parser, CAPTION)
     return parser
 
 
@@ -58,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
         raise folder.FolderError("There is nothing to ask: give --prompt, --preset or both.")
     if options.jsonl and not options.jsonl.parent.is_dir():
         raise folder.FolderError(f"--jsonl: there is no folder {str(options.jsonl.parent)!r}.")
-    request = command.request(options, options.prompt)
+    request = command.request(options, options.prompt, {})
     pictures = folder.find_pictures(options.folder, recursive=options.recursive)
     if not pictures:
         raise folder.FolderError(f"There is no picture in {str(options.folder)!r} ({', '.join(folder.SUFFIXES)}).")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from . import builtin
 from .builtin import Model
+from .checks import shown, text_of
 from .custom import custom_models
 from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
 from .engines import SUFFIX, Engine, read_engines
-from .settings import shown, text_of
 
 PACK = Path(__file__).resolve().parent.parent
 CUSTOM_MODELS = PACK / "custom_models.json"

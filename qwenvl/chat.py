@@ -15,32 +15,26 @@ import torch
 from PIL import Image
 
 from .engines import Engine
+from .families import family_of
 from .loader import PICTURE_PIXELS
 from .media import Video
-from .request import AS_SET, AUTO, RESOLUTIONS, Request, Sampling
+from .request import Request, Sampling, settings_of
+from .settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting
 
-# Field of the request -> the widget that it comes from, and the value that has no effect.
-EXTRAS: dict[str, tuple[str, Any]] = {
-    "top_p": ("top_p", 1.0),
-    "top_k": ("top_k", -1),
-    "min_p": ("min_p", 0.0),
-    "repetition_penalty": ("repetition_penalty", 1.0),
-    "presence_penalty": ("presence_penalty", 0.0),
-    "frequency_penalty": ("frequency_penalty", 0.0),
-    "seed": ("seed", None),
-    "min_tokens": ("min_new_tokens", 0),
-    "thinking_token_budget": ("thinking_budget", 0),
-    "chat_template_kwargs": ("thinking", None),
-}
+# Fields of a chat completion -> the settings that they come from.
+FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}
+# Every engine knows these.
+_KNOWN = {"temperature", "max_tokens"}
 # What an engine need not know. Where it says so, it is asked again without.
-MAY_DROP = {*EXTRAS, "stream_options", "stop"}
+MAY_DROP = {*FIELDS, "stream_options"} - _KNOWN
 # Engines hold seeds in signed 64 bits.
 _SEEDS = 1 << 63
 # Tokens that make up the structure of a prompt, as all Qwen families write them.
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
 _ZERO_WIDTH_SPACE = "\u200b"
-# Side of the square of pixels that becomes one token, and so what sides are rounded to.
-_FACTOR, _FACTOR_OF_QWEN2 = 32, 28
+# Side of the square of pixels that becomes one token, where the family is not known: a wrong guess costs a second,
+# small scaling.
+_PATCH = 32
 
 
 def plain(text: str) -> str:
@@ -74,29 +68,30 @@ def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dic
 
 def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
     own = request.sampling
-    fields: dict[str, Any] = {
-        "max_tokens": own.longest,
-        "presence_penalty": own.presence_penalty,
-        "frequency_penalty": own.frequency_penalty,
-        # What is left out is what the engine has from the model's makers.
-        **(_choice(own) if request.sampling_from == AS_SET else {}),
-    }
-    optional = {
+    values = {each.name: getattr(own, each.attribute) for each in settings_of(Sampling)} | {
+        "max_new_tokens": own.longest,
+        "seed": None if seed is None else seed % _SEEDS,
         "stop": list(own.stop),
-        "min_tokens": own.min_new_tokens,
-        "thinking_token_budget": own.thinking_budget,
-        "chat_template_kwargs": {} if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
+        "thinking": None if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
     }
-    drawn = {} if seed is None else {"seed": seed % _SEEDS}
-    return fields | drawn | {name: value for name, value in optional.items() if value}
+    fields = {}
+    for name, setting in FIELDS.items():
+        is_off = values[setting.name] in (None, [], setting.off) or (own.greedy and setting.drawn)
+        if _is_sent(setting, request, is_off):
+            fields[name] = _off(setting) if is_off else values[setting.name]
+    return fields
 
 
-def _choice(own: Sampling) -> dict[str, Any]:
-    """How a token is chosen. Values without effect are sent too, or the engine would use those of the makers."""
-    penalty = {"repetition_penalty": own.repetition_penalty}
-    if own.greedy:
-        return {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0} | penalty
-    return {"temperature": own.temperature, "top_p": own.top_p, "top_k": own.top_k or -1, "min_p": own.min_p} | penalty
+def _is_sent(setting: Setting, request: Request, is_off: bool) -> bool:
+    """Values that are off are sent too where the engine would otherwise use those of the model's makers."""
+    if setting.makers:
+        return request.sampling_from == AS_SET
+    return setting.always or not is_off
+
+
+def _off(setting: Setting) -> Any:
+    """What an engine takes for off."""
+    return setting.off if setting.engine_off is None else setting.engine_off
 
 
 def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) -> list[str]:
@@ -112,14 +107,21 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) ->
         sentences.append("quantization, attention_mode and device have no effect: the model is loaded by the engine")
     if request.sampling_from != AS_SET:
         sentences.append("the sampling is the engine's own, whose values are not known here")
-    lost = [EXTRAS[name][0] for name in EXTRAS if name in unknown and sent.get(name) not in (EXTRAS[name][1], None)]
+    # An answer ends before a stop here, whether or not the engine knows it.
+    lost = [each.name for name, each in FIELDS.items() if name in unknown - {"stop"} and _counts(each, sent.get(name))]
     if lost:
         sentences.append(f"the engine does not know {', '.join(lost)}")
     if own.thinking_budget and "thinking_token_budget" not in unknown:
         sentences.append("the thinking budget is the engine's to keep, which not every engine does")
-    if own.no_repeat_ngram_size:
-        sentences.append("no_repeat_ngram_size has no effect: engines have nothing like it")
+    for each in settings_of(Sampling):
+        if not each.engine and each.off is not None and getattr(own, each.attribute) != each.off:
+            sentences.append(f"{each.name} has no effect: engines have nothing like it")
     return sentences
+
+
+def _counts(setting: Setting, sent: Any) -> bool:
+    """Whether it makes a difference that an engine does not know what it was sent."""
+    return sent is not None and sent != _off(setting)
 
 
 def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:
@@ -127,9 +129,9 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
 
     One at a time, because each takes a while to pack.
     """
-    budget = RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+    budget, patch = _budget(engine, request), family_of(engine.family).patch or _PATCH
     for picture in pictures:
-        yield _image(scaled(picture, budget, _factor(engine)))
+        yield _image(scaled(picture, budget, patch))
     for video in videos:
         if engine.video_url:
             yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
@@ -140,6 +142,39 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
             yield _image(Image.fromarray(frame))
 
 
+def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
+    """(width, height) at which the engine's model sees each picture; none where its family is not known."""
+    patch = family_of(engine.family).patch
+    return tuple(seen_size(*each.size, _budget(engine, request), patch) for each in pictures) if patch else ()
+
+
+def _budget(engine: Engine, request: Request) -> tuple[int, int]:
+    """Pixels of a picture, at least and at most."""
+    return RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+
+
+def seen_size(width: int, height: int, budget: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(width, height) to which a processor of Qwen's scales a picture. Pure.
+
+    Args:
+        budget: pixels, at least and at most.
+        factor: what sides are rounded to.
+    """
+    low, high = budget
+    rounded = _rounded(width, height, factor)
+    pixels = math.prod(rounded)
+    if low <= pixels <= high:
+        return rounded
+    ratio = math.sqrt((high if pixels > high else low) / (width * height))
+    whole = math.floor if pixels > high else math.ceil
+    across, down = (max(factor, whole(side * ratio / factor) * factor) for side in (width, height))
+    return across, down
+
+
+def _rounded(width: int, height: int, factor: int) -> tuple[int, int]:
+    return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
+
+
 def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.Image:
     """The picture at the size that a model here would see, where its own is outside the budget.
 
@@ -147,25 +182,16 @@ def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.
     of scaling is the processor's, so the engine sees the same pixels.
 
     Args:
-        budget: pixels, at least and at most.
-        factor: what sides are rounded to.
+        budget, factor: as of seen_size.
     """
-    low, high = budget
-    width, height = picture.size
-    rounded = max(1, round(width / factor)) * max(1, round(height / factor)) * factor**2
-    if low <= rounded <= high:
+    across, down = seen_size(*picture.size, budget, factor)
+    if (across, down) == _rounded(*picture.size, factor):
         return picture
-    ratio = math.sqrt((high if rounded > high else low) / (width * height))
-    whole = math.floor if rounded > high else math.ceil
-    size = [max(factor, whole(side * ratio / factor) * factor) for side in (height, width)]
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
-    larger = torch.nn.functional.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+    larger = torch.nn.functional.interpolate(
+        pixels, [down, across], mode="bicubic", align_corners=False, antialias=True
+    )
     return Image.fromarray(larger[0].permute(1, 2, 0).contiguous().numpy())
-
-
-def _factor(engine: Engine) -> int:
-    """Of the engine's model, by its name. A wrong guess costs a second, small scaling."""
-    return _FACTOR_OF_QWEN2 if re.search(r"qwen2|skycaptioner", engine.model.lower()) else _FACTOR
 
 
 def _image(picture: Image.Image) -> dict[str, Any]:

@@ -7,30 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .families import family_of
 from .files import UnreadableError, read_json_object
+from .settings import SETTINGS
 from .versions import release
 
-# Family (the config's model_type) -> the first transformers that knows it.
-SUPPORTED: dict[str, str] = {
-    "qwen2": "4.37",
-    "qwen2_moe": "4.40",
-    "qwen2_vl": "4.45",
-    "qwen2_5_vl": "4.49",
-    "qwen3": "4.51",
-    "qwen3_moe": "4.51",
-    "qwen3_next": "4.57",
-    "qwen3_vl": "4.57",
-    "qwen3_vl_moe": "4.57",
-    "qwen3_5": "5.2",
-    "qwen3_5_text": "5.2",
-    "qwen3_5_moe": "5.2",
-    "qwen3_5_moe_text": "5.2",
-    "qwen4_exp": "5.16",
-    "qwen4_exp_text": "5.16",
-}
-# Those whose class has a vision tower.
-_SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# What its makers may recommend.
+_SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +60,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def why_too_old(family: str, transformers_version: str) -> str | None:
     """Why this transformers cannot load that family, and the command that mends it; None where it can."""
-    needed = SUPPORTED.get(family)
-    if needed is None or release(transformers_version) >= release(needed):
+    needed = family_of(family).transformers
+    if not needed or release(transformers_version) >= release(needed):
         return None
     return (
         f"A {family!r} model needs transformers {needed} or later, and {transformers_version} is installed: "
@@ -90,7 +73,7 @@ def _sees(config: dict[str, Any], family: str) -> bool:
     """A finetune may have dropped the tower: its architecture then is the language model's alone."""
     names = config.get("architectures")
     text_only = isinstance(names, list) and bool(names) and all(str(name).endswith("ForCausalLM") for name in names)
-    return family in _SEEING and bool(part(config, "vision_config")) and not text_only
+    return family_of(family).sees and bool(part(config, "vision_config")) and not text_only
 
 
 def _quantized(config: dict[str, Any]) -> str | None:

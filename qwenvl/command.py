@@ -6,90 +6,60 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from . import catalog, presets
 from .devices import device_choices
 from .download import default_policy
-from .request import (
-    AS_SET,
-    ATTENTIONS,
-    AUTO,
-    DIAGNOSTICS,
-    DOWNLOADS,
-    QUANTIZATIONS,
-    RANGES,
-    RESOLUTIONS,
-    SAMPLING_FROM,
-    SYSTEM_PROMPT,
-    THINKING,
-    LoadSpec,
-    Request,
-    Sampling,
-)
+from .request import Request
+from .settings import RESOLUTIONS, SETTINGS, Setting
 
 # "low (256x28x28)" is low here.
 _RESOLUTIONS = {name.split()[0]: name for name in RESOLUTIONS}
 DONE, SOME_FAILED, FAILED, CANCELLED = 0, 1, 2, 130
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Everything that a request holds besides the question and what it is about."""
-    add = parser.add_argument
-    add("--system", default=SYSTEM_PROMPT, help="the system prompt")
-    add("--preset", default=presets.NONE, metavar="NAME", help="a name of --list-presets, put around the question")
-    add("--model", default=catalog.DEMO, help="a name of --list-models (default: %(default)s)")
-    add(
-        "--download", choices=DOWNLOADS, default=default_policy(), help="whether a model that is missing may be fetched"
-    )
-    add("--quantization", choices=QUANTIZATIONS, default="none")
-    add("--attention-mode", choices=ATTENTIONS, default="sdpa")
-    add("--device", choices=device_choices(), default=AUTO, help="where the model runs")
-    add("--image-resolution", choices=_RESOLUTIONS, default="auto", help="what pictures are scaled to")
-    add("--thinking", choices=THINKING, default=THINKING[0], help="whether the model thinks before it answers")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be given several times")
-    add("--do-sample", action=argparse.BooleanOptionalAction, default=Sampling().do_sample)
-    add_numbers(parser, RANGES, asdict(Sampling()))
-    add("--sampling", choices=SAMPLING_FROM, default=AS_SET, help="whose sampling parameters are used")
-    add("--diagnostics", choices=DIAGNOSTICS, default=DIAGNOSTICS[0], help="how much a run tells of itself in the log")
-    add("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
-    add("--debug", action="store_true", help="print the whole traceback of an error")
+def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
+    """A flag for each setting that the command has, and what is printed besides the answer."""
+    # What a setting is on this machine, and on the command line, where that is something else.
+    here: dict[str, dict[str, Any]] = {
+        "model": {"default": catalog.DEMO},
+        "preset": {"default": presets.NONE, "metavar": "NAME"},
+        "download": {"default": default_policy()},
+        "device": {"choices": device_choices()},
+        "image_resolution": {"choices": _RESOLUTIONS},
+        "stop": {"action": "append", "default": [], "metavar": "TEXT"},
+    }
+    for setting in SETTINGS.values():
+        if command in setting.commands:
+            options = {**_flag(setting), **here.get(setting.name, {})}
+            parser.add_argument(f"--{setting.name.replace('_', '-')}", **options)
+    parser.add_argument("--verbose", action="store_true", help="print the log: what was loaded, how long it took")
+    parser.add_argument("--debug", action="store_true", help="print the whole traceback of an error")
 
 
-def add_numbers(
-    parser: argparse.ArgumentParser, ranges: Mapping[str, tuple[float, float]], defaults: Mapping[str, Any]
-) -> None:
-    """A flag for each of the ranges."""
-    for name, (low, high) in ranges.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=type(defaults[name]),
-            default=defaults[name],
-            metavar="N",
-            help=f"{low} to {high} (default: %(default)s)",
-        )
+def _flag(setting: Setting) -> dict[str, Any]:
+    """What argparse is told of a setting. Pure."""
+    told: dict[str, Any] = {"default": setting.default, "help": setting.help or None}
+    if setting.kind == "BOOLEAN":
+        return {**told, "action": argparse.BooleanOptionalAction}
+    if setting.span is not None:
+        low, high = setting.span
+        kind = int if setting.kind == "INT" else float
+        return {**told, "type": kind, "metavar": "N", "help": f"{low} to {high} (default: %(default)s)"}
+    return {**told, "choices": setting.choices} if setting.choices else told
 
 
-def request(options: argparse.Namespace, question: str, **about: Any) -> Request:
+def request(options: argparse.Namespace, question: str, images: Mapping[str, Any]) -> Request:
     """The request that the flags describe, with the preset around the question."""
     system, text = presets.find(options.preset).fill(options.system, question)
-    return Request(
-        load=LoadSpec(options.model, options.quantization, options.attention_mode, options.device),
-        text=text,
-        system=system,
-        sampling=Sampling(
-            do_sample=options.do_sample,
-            stop=tuple(options.stop),
-            **{name: getattr(options, name) for name in RANGES},
-        ),
-        image_resolution=_RESOLUTIONS[options.image_resolution],
-        thinking=options.thinking,
-        sampling_from=options.sampling,
-        download=options.download,
-        diagnostics=options.diagnostics,
-        **about,
-    )
+    written = {
+        "system": system,
+        "text": text,
+        "stop": tuple(options.stop),
+        "image_resolution": _RESOLUTIONS[options.image_resolution],
+    }
+    return Request.of({**vars(options), **written}, images)
 
 
 def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:

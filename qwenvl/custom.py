@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .builtin import Model
+from .checks import shown
 from .log import log
 from .paths import why_not_local
-from .settings import shown
 
 # The keys under which this pack and the most used other one keep models. `engines` is read elsewhere.
 MODEL_KEYS = ("hf_models", "hf_vl_models", "hf_text_models", "models")

@@ -31,9 +31,13 @@ LAG = 3
 KEPT_KINDS = 4
 
 
-def best_tier(model: Any) -> tuple[str, str]:
-    """The fastest tier that fits the model where it is, and why no faster one does."""
-    not_dense = why_not_dense(model)
+def best_tier(model: Any, decode: str) -> tuple[str, str]:
+    """The fastest tier that fits the model where it is, and why no faster one does.
+
+    Args:
+        decode: the step of our own that fits the model's family; "" where none does.
+    """
+    not_dense = why_not_dense(model, decode)
     if not_dense is None:
         return DenseLanes.name, ""
     if model.device.type != "cuda":
@@ -50,11 +54,12 @@ class Decoder:
         model: a transformers model.
         attention: what the model was loaded with.
         tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
+        decode: the step of our own that fits the model's family; "" where none does.
     """
 
-    def __init__(self, model: Any, attention: str, tier: str | None = None) -> None:
+    def __init__(self, model: Any, attention: str, tier: str | None = None, *, decode: str = "") -> None:
         self._model = model
-        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model)
+        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model, decode)
         # What a token attends with, which need not be what the prompt did.
         self.attention = attention
         self._lanes: Lanes | None = None
@@ -113,7 +118,11 @@ class Decoder:
             else:
                 with self._computed:
                     reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
-                self._loop(self._lanes, choose(logits), sampling, choose, rows)
+                tokens = choose(logits)
+                rows.push(tokens.tolist())
+                if self._captures and not Chooser.why_not_captured(sampling):
+                    tokens = self._captured_loop(self._lanes, tokens, sampling, choose, rows)
+                self._loop(self._lanes, tokens, sampling, choose, rows)
                 captured = self._captures and not Chooser.why_not_captured(sampling)
                 self.attention = self._lanes.attention(captured)
                 self._lanes.finish(inputs, rows.all_ids, media)
@@ -141,31 +150,29 @@ class Decoder:
 
     def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
         """Token by token, until every row has ended."""
-        ended = rows.push(tokens.tolist())
-        if self._captures and not ended and not Chooser.why_not_captured(sampling):
-            ended, tokens = self._captured_loop(lanes, tokens, sampling, choose, rows)
-        while not ended and rows.steps < sampling.max_new_tokens:
+        while not rows.all_ended and rows.steps < sampling.max_new_tokens:
             lanes.make_room()
             with self._computed:
                 logits = lanes.step(tokens)
             lanes.count_on_device()
             lanes.count_on_host()
             tokens = choose(logits)
-            ended = rows.push(tokens.tolist())
+            rows.push(tokens.tolist())
 
     def _captured_loop(
         self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows
-    ) -> tuple[bool, torch.Tensor]:
+    ) -> torch.Tensor:
         """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
 
         Returns:
-            Whether every row has ended, and the last tokens: where a capture fails, the eager loop takes over.
+            The last tokens: where a capture fails, the eager loop goes on from there.
         """
         batch = len(tokens)
         static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
         later: ReadLater | None = None
-        ended = False
         for _ in range(rows.steps, sampling.max_new_tokens):
+            if rows.all_ended:
+                return static
             lanes.make_room()
             step = self._captured_step(lanes, static, choose)
             if step is None:
@@ -174,11 +181,11 @@ class Decoder:
             step()
             lanes.count_on_host()
             later.send(static)
-            if later.waiting > LAG and (ended := rows.push(later.take())):
-                return True, static
-        while later and later.waiting and not ended:
-            ended = rows.push(later.take())
-        return ended, static
+            if later.waiting > LAG:
+                rows.push(later.take())
+        while later and later.waiting and not rows.all_ended:
+            rows.push(later.take())
+        return static
 
     def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, choose: Chooser) -> CapturedStep | None:
         """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""

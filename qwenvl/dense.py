@@ -16,17 +16,21 @@ from torch import nn
 from .attend import choose
 from .keyvalues import KeyValues
 
-FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# What a family says of the decode step that fits, where it is this one.
+DENSE = "dense"
 # Rotary embeddings whose frequencies do not depend on how long the text is.
 STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 
 
-def why_not_dense(model: Any) -> str | None:
-    """The reason why the model cannot use this step, or None."""
-    # Of the class: some versions of transformers answer for the text part when the instance is asked.
-    family = type(model.config).model_type
-    if family not in FAMILIES:
-        return f"{family} is not one of the dense families"
+def why_not_dense(model: Any, decode: str) -> str | None:
+    """The reason why the model cannot use this step, or None.
+
+    Args:
+        decode: what the model's family says of the step that fits.
+    """
+    if decode != DENSE:
+        # Of the class: some versions of transformers answer for the text part when the instance is asked.
+        return f"{type(model.config).model_type} is not one of the dense families"
     stack = text_stack(model)
     config = stack.config
     if {*(getattr(config, "layer_types", None) or ["full_attention"])} != {"full_attention"}:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .capabilities import Machine, has_package, machine
-from .request import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
-from .settings import InvalidSettingError, shown
+from .checks import InvalidSettingError, shown
+from .settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85

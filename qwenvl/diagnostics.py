@@ -12,8 +12,9 @@ import torch
 
 from . import nvml, sdpa
 from .log import log
-from .request import DIAGNOSTICS, LoadSpec, Stats
+from .request import LoadSpec, Stats
 from .rows import Generation
+from .settings import DIAGNOSTICS
 from .slow import why_slow
 from .stalls import Onlooker, pace, telling_s
 from .units import gigabytes
@@ -84,7 +85,7 @@ class Diagnosis:
         for line in in_words(stats.diagnostics or {}):
             log.info("%s", line)
         _warn_of_unused(self._after)
-        if reason := why_slow(spec, stats, made, lambda: self._after or _look_at(torch.device(stats.device))):
+        if reason := why_slow(spec, stats, made, lambda: self._after or _look_at(torch.device(stats.loaded.device))):
             log.warning("%s", reason)
         return stats
 
@@ -96,7 +97,7 @@ class Diagnosis:
         return {
             "phases_s": _phases(self.phases.seconds, stats, made),
             "tokens": pace([each.times for each in made], self._onlooker),
-            "attention": {"asked_for": stats.attention, "allowed": sdpa.allowed(), "ran": dict(self._kernels)},
+            "attention": {"asked_for": stats.loaded.attention, "allowed": sdpa.allowed(), "ran": dict(self._kernels)},
             "memory": {"before": self._before["memory"], "after": self._after["memory"]},
             "gpu": {"before": self._before["gpu"], "after": self._after["gpu"]},
             "not_known": sorted(unknown),
@@ -107,11 +108,11 @@ def _phases(measured: Mapping[str, float], stats: Stats, made: Sequence[Generati
     """In the order in which they come. What is told of a token between two of them is no part of the decode."""
     tower = measured.get("vision_tower", 0.0)
     telling = sum(telling_s(each.times) for each in made)
-    last = sum(each.times[-1] - each.times[-2] for each in made)
+    last = sum(each.times[-1].told - each.times[-1].arrived for each in made)
     decode = sum(each.decode_s for each in made)
     return {
         "media": measured.get("media", 0.0),
-        "load": stats.load_s,
+        "load": stats.loaded.load_s,
         **{name: measured.get(name, 0.0) for name in ("template", "processor", "transfer")},
         "vision_tower": tower,
         "prefill": sum(each.prefill_s for each in made) - tower,
@@ -121,7 +122,7 @@ def _phases(measured: Mapping[str, float], stats: Stats, made: Sequence[Generati
 
 
 def _unseen(stats: Stats, kernels: Mapping[str, str]) -> Iterator[str]:
-    if stats.attention == "sdpa":
+    if stats.loaded.attention == "sdpa":
         yield "which attention kernel the token loop runs is not known: watching it would slow every token"
         if "prefill" not in kernels:
             yield "which attention kernel the prefill runs was not seen"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .builtin import Model, Size
-from .checkpoint import SUPPORTED, read_checkpoint
+from .checkpoint import read_checkpoint
 from .download import UNFINISHED, why_incomplete
+from .families import FAMILIES
 from .files import UnreadableError
 from .log import log
 
@@ -120,4 +121,4 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
     except (UnreadableError, OSError) as error:
         log.info("not in the list of models: %s", error)
         return None
-    return Description(checkpoint.sees, size) if checkpoint.family in SUPPORTED else None
+    return Description(checkpoint.sees, size) if checkpoint.family in FAMILIES else None

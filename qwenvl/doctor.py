@@ -14,6 +14,7 @@ from .cache import ModelCache
 from .capabilities import Machine, machine
 from .diagnostics import in_words
 from .facts import PACKAGES, Facts, probe
+from .families import family_of
 from .files import read_json_object
 from .pipeline import run
 from .report import findings
@@ -47,7 +48,7 @@ def examine(model: str, say: Say) -> bool:
     facts, place = probe(thorough=True), machine(host.device())
     _facts(facts, place, tell)
     family = _family(model, tell)
-    found = findings(facts, family)
+    found = findings(facts, family, family_of(family).linear_attention)
     for finding in found:
         tell(f"{finding.severity}: {finding}")
     if not found:
@@ -129,8 +130,8 @@ def _ask_demo(models: ModelCache, tell: Say) -> bool:
     asked = (LONG, SHORT, LONG)
     made = [_answer(models, question, times) for question, times, _ in asked]
     stats = made[-1].stats
-    why = f" ({stats.tier_reason})" if stats.tier_reason else ""
-    tell(f"demo model: loaded in {made[0].stats.load_s:.1f} s; {stats}; by the {stats.tier}{why}")
+    why = f" ({stats.decode.tier_reason})" if stats.decode.tier_reason else ""
+    tell(f"demo model: loaded in {made[0].stats.loaded.load_s:.1f} s; {stats}; by the {stats.decode.tier}{why}")
     figures = stats.diagnostics or {}
     for line in [*in_words(figures), *figures["not_known"]]:
         tell(f"  {line}")

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .checks import shown
 from .files import UnreadableError, read_json_object
 from .hub_errors import redacted
 from .log import log
 from .paths import is_plain_name
-from .request import DOWNLOADS
-from .settings import shown
+from .settings import DOWNLOADS
 from .transfer import INDEX, UNFINISHED
 from .units import amount
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .families import FAMILIES
 from .log import log
 
 # Of a name in the lists: what tells an engine's model from one on this machine.
@@ -48,6 +49,8 @@ class Engine:
     video_url: bool = False
     # What pictures are scaled to, at least and at most, where the node does not say; None is what models here get.
     pixels: tuple[int, int] | None = None
+    # The model_type of the model's config.json, which an engine does not tell; "" where the entry does not either.
+    family: str = ""
 
     @property
     def place(self) -> str:
@@ -156,6 +159,14 @@ def _pixels(setting: str, value: object) -> tuple[int, int]:
     return low, high
 
 
+def _family(setting: str, value: object) -> str:
+    if not isinstance(value, str) or value not in FAMILIES:
+        raise EngineEntryError(
+            f"{setting} must be the model_type in the model's config.json, one of: {', '.join(FAMILIES)}"
+        )
+    return value
+
+
 _SETTINGS: dict[str, Callable[[str, object], Any]] = {
     "base_url": _url,
     "model": _name,
@@ -165,6 +176,7 @@ _SETTINGS: dict[str, Callable[[str, object], Any]] = {
     "vision": _switch,
     "video_url": _switch,
     "pixels": _pixels,
+    "family": _family,
 }
 
 

@@ -45,16 +45,22 @@ def is_lost_device(error: RuntimeError) -> bool:
     return bool(lost) and not is_out_of_memory(error)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether memory ran out. What was made until then is given back: it is still in the frames of the error."""
+    if not is_out_of_memory(error):
+        return False
+    log.warning("out of memory: %s", _first_line(error))
+    traceback.clear_frames(error.__traceback__)
+    return True
+
+
 def unless_out_of_memory(work: Callable[[], Made]) -> Made | None:
     """What work() gives, or None where memory ran out, with everything that it made given back."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not ran_out(error):
             raise
-        log.warning("out of memory: %s", _first_line(error))
-        # What was made is still in the frames of the error.
-        traceback.clear_frames(error.__traceback__)
     return None
 
 

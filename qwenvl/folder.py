@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .checks import shown, whole_characters
 from .log import log
-from .settings import shown, whole_characters
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 SORTS = ("name", "oldest first", "newest first")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from . import host, media, paths
+from .checks import checked, one_of, require_text, text_of
 from .folder import SORTS, FolderError, caption_files, find_pictures, write_whole
 from .lists import first
 from .log import log
 from .opening import BROKEN_PICTURE, open_picture
-from .settings import checked, one_of, require_text, text_of
 from .units import gigabytes
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."

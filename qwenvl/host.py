@@ -278,21 +278,21 @@ class NodeWatch:
         self._live.count(done, "answers")
         self._tell(done, total, f"{done} of {total}\n\n{text}" if total else f"{done}\n\n{text}")
 
-    def _tell(self, value: int, total: int | None, text: str) -> None:
-        self.check()
-        if self._bar:
-            self._bar.update_absolute(value, total or self._max_new_tokens)
-        if time.monotonic() - self._sent_at >= LIVE_TEXT_INTERVAL_S:
-            self._show(text)
-
     def end(self, text: str) -> None:
         """Called once with the final answer."""
         if self._bar:
-            self._bar.update_absolute(self._bar.total)
-        self._show(text)
+            self._tell(self._bar.total, self._bar.total, text, last=True)
 
-    def _show(self, text: str) -> None:
-        self._sent_at = time.monotonic()
+    def _tell(self, value: int, total: int | None, text: str, last: bool = False) -> None:
+        """The last one is told however soon it comes, and nothing can cancel it any more."""
+        if not last:
+            self.check()
+        if self._bar:
+            self._bar.update_absolute(value, total or self._max_new_tokens)
+        now = time.monotonic()
+        if not last and now - self._sent_at < LIVE_TEXT_INTERVAL_S:
+            return
+        self._sent_at = now
         if self._node_id is not None and self._browser is not None:
             server = PromptServer.instance
             # Sent to no page in particular, all would show it. The first is for our own widget, if it is there.

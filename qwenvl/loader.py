@@ -26,7 +26,8 @@ from .precision import (
     precision_options,
     quiet_casts,
 )
-from .request import ALL_GPUS_AND_CPU, LoadSpec
+from .request import LoadSpec
+from .settings import ALL_GPUS_AND_CPU
 from .sound import require_backing, why_unfit
 from .understood import LoadError, Understood
 
@@ -64,6 +65,8 @@ class ModelHandle:
     tokenizer: Any
     processor: Any
     load_s: float
+    # The model_type in its folder's config.json.
+    family: str = ""
     # Set by the pipeline: what generates with the model, and goes with it.
     decoder: Any = None
 
@@ -130,7 +133,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     seconds = time.perf_counter() - start
     where = ", ".join(machine.devices)
     log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, where, seconds)
-    return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds)
+    return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds, checkpoint.family)
 
 
 def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from .checks import shown
 from .log import log
 from .opening import BROKEN_PICTURE, open_film, open_picture
 from .request import Frames, Request
-from .settings import shown
 
 if TYPE_CHECKING:
     import torch

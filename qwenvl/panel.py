@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from . import host
 from .cache import ModelCache
 from .request import LoadSpec
 
 JSON = "application/json"
+_PORT = re.compile(r":\d+$")
 
 
 def add_routes(models: ModelCache) -> None:
@@ -46,22 +47,18 @@ def add_routes(models: ModelCache) -> None:
 
 
 def is_cross_site(headers: Mapping[str, str]) -> bool:
-    """Whether another site's page sent the request, as ComfyUI tells it: by where the browser says it comes from."""
-    if headers.get("Sec-Fetch-Site") == "cross-site":
-        return True
-    if "Origin" not in headers or "Host" not in headers:
+    """Whether another site's page sent the request.
+
+    ComfyUI itself refuses those where it is reached as localhost. With --listen, under another name, it compares no
+    Origin; with --enable-cors-header it refuses nobody, and every page may read the answers.
+    """
+    if "Origin" not in headers:  # without it, a page elsewhere cannot read an answer
         return False
-    origin, own = urlsplit(headers["Origin"].lower()), urlsplit("//" + headers["Host"].lower())
-    if None in (_port(origin), _port(own)):  # some browsers leave it out
-        return origin.hostname != own.hostname
-    return origin.netloc != own.netloc
-
-
-def _port(address: Any) -> int | None:
-    try:
-        return address.port
-    except ValueError:
-        return -1
+    own, origin = headers.get("Host", "").lower(), headers["Origin"].lower().partition("://")[2]
+    # A proxy may leave the port out of Host, or write one that an origin leaves out.
+    if not (_PORT.search(own) and _PORT.search(origin)):
+        own, origin = _PORT.sub("", own), _PORT.sub("", origin)
+    return origin != own
 
 
 def key(spec: LoadSpec) -> str:

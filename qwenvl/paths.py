@@ -14,8 +14,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
+from .checks import shown
 from .log import log
-from .settings import shown
 
 # "auto": any local path while nobody but this machine reaches ComfyUI. "strict": ComfyUI's own folders always.
 SETTING, _CHOICES = "QWENVL_PATHS", ("auto", "strict")

@@ -16,16 +16,15 @@ from pathlib import Path
 import yaml
 
 from . import host, paths
+from .checks import shown, text_of, whole_characters
 from .log import log
-from .request import SYSTEM_PROMPT
-from .settings import shown, text_of, whole_characters
+from .settings import SYSTEM_PROMPT
 
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
 _SUFFIXES = (".yaml", ".yml", ".txt")
 _MAX_BYTES = 100_000
 _DEEPEST = 8
-_TEXT_TAG = "tag:yaml.org,2002:str"
 # Files that have been complained of: the lists are made for every look at a node.
 _told: set[tuple[Path, str]] = set()
 
@@ -134,42 +133,38 @@ def _read(file: Path) -> Preset:
 def _parsed(content: bytes, suffix: str) -> Preset | str:
     """The preset, or what is wrong with it."""
     try:
-        return _preset(content, suffix)
+        text = content.decode("utf-8-sig")
+        return _preset({"text": text} if suffix == ".txt" else _PlainLoader(text).get_single_data())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         return str(error)
 
 
-class _Shallow(yaml.SafeLoader):
-    """Brackets within brackets take it a time that grows with the square of their depth, and a preset has none."""
+class _PlainLoader(yaml.BaseLoader):
+    """Lists, mappings and text. safe_load would make numbers and dates, and fail where there is no such date."""
 
     def fetch_flow_collection_start(self, token: type) -> None:
+        # They take it a time that grows with the square of their depth.
         if self.flow_level > _DEEPEST:
             raise ValueError("it is nested too deep for a preset")
         super().fetch_flow_collection_start(token)
 
+    def _refuse(self) -> None:
+        """Tags and anchors would be left out of the text; aliases of aliases make a small file large."""
+        raise ValueError("what begins with !, & or * must be in quotes, or behind `|` on lines of its own")
 
-def _preset(content: bytes, suffix: str) -> Preset:
-    text = content.decode("utf-8-sig")
-    parts = {"text": text} if suffix == ".txt" else _texts(yaml.compose(text, _Shallow))
-    if not any(part.strip() for part in parts.values()):
-        raise ValueError("it is empty")
-    return Preset(**parts)
+    fetch_tag = fetch_anchor = fetch_alias = _refuse
 
 
-def _texts(document: yaml.Node | None) -> dict[str, str]:
-    """The texts of a preset. Nothing is made of other values: a tag or a merge could do anything."""
-    if not isinstance(document, yaml.MappingNode):
+def _preset(content: object) -> Preset:
+    if not isinstance(content, dict):
         raise ValueError("it must hold `text: ...`, `system: ...` or both")
-    parts = {key.value: part for key, part in document.value if _is_text(key)}
-    if unknown := [key for key, _ in document.value if not _is_text(key) or key.value not in ("text", "system")]:
-        raise ValueError(f"it may hold `text` and `system`, but it has {shown(unknown[0].value)}")
-    if wrong := [key for key, part in parts.items() if not _is_text(part)]:
+    if unknown := [key for key in content if key not in ("text", "system")]:
+        raise ValueError(f"it may hold `text` and `system`, but it has {shown(unknown[0])}")
+    if wrong := [key for key, part in content.items() if not isinstance(part, str)]:
         raise ValueError(f"{wrong[0]!r} must be text: put it in quotes, or behind `|` on lines of its own")
-    return {key: whole_characters(part.value) for key, part in parts.items()}
-
-
-def _is_text(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == _TEXT_TAG
+    if not any(part.strip() for part in content.values()):
+        raise ValueError("it is empty")
+    return Preset(**{key: whole_characters(part) for key, part in content.items()})
 
 
 def _complain(file: Path, reason: str) -> None:

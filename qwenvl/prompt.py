@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,8 @@ from PIL import Image
 from .answer import THINK_START
 from .loader import ModelHandle
 from .media import Video, fingerprint
-from .request import RESOLUTIONS, Request
+from .request import Request
+from .settings import RESOLUTIONS
 from .sound import why_unfit
 from .understood import Understood, UnusableError
 
@@ -37,6 +38,10 @@ class Prompt:
 
     inputs: dict[str, Any]
     thinks: bool = False
+    # Of the question.
+    number: int = 0
+    # (width, height) of each picture as the model sees it.
+    sizes: tuple[tuple[int, int], ...] = ()
     # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
     seen: Callable[[], str] = str
 
@@ -55,6 +60,18 @@ class Prompt:
         shape = self.inputs["input_ids"].shape
         longer = {key: _widened(key, value, more) for key, value in self.inputs.items() if _like(value, shape)}
         return replace(self, inputs={**self.inputs, **longer}, thinks=False)
+
+
+def seen_sizes(inputs: Mapping[str, Any], patch_size: int) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each picture in pixels, as the processor scaled it, in their order. Pure.
+
+    Args:
+        inputs: the processor's; their image_grid_thw counts patches.
+        patch_size: side of a patch in pixels.
+    """
+    grid = inputs.get("image_grid_thw")
+    rows = [] if grid is None else grid.tolist()
+    return tuple((width * patch_size, height * patch_size) for _, height, width in rows)
 
 
 def require_question(request: Request) -> None:
@@ -78,11 +95,13 @@ def encode(
     pictures: Sequence[Image.Image],
     videos: Sequence[Video] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    number: int = 0,
 ) -> Prompt:
     """Pictures first, then videos, then the text, in one user turn after the system prompt.
 
     Args:
         phase: a block that times one of the parts "template", "processor" and "transfer".
+        number: of the question.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -107,7 +126,8 @@ def encode(
     with phase("transfer"):
         moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
     seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
-    return Prompt(moved, text.rstrip().endswith(THINK_START), seen)
+    sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
+    return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, seen)
 
 
 def _require_room(handle: ModelHandle, request: Request, tokens: int) -> None:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from .checks import whole_characters
 from .engines import Engine
-from .settings import whole_characters
 
 _LONGEST_WORDS = 400
 _UNKNOWN_FIELD = re.compile(

@@ -9,22 +9,36 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
-
-from PIL import Image
+from functools import partial
+from typing import Any
 
 from . import chat, media
-from .answer import THINK_END, THINK_START, cut_before, split_thinking
+from .answer import THINK_END, THINK_START, cut_before, split_thinking, why_no_answer
 from .batch import later_seed, run_seed
+from .checks import whole_characters
+from .diagnostics import Diagnosis
 from .engines import Engine
+from .families import family_of
 from .log import log
 from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
-from .request import AS_SET, Answer, Request, Sampling, Stats
-from .settings import whole_characters
+from .request import (
+    Answer,
+    DecodeStats,
+    LoadStats,
+    Outcome,
+    PromptStats,
+    Question,
+    Request,
+    Sampling,
+    Stats,
+)
+from .settings import AS_SET
+from .thoughts import Thoughts, known
+from .watch import Telling, Watch
 from .wire import Wire
 
 # How often a cancel is looked for while nothing comes.
@@ -35,21 +49,6 @@ PACKED_AHEAD = 2
 ENGINES_OWN = "engine"
 
 
-class Job(Protocol):
-    """What is asked about which pictures, and who is told: the pipeline's."""
-
-    request: Request
-    live: Any
-    diagnosis: Any
-    most: int | None
-
-    def readable(self) -> Iterator[tuple[int, list[Image.Image]]]: ...
-
-    def failed(self, index: int, error: Exception, /) -> None: ...
-
-    def tell(self, answers: Sequence[tuple[int, Answer | None]]) -> None: ...
-
-
 class Writer:
     """One answer while it comes."""
 
@@ -58,8 +57,9 @@ class Writer:
     def __init__(self, engine: Engine, request: Request) -> None:
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
-        # A template may have opened the think block, which nobody but the engine sees.
-        self._thinks = request.thinking == "on" or (self._may_think and "thinking" in engine.model.lower())
+        self.auto = request.thinking == "auto"
+        # Whether the template opened the think block; None where that is not known.
+        self.opened = known(engine) if self.auto else self._may_think
         self.reply = Reply(0.0)
 
     @property
@@ -94,90 +94,109 @@ class Writer:
         if thinking:
             return thinking.strip(), text.strip()
         closed = self._may_think and THINK_END in text
-        return split_thinking(text, self._thinks or closed)
+        return split_thinking(text, bool(self.opened) or closed)
 
 
-def answer(engine: Engine, job: Job) -> Stats | None:
-    """Ask every question of the job, up to the engine's max_concurrency at a time; answers come as they are ready.
+class EngineSession:
+    """An engine for the time of one run: the questions under way, and what came of the others.
 
-    Raises:
-        EngineError: the engine cannot be used; it says why.
-        Whatever the job and its watch raise to cancel: the connections are closed first.
+    An engine makes batches by itself, so all questions are one batch: up to its max_concurrency are under way at a
+    time, and answers come as they are ready.
+
+    Args:
+        most: questions at a time; None takes as many as the engine does.
     """
-    wire = Wire(engine, _key(engine))
-    videos = media.videos(job.request)
-    job.live.watch.check()
-    with Loop() as loop:
-        asking = _Asking(engine, job, videos, wire, loop)
-        try:
-            asking.all()
-        finally:
-            loop.cancel()
-            loop.run(wire.close())
-    return asking.stats(job.diagnosis.began)
 
-
-class _Asking:
-    """The questions of one run: those under way, and what came of the others."""
-
-    def __init__(self, engine: Engine, job: Job, videos: Sequence[media.Video], wire: Wire, loop: Loop) -> None:
+    def __init__(self, engine: Engine, request: Request, watch: Watch, diagnosis: Diagnosis, most: int | None) -> None:
+        self.diagnosis = diagnosis
         self._engine = engine
-        self._job = job
-        self._request = job.request
-        self._videos = videos
-        self._wire = wire
-        self._loop = loop
-        as_set = job.request.sampling_from == AS_SET
+        self._request = request
+        self._watch = watch
+        as_set = request.sampling_from == AS_SET
         # The model's own may be drawn at random whatever is set.
-        self._seed = run_seed(job.request.sampling if as_set else Sampling(seed=job.request.sampling.seed))
-        self._most = min(engine.max_concurrency, job.most or engine.max_concurrency)
+        self._seed = run_seed(request.sampling if as_set else Sampling(seed=request.sampling.seed))
+        self._most = min(engine.max_concurrency, most or engine.max_concurrency)
         self._places = asyncio.Semaphore(self._most)
+        self._videos: Sequence[media.Video] = ()
         # Set whenever there is something to look at.
         self._news = threading.Event()
         self._running: dict[Future[None], tuple[int, Writer]] = {}
         self._done: list[Writer] = []
+        self._sizes: dict[int, tuple[tuple[int, int], ...]] = {}
         self._sent: dict[str, Any] = {}
         self._now = self._at_once = 0
         # What ended the run: nothing more is sent then.
         self._fatal: EngineError | None = None
+        self._loop = Loop()
+        self._wire = Wire(engine, _key(engine))
+        self._thoughts = Thoughts(engine, self._wire)
 
-    def all(self) -> None:
-        """Put every question, and tell what comes of it."""
-        for index, pictures in self._job.readable():
-            if (pictures or self._videos) and not self._engine.vision:
+    def __enter__(self) -> EngineSession:
+        self._loop.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the connections."""
+        self._loop.cancel()
+        self._loop.run(self._wire.close())
+        self._loop.__exit__(*error)
+
+    def load(self, first: Question, expected: int) -> None:
+        """Nothing is loaded here."""
+        self._videos = media.videos(self._request)
+        self._watch.check()
+
+    def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:
+        """Each is packed on its way, a few ahead of the engine."""
+        yield questions
+
+    def generate(self, batch: Iterable[Question], telling: Telling) -> Iterator[Outcome]:
+        """Put every question, and give what comes of it.
+
+        Raises:
+            EngineError: the engine cannot be used; it says why.
+        """
+        for question in batch:
+            if (question.pictures or self._videos) and not self._engine.vision:
                 raise EngineError(f"{self._request.load.model} answers text only: vision is false in its entry.")
             while len(self._running) >= self._most + PACKED_AHEAD:
-                self._look()
-            self._start(index, pictures)
+                yield from self._look(telling)
+            self._start(question)
         while self._running:
-            self._look()
+            yield from self._look(telling)
 
-    def _start(self, index: int, pictures: Sequence[Image.Image]) -> None:
+    def _start(self, question: Question) -> None:
         """Put a question on its way."""
         writer = Writer(self._engine, self._request)
-        future = self._loop.start(self._ask(writer, index, pictures))
-        self._running[future] = (index, writer)
-        future.add_done_callback(lambda _: self._news.set())
+        if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
+            self._sizes[question.number] = sizes
+        future = self._loop.start(self._ask(writer, question))
+        self._running[future] = (question.number, writer)
+        future.add_done_callback(self._heard)
 
-    async def _ask(self, writer: Writer, index: int, pictures: Sequence[Image.Image]) -> None:
+    def _heard(self, _: object) -> None:
+        self._news.set()
+
+    def _grown(self, writer: Writer, reply: Reply) -> None:
+        writer.reply = reply
+        self._news.set()
+
+    async def _ask(self, writer: Writer, question: Question) -> None:
         parts = []
-        packing = chat.shown(self._engine, self._request, pictures, self._videos)
+        packing = chat.shown(self._engine, self._request, question.pictures, self._videos)
         # A picture at a time, so that a cancel need not wait for all of them.
         while part := await asyncio.to_thread(next, packing, None):
             parts.append(part)
-        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, index), parts)
-
-        def grown(reply: Reply) -> None:
-            writer.reply = reply
-            self._news.set()
-
+        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, question.number), parts)
         async with self._places:
             if self._fatal:
                 raise self._fatal
             self._now += 1
             self._at_once = max(self._at_once, self._now)
             try:
-                writer.reply = await self._wire.complete(body, chat.MAY_DROP, grown)
+                writer.reply = await self._wire.complete(body, chat.MAY_DROP, partial(self._grown, writer))
+                if writer.auto:
+                    writer.opened = await self._thoughts.opened(writer.reply, body)
             except EngineError as error:
                 if not isinstance(error, QuestionError):
                     self._fatal = error
@@ -185,88 +204,92 @@ class _Asking:
             finally:
                 self._now -= 1
 
-    def _look(self) -> None:
-        """Wait for news, but not for long; then tell it.
+    def _look(self, telling: Telling) -> Iterator[Outcome]:
+        """Wait for news, but not for long; then tell of it, and give what is finished.
 
         Raises:
             EngineError: the engine failed in a way that concerns every question.
-            Whatever the job and its watch raise.
         """
         self._news.wait(POLL_S)
         self._news.clear()
         done = [future for future in self._running if future.done()]
-        self._job.live.watch.check()
+        self._watch.check()
         if grown := [writer for _, writer in self._running.values() if writer.reply.pieces]:
-            self._job.live.look(grown)
+            telling.look(grown)
         for future in done:
-            index, writer = self._running.pop(future)
+            number, writer = self._running.pop(future)
             error = future.exception()
             if isinstance(error, (QuestionError, media.MediaError)):
-                self._job.failed(index, error)
+                yield Outcome(number, error)
             elif error is not None:
                 raise error
             else:
                 self._done.append(writer)
-                self._job.tell([(index, writer.end())])
+                yield Outcome(number, writer.end() or why_no_answer(self._request))
 
-    def stats(self, start: float) -> Stats | None:
-        """The figures; None where nothing was asked."""
-        if not self._sent:
-            return None
+    def stats(self) -> Stats:
         stats = Stats(
+            loaded=self._loaded(),
+            prompt=self._prompt_stats(),
+            decode=self._decode_stats(),
+            peak_bytes=0,
+            total_s=time.perf_counter() - self.diagnosis.began,
+        )
+        for sentence in stats.loaded.fallbacks:
+            log.warning("%s: %s", self._request.load.model, sentence)
+        if self._request.diagnostics != "off":
+            log.info("%s", stats)
+        return stats
+
+    def _loaded(self) -> LoadStats:
+        fallbacks = chat.without_effect(self._request, self._sent, self._wire.unknown)
+        if any(not writer.reply.usage for writer in self._done):
+            fallbacks.append("the engine does not count its tokens: the figures count the pieces it sent")
+        return LoadStats(
             model=self._request.load.model,
             device=f"{ENGINES_OWN} at {self._engine.place}",
             dtype=ENGINES_OWN,
             quantization=ENGINES_OWN,
             attention=ENGINES_OWN,
             decode_attention=ENGINES_OWN,
-            sampling=self._request.sampling,
-            sampling_from=self._request.sampling_from,
-            fallbacks=tuple(self._fallbacks()),
-            batch_size=self._at_once,
-            seed=self._seed,
+            fallbacks=tuple(fallbacks),
             load_s=0.0,
+        )
+
+    def _prompt_stats(self) -> PromptStats:
+        """The engine's own numbers, where it tells them. Times are measured here, so the network is in them."""
+        replies = [writer.reply for writer in self._done]
+        start = self.diagnosis.began
+        return PromptStats(
+            prompt_tokens=sum(reply.count("prompt_tokens") for reply in replies),
+            reused_tokens=sum(reply.cached for reply in replies),
+            first_token_s=self._first(start) - start,
+            prefill_s=sum(reply.first_s - reply.sent_s for reply in replies if reply.pieces),
+            coordinates=family_of(self._engine.family).coordinates,
+            seen_sizes=tuple(self._sizes[number] for number in sorted(self._sizes)),
+        )
+
+    def _decode_stats(self) -> DecodeStats:
+        """Tokens per second are those of all questions together."""
+        first = self._first(self.diagnosis.began)
+        decode_s = max((writer.reply.last_s for writer in self._done if writer.reply.pieces), default=first) - first
+        steps = sum(max(0, writer.tokens - 1) for writer in self._done)
+        return DecodeStats(
+            answers=len(self._done),
+            batch_size=self._at_once,
+            new_tokens=sum(writer.tokens for writer in self._done),
+            decode_tokens_per_s=steps / decode_s if steps and decode_s > 0 else 0.0,
+            thoughts_cut=0,
             tier=ENGINES_OWN,
             tier_reason="",
-            thoughts_cut=0,
-            peak_bytes=0,
-            total_s=time.perf_counter() - start,
-            **self._counts(),
-            **self._times(start),
+            sampling=self._request.sampling,
+            sampling_from=self._request.sampling_from,
+            seed=self._seed,
         )
-        for sentence in stats.fallbacks:
-            log.warning("%s: %s", self._request.load.model, sentence)
-        if self._request.diagnostics != "off":
-            log.info("%s", stats)
-        return stats
 
-    def _fallbacks(self) -> list[str]:
-        sentences = chat.without_effect(self._request, self._sent, self._wire.unknown)
-        if any(not writer.reply.usage for writer in self._done):
-            sentences.append("the engine does not count its tokens: the figures count the pieces it sent")
-        return sentences
-
-    def _counts(self) -> dict[str, Any]:
-        """The engine's own numbers, where it tells them."""
-        replies = [writer.reply for writer in self._done]
-        return {
-            "answers": len(self._done),
-            "prompt_tokens": sum(reply.count("prompt_tokens") for reply in replies),
-            "new_tokens": sum(writer.tokens for writer in self._done),
-            "reused_tokens": sum(reply.cached for reply in replies),
-        }
-
-    def _times(self, start: float) -> dict[str, Any]:
-        """Measured here, so the network is in them. Tokens per second are those of all questions together."""
-        began = [writer.reply for writer in self._done if writer.reply.pieces]
-        first = min((reply.first_s for reply in began), default=start)
-        decode_s = max((reply.last_s for reply in began), default=first) - first
-        steps = sum(max(0, writer.tokens - 1) for writer in self._done)
-        return {
-            "first_token_s": first - start,
-            "prefill_s": sum(reply.first_s - reply.sent_s for reply in began),
-            "decode_tokens_per_s": steps / decode_s if steps and decode_s > 0 else 0.0,
-        }
+    def _first(self, otherwise: float) -> float:
+        """When the first piece of all answers came."""
+        return min((writer.reply.first_s for writer in self._done if writer.reply.pieces), default=otherwise)
 
 
 def _key(engine: Engine) -> str:

@@ -19,8 +19,6 @@ OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
 # The oldest driver that starts any version of this CUDA (NVIDIA's minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 BLACKWELL_DRIVER = 570
-# Beginnings of model_type: families in which most layers are linear attention.
-LINEAR_ATTENTION = ("qwen3_5", "qwen3_next", "qwen4_exp")
 WHEELS = "https://download.pytorch.org/whl"
 
 Severity = Literal["critical", "warning", "info"]
@@ -39,14 +37,17 @@ class Finding:
         return f"{self.what}: {self.cost}." + (f" To mend it: {self.mend}" if self.mend else "")
 
 
-def findings(facts: Facts, family: str = "") -> list[Finding]:
+def findings(facts: Facts, family: str = "", linear_attention: bool = False) -> list[Finding]:
     """Everything that is not as it could be, the gravest first. Pure.
 
     Args:
         family: model_type of the model that will run, "" where that is not known.
+        linear_attention: whether most layers of that family are linear attention.
     """
     checks = (_too_old, _torch_without_gpu, _driver, _conv3d, _accelerate, _bitsandbytes, _flash_attn)
-    found = [each for check in checks for each in check(facts)] + list(_linear_attention(facts, family))
+    found = [each for check in checks for each in check(facts)]
+    if linear_attention:
+        found += _linear_attention(facts, family)
     order = ("critical", "warning", "info")
     return sorted(found, key=lambda each: order.index(each.severity))
 
@@ -68,9 +69,9 @@ def startup_report() -> None:
 
 
 @cache
-def tell_of(family: str) -> None:
+def tell_of(family: str, linear_attention: bool) -> None:
     """Once for each family of models: what they lack here to be fast."""
-    if family.startswith(LINEAR_ATTENTION):
+    if linear_attention:
         for finding in _linear_attention(probe(), family):
             tell(finding)
 
@@ -168,7 +169,7 @@ def _lacking(severity: Severity, lack: Lack, cost: str, facts: Facts) -> Finding
 
 
 def _linear_attention(facts: Facts, family: str) -> Iterator[Finding]:
-    if not family.startswith(LINEAR_ATTENTION) or not facts.on_gpu:
+    if not facts.on_gpu:
         return
     # The first is written in Triton, which torch brings along on Linux only.
     triton = "triton-windows " if facts.system.startswith("Windows") and not facts.has("triton") else ""

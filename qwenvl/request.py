@@ -4,72 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from .settings import InvalidSettingError, in_ranges, one_of, shown, text_of
+from .checks import InvalidSettingError, shown, text_of
+from .settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, MODELS_OWN, SETTINGS, Setting, default
 
-QUANTIZATIONS = ("none", "4bit", "8bit")
-ATTENTIONS = ("sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention")
-SYSTEM_PROMPT = "You are a helpful assistant."
-# Where a model runs, besides a device by its name in torch.
-AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
 _DEVICE = re.compile(rf"{AUTO}|{ALL_GPUS}|{ALL_GPUS_AND_CPU}|cpu|mps|(cuda|xpu):\d+")
-MAX_SEED = 2**64 - 1
-# Whose temperature, top_p and the like are used.
-SAMPLING_FROM = AS_SET, MODELS_OWN = ("as set", "model's own")
-# When a model that is kept loaded goes. Keeping none loaded means the last.
-RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
-# How much a run tells of itself.
-DIAGNOSTICS = ("summary", "full", "off")
-# One question about all pictures, or the same question about each of them.
-IMAGE_MODES = ("together", "one answer per image")
-# Whether a model thinks before it answers; auto leaves it as it is.
-THINKING = ("auto", "on", "off")
-# What pictures are scaled to: at least and at most so many pixels. None leaves them to what the model was loaded with.
-RESOLUTIONS: dict[str, tuple[int, int] | None] = {
-    "auto": None,
-    "low (256x28x28)": (128 * 28 * 28, 256 * 28 * 28),
-    "medium (512x28x28)": (256 * 28 * 28, 512 * 28 * 28),
-    "high (768x28x28)": (512 * 28 * 28, 768 * 28 * 28),
-    "ultra (1024x28x28)": (768 * 28 * 28, 1024 * 28 * 28),
-    # As they are, but for the smallest that can be cut into patches.
-    "original": (56 * 56, 1 << 40),
-}
-
-# Whether a model that is nowhere may be downloaded.
-DOWNLOADS = ("auto", "never")
-
-# Lowest and highest value of every sampling parameter, as the widgets and the command line offer them.
-RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (0, 200),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (1.0, 2.0),
-    "max_new_tokens": (1, 32768),
-    "seed": (-1, MAX_SEED),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "no_repeat_ngram_size": (0, 100),
-    "min_new_tokens": (0, 32768),
-    "thinking_budget": (0, 32768),
-}
-# The same of what is shown of a video.
-FRAME_RANGES: dict[str, tuple[float, float]] = {
-    "sample_fps": (0.01, 60.0),
-    "max_frames": (1, 2048),
-    "max_frame_pixels": (28 * 28, 4096 * 28 * 28),
-    "max_video_tokens": (256, 262144),
-    "fps": (0.01, 240.0),
-}
 
 
-def _nearest(value: float, low: float, high: float) -> float:
-    """Within the range, and whole where the range is."""
-    inside = min(max(value, low), high)
-    return int(inside) if isinstance(low, int) else float(inside)
+def settings_of(part: Any) -> list[Setting]:
+    """The settings that one of these classes holds."""
+    names = {each.name for each in fields(part)}
+    return [setting for setting in SETTINGS.values() if setting.attribute in names]
+
+
+def _check(part: Any) -> None:
+    for setting in settings_of(part):
+        setting.check(getattr(part, setting.attribute))
+
+
+def _held(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class takes of values by the settings' names."""
+    return {each.attribute: values[each.name] for each in settings_of(part) if each.name in values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,44 +35,45 @@ class LoadSpec:
     """Everything that decides which weights sit in memory: the cache key."""
 
     model: str
-    quantization: str = "none"
-    attention: str = "sdpa"
-    device: str = AUTO
+    quantization: str = default("quantization")
+    attention: str = default("attention_mode")
+    device: str = default("device")
 
     def __post_init__(self) -> None:
         text_of("model", self.model)
-        one_of("quantization", self.quantization, QUANTIZATIONS)
-        one_of("attention_mode", self.attention, ATTENTIONS)
+        _check(self)
         if not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
             raise InvalidSettingError(f"device must be like auto, cpu, cuda:0 or all GPUs, got {shown(self.device)}.")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> LoadSpec:
+        """Of values by the settings' names; those that are not there have their defaults."""
+        return cls(**_held(cls, values))
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and when there are enough.
+    """How the next token is chosen, and when there are enough. settings.py says which value switches what off."""
 
-    top_k 0, top_p 1, min_p 0, repetition_penalty 1, and 0 for all after the seed switch that off.
-    """
-
-    do_sample: bool = True
-    temperature: float = 0.7
-    top_p: float = 0.9
-    top_k: int = 50
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 512
-    seed: int = -1
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    no_repeat_ngram_size: int = 0
-    min_new_tokens: int = 0
+    do_sample: bool = default("do_sample")
+    temperature: float = default("temperature")
+    top_p: float = default("top_p")
+    top_k: int = default("top_k")
+    min_p: float = default("min_p")
+    repetition_penalty: float = default("repetition_penalty")
+    max_new_tokens: int = default("max_new_tokens")
+    seed: int = default("seed")
+    presence_penalty: float = default("presence_penalty")
+    frequency_penalty: float = default("frequency_penalty")
+    no_repeat_ngram_size: int = default("no_repeat_ngram_size")
+    min_new_tokens: int = default("min_new_tokens")
     # Tokens for thinking. Where there is such a limit, max_new_tokens counts the answer alone.
-    thinking_budget: int = 0
+    thinking_budget: int = default("thinking_budget")
     # The answer ends before the first of these.
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        in_ranges(self, RANGES)
+        _check(self)
         if not isinstance(self.stop, tuple) or not all(isinstance(each, str) and each for each in self.stop):
             raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {shown(self.stop)}.")
 
@@ -124,18 +83,15 @@ class Sampling:
         Args:
             own: values by name. Those outside our ranges become the nearest that is inside, as a top_k of -1 for off.
         """
-        known = {name: value for name, value in own.items() if name in RANGES and isinstance(value, int | float)}
+        known = [(each, own[each.name]) for each in _NUMBERS if isinstance(own.get(each.name), int | float)]
         # NaN is no recommendation.
-        given: dict[str, Any] = {
-            name: _nearest(value, *RANGES[name]) for name, value in known.items() if value == value
-        }
+        given: dict[str, Any] = {each.name: each.nearest(value) for each, value in known if value == value}
         return replace(self, **given, do_sample=bool(own.get("do_sample", self.do_sample)))
 
     def __str__(self) -> str:
         if self.greedy:
             return "greedy"
-        filters = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        return ", ".join(f"{name} {getattr(self, name):g}" for name in filters)
+        return ", ".join(f"{each.name} {getattr(self, each.name):g}" for each in _NUMBERS if each.makers)
 
     @property
     def greedy(self) -> bool:
@@ -148,21 +104,24 @@ class Sampling:
         return self.max_new_tokens + self.thinking_budget
 
 
+_NUMBERS = [each for each in settings_of(Sampling) if each.span]
+
+
 @dataclass(frozen=True, slots=True)
 class Frames:
     """What is shown of videos."""
 
     # Frames a second that are shown.
-    sample_fps: float = 1.0
-    max_frames: int = 64
-    max_frame_pixels: int = 768 * 28 * 28
+    sample_fps: float = default("sample_fps")
+    max_frames: int = default("max_frames")
+    max_frame_pixels: int = default("max_frame_pixels")
     # Of all videos of a question together.
-    max_video_tokens: int = 8192
+    max_video_tokens: int = default("max_video_tokens")
     # Of video_frames, which has no times of its own.
-    fps: float = 24.0
+    fps: float = default("fps")
 
     def __post_init__(self) -> None:
-        in_ranges(self, FRAME_RANGES)
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,29 +137,34 @@ class Request:
     images: Mapping[str, Any] = field(default_factory=dict)
     video_path: str = ""
     sampling: Sampling = Sampling()
-    release: str = RELEASES[0]
-    diagnostics: str = DIAGNOSTICS[0]
-    image_mode: str = IMAGE_MODES[0]
-    image_resolution: str = "auto"
+    release: str = default("release")
+    diagnostics: str = default("diagnostics")
+    image_mode: str = default("image_mode")
+    image_resolution: str = default("image_resolution")
     # An IMAGE batch that is a video.
     video_frames: Any = None
     # ComfyUI's VIDEO, or whatever else has its get_stream_source().
     video: Any = None
     frames: Frames = Frames()
-    thinking: str = "auto"
-    download: str = DOWNLOADS[0]
-    sampling_from: str = AS_SET
+    thinking: str = default("thinking")
+    download: str = default("download")
+    sampling_from: str = default("sampling")
 
     def __post_init__(self) -> None:
-        one_of("release", self.release, RELEASES)
-        one_of("diagnostics", self.diagnostics, DIAGNOSTICS)
-        one_of("image_mode", self.image_mode, IMAGE_MODES)
-        one_of("image_resolution", self.image_resolution, tuple(RESOLUTIONS))
-        one_of("thinking", self.thinking, THINKING)
-        one_of("download", self.download, DOWNLOADS)
-        one_of("sampling", self.sampling_from, SAMPLING_FROM)
+        _check(self)
         for name in ("text", "system"):
             object.__setattr__(self, name, text_of(name, getattr(self, name)))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], images: Mapping[str, Any]) -> Request:
+        """Of values by the settings' names; those that are not there have their defaults, and other names no effect."""
+        return cls(
+            load=LoadSpec.of(values),
+            images=images,
+            sampling=Sampling(**_held(Sampling, values)),
+            frames=Frames(**_held(Frames, values)),
+            **_held(cls, values),
+        )
 
     @property
     def shows_something(self) -> bool:
@@ -209,8 +173,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
-    """What one run did and how long it took, measured."""
+class LoadStats:
+    """Which model answered, where, and what it was loaded as."""
 
     model: str
     device: str
@@ -221,30 +185,55 @@ class Stats:
     decode_attention: str
     # One sentence for each thing that was asked for and could not be had.
     fallbacks: tuple[str, ...]
-    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
-    sampling: Sampling
-    sampling_from: str
-    # How many answers there are, and the most that were made at a time.
-    answers: int
-    batch_size: int
-    # None where the seed had no effect.
-    seed: int | None
-    prompt_tokens: int
-    new_tokens: int
     # 0 where the model was in memory already.
     load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStats:
+    """What the model read."""
+
+    prompt_tokens: int
+    # Of these, how many were still in memory from the last question about the same pictures.
+    reused_tokens: int
     # From the start of the run to the first token, loading left out.
     first_token_s: float
     prefill_s: float
+    # What the model's boxes and points count: "pixels" of a picture as it was seen, "0-1000"; "" where not known.
+    coordinates: str = ""
+    # (width, height) at which each picture was seen, by answer; empty where nobody knows.
+    seen_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStats:
+    """What the model wrote, and how its tokens were made."""
+
+    # How many answers there are, and the most that were made at a time.
+    answers: int
+    batch_size: int
+    new_tokens: int
     # Of the token loop alone, all rows of a batch together: the first token belongs to the prefill.
     decode_tokens_per_s: float
-    # Prompt tokens that were still in memory from the last question about the same pictures.
-    reused_tokens: int
+    # Thoughts that the thinking budget ended.
+    thoughts_cut: int
     # Which way tokens were made, and why not a faster one.
     tier: str
     tier_reason: str
-    # Thoughts that the thinking budget ended.
-    thoughts_cut: int
+    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
+    sampling: Sampling
+    sampling_from: str
+    # None where the seed had no effect.
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one run did and how long it took, measured."""
+
+    loaded: LoadStats
+    prompt: PromptStats
+    decode: DecodeStats
     # On a GPU the most that this run held; elsewhere the most that the process ever did.
     peak_bytes: int
     total_s: float
@@ -252,17 +241,31 @@ class Stats:
     diagnostics: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        """One object, indented for people."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        """One flat object, indented for people."""
+        figures = asdict(self)
+        flat = {**figures.pop("loaded"), **figures.pop("prompt"), **figures.pop("decode"), **figures}
+        return json.dumps(flat, indent=1, ensure_ascii=False)
 
     def __str__(self) -> str:
-        own = f", {self.sampling_from} sampling ({self.sampling})" if self.sampling_from == MODELS_OWN else ""
-        many = f", {self.answers} answers, {self.batch_size} at a time" if self.answers != 1 else ""
+        loaded, prompt, decode = self.loaded, self.prompt, self.decode
+        own = f", {decode.sampling_from} sampling ({decode.sampling})" if decode.sampling_from == MODELS_OWN else ""
+        many = f", {decode.answers} answers, {decode.batch_size} at a time" if decode.answers != 1 else ""
         return (
-            f"{self.model}: {self.prompt_tokens} prompt + {self.new_tokens} new tokens, first token after "
-            f"{self.first_token_s:.2f} s (prefill {self.prefill_s:.2f} s), {self.decode_tokens_per_s:.1f} tokens/s, "
-            f"total {self.total_s:.1f} s{many}, seed {'none (greedy)' if self.seed is None else self.seed}{own}"
+            f"{loaded.model}: {prompt.prompt_tokens} prompt + {decode.new_tokens} new tokens, first token after "
+            f"{prompt.first_token_s:.2f} s (prefill {prompt.prefill_s:.2f} s), "
+            f"{decode.decode_tokens_per_s:.1f} tokens/s, total {self.total_s:.1f} s{many}, "
+            f"seed {'none (greedy)' if decode.seed is None else decode.seed}{own}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about, beside the request's own text and videos."""
+
+    # From 0.
+    number: int
+    # PIL images in RGB.
+    pictures: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,14 @@ class Answer:
 
     text: str
     thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of the question of that number: an answer, or the error that says why there is none."""
+
+    number: int
+    result: Answer | Exception
 
 
 @dataclass(frozen=True, slots=True)

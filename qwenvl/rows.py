@@ -12,6 +12,14 @@ OnTokens = Callable[[Sequence[Sequence[int]]], Iterable[int] | None]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenTime:
+    """Of one step, in seconds of time.perf_counter(): when its tokens were there, and when they had been told."""
+
+    arrived: float
+    told: float
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """The new token ids of each row, the one that ended it left out, and how they were made."""
 
@@ -23,8 +31,8 @@ class Generation:
     tier: str
     tier_reason: str
     reused_tokens: int = 0
-    # Two for each step: when its tokens were there, and when they had been told.
-    times: tuple[float, ...] = ()
+    # One of each step.
+    times: Sequence[TokenTime] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -48,11 +56,16 @@ class Rows:
         self.ended = [False] * batch
         self._end_ids = end_ids
         self._on_tokens = on_tokens
-        self._times: list[float] = []
+        self._times: list[TokenTime] = []
         self._start = self._first = self._last = time.perf_counter()
 
-    def push(self, tokens: list[int]) -> bool:
-        """Take the next token of each row; returns whether all rows have ended."""
+    @property
+    def all_ended(self) -> bool:
+        """Whether there is nothing more to make."""
+        return all(self.ended)
+
+    def push(self, tokens: list[int]) -> None:
+        """Take the next token of each row."""
         self._last = time.perf_counter()
         if not self.steps:
             self._first = self._last
@@ -67,11 +80,10 @@ class Rows:
                 new[row].append(token)
         for row in self._on_tokens(new) or ():
             self.ended[row] = True
-        self._times += (self._last, time.perf_counter())
-        return all(self.ended)
+        self._times.append(TokenTime(self._last, time.perf_counter()))
 
     def generation(self, tier: str, reason: str, reused: int) -> Generation:
         ids = tuple(tuple(row[:-1] if row[-1] in self._end_ids else row) for row in self.all_ids)
         prefill, loop = self._first - self._start, self._last - self._first
         steps = sum(len(row) - 1 for row in self.all_ids)
-        return Generation(ids, prefill, loop, steps, tier, reason, reused, tuple(self._times))
+        return Generation(ids, prefill, loop, steps, tier, reason, reused, self._times)

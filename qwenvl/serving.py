@@ -26,6 +26,8 @@ class Served:
     repo_id: str
     vision: bool
     gpus: int
+    # The model_type of its config.json; "" where it is not known.
+    family: str = ""
 
     @property
     def commands(self) -> dict[str, str]:
@@ -46,15 +48,17 @@ class Served:
         entry = {"base_url": f"http://127.0.0.1:{port}/v1", "model": self.repo_id, "max_concurrency": 16}
         if not self.vision:
             entry["vision"] = False
+        if self.family:
+            entry["family"] = self.family
         return json.dumps({"engines": {self.repo_id.rpartition("/")[2]: entry}}, indent=1)
 
 
-def served(repo_id: str, vision: bool, weights_gb: float, gpu_gb: float) -> Served:
+def served(repo_id: str, vision: bool, weights_gb: float, gpu_gb: float, family: str = "") -> Served:
     """How to serve a model on as many GPUs of that size as it needs, in powers of two."""
     gpus = 1
     while gpus < 16 and weights_gb + _CONTEXT_GB > gpus * gpu_gb * _USED_SHARE:
         gpus *= 2
-    return Served(repo_id, vision, gpus)
+    return Served(repo_id, vision, gpus, family)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,7 +81,8 @@ def _tell(name: str | None, gpu_gb: float) -> int:
         if model.repo_id:
             # Engines hold weights as they are on disk; those of a user's own model are not known.
             weights_gb = model.size.disk / 1e9 if model.size else 0.0
-            _print(model.name, served(model.repo_id, model.name in see, weights_gb, gpu_gb), with_entries=bool(name))
+            found = served(model.repo_id, model.name in see, weights_gb, gpu_gb, model.family)
+            _print(model.name, found, with_entries=bool(name))
     return command.DONE
 
 

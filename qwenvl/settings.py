@@ -1,131 +1,253 @@
-"""What a setting may hold: a link in a workflow may bring anything, and so may a file. Standard library only."""
+"""Every setting, declared once: widgets, flags, the Request, its checks and an engine's fields are made of it.
+
+Standard library only. What depends on the machine (its devices, models and presets) is filled in by widgets.py and
+command.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-# Of a value in a message; it may be a megabyte of text.
-_LONGEST_SHOWN = 200
+from .checks import in_range, one_of
 
-
-class InvalidSettingError(ValueError):
-    """A setting has a value that it cannot have."""
-
-
-def shown(value: object) -> str:
-    """A value as a message repeats it: the beginning of a long one. Pure."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list that holds itself
-        text = f"a very large {type(value).__name__}"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
-
-
-def in_ranges(settings: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise InvalidSettingError where a number is outside of its range; whole numbers have ranges of whole numbers."""
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        whole = isinstance(low, int)
-        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        # Written so that NaN, which compares as false, is refused too.
-        if not (fits and low <= value <= high):
-            kind = "a whole number between" if whole else "between"
-            raise InvalidSettingError(f"{name} must be {kind} {low} and {high}, got {shown(value)}.")
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise InvalidSettingError where the value is none of those."""
-    if not (isinstance(value, str) and value in allowed):
-        raise InvalidSettingError(f"{name} {shown(value)} does not exist. Pick one of: {', '.join(allowed)}.")
-
-
-def checked(declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a node was handed, each of the kind that its input declares.
-
-    ComfyUI converts what a widget holds, but hands on whatever a link brings.
-
-    Args:
-        declared: input -> (kind, options), as in INPUT_TYPES.
-
-    Raises:
-        InvalidSettingError: a value is of another kind; it names the input.
-    """
-    kinds = {name: kind for name, (kind, _) in declared.items()}
-    return {name: _of_kind(name, kinds.get(name), value) for name, value in given.items()}
-
-
-def require_text(name: str, value: object) -> str:
-    """The value, which must be a text, as it is: a path with half a character is another path with a whole one."""
-    if not isinstance(value, str):
-        raise InvalidSettingError(f"{name} must be a text, got {shown(value)}.")
-    return value
-
-
-def text_of(name: str, value: object) -> str:
-    """The value, which must be a text, in whole characters."""
-    return whole_characters(require_text(name, value))
-
-
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a character that stands alone. Pure.
-
-    JSON can hold halves, where somebody cut a text in the middle of an emoji, and nothing can write them.
-    """
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _of_kind(name: str, kind: Any, value: Any) -> Any:
-    kind = "STRING" if isinstance(kind, list) else kind
-    if kind not in _KINDS or (kind == "IMAGE" and value is None):
-        return value
-    wanted, convert = _KINDS[kind]
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidSettingError(f"{name} must be {wanted}, got {shown(value)}.") from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, Integral):
-        raise TypeError
-    return bool(value)
-
-
-def _whole(value: Any) -> int:
-    number = _number(value)
-    if number != int(number):
-        raise TypeError
-    return int(number)
-
-
-def _number(value: Any) -> float:
-    # A whole number stays one, so that a message repeats what was given.
-    if isinstance(value, Integral):
-        return int(value)
-    if not isinstance(value, Real):
-        raise TypeError
-    return float(value)
-
-
-def _images(value: Any) -> Any:
-    """A tensor or a list of them: a text would be taken for the path of a file."""
-    if not all(hasattr(each, "ndim") for each in (value if isinstance(value, list) else [value])):
-        raise TypeError
-    return value
-
-
-_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "STRING": ("a text", _text),
-    "BOOLEAN": ("true or false", _switch),
-    "INT": ("a whole number", _whole),
-    "FLOAT": ("a number", _number),
-    "IMAGE": ("an image", _images),
+QUANTIZATIONS = ("none", "4bit", "8bit")
+ATTENTIONS = ("sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention")
+# Where a model runs, besides a device by its name in torch.
+AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
+MAX_SEED = 2**64 - 1
+# Whose temperature, top_p and the like are used.
+SAMPLING_FROM = AS_SET, MODELS_OWN = ("as set", "model's own")
+# When a model that is kept loaded goes. Keeping none loaded means the last.
+RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
+# How much a run tells of itself.
+DIAGNOSTICS = ("summary", "full", "off")
+# One question about all pictures, or the same question about each of them.
+IMAGE_MODES = ("together", "one answer per image")
+# Whether a model thinks before it answers; auto leaves it as it is.
+THINKING = ("auto", "on", "off")
+# Whether a model that is nowhere may be downloaded.
+DOWNLOADS = ("auto", "never")
+# What pictures are scaled to: at least and at most so many pixels. None leaves them to what the model was loaded with.
+RESOLUTIONS: dict[str, tuple[int, int] | None] = {
+    "auto": None,
+    "low (256x28x28)": (128 * 28 * 28, 256 * 28 * 28),
+    "medium (512x28x28)": (256 * 28 * 28, 512 * 28 * 28),
+    "high (768x28x28)": (512 * 28 * 28, 768 * 28 * 28),
+    "ultra (1024x28x28)": (768 * 28 * 28, 1024 * 28 * 28),
+    # As they are, but for the smallest that can be cut into patches.
+    "original": (56 * 56, 1 << 40),
 }
+# The commands of the command line: one question, or one about each picture of a folder.
+ASK, CAPTION = "ask", "caption"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What there is to know of one setting. Its kind is ComfyUI's word for it: STRING, BOOLEAN, INT, FLOAT, COMBO."""
+
+    name: str
+    kind: str
+    # None where the machine decides it. Pictures and videos, which are connected, have none.
+    default: Any
+    tooltip: str
+    # Lowest and highest number.
+    span: tuple[float, float] | None = None
+    # Empty where the machine decides them.
+    choices: tuple[str, ...] = ()
+    # The page folds it away until it is asked for: a first answer needs it not.
+    rare: bool = False
+    # What else the page is told.
+    page: Mapping[str, Any] = field(default_factory=dict)
+    # Of the QwenVL node alone, which is shown something.
+    looks: bool = False
+    # The commands that have it as a flag, and what they tell of it. Numbers tell their range.
+    commands: tuple[str, ...] = ()
+    help: str = ""
+    # Its name in the Request, where that is another one.
+    renamed: str = ""
+    # The value that switches it off, and what an engine takes for that, where it is another one.
+    off: Any = None
+    engine_off: Any = None
+    # Its field in a chat completion. It is sent where it is not off; always, where that is said.
+    engine: str = ""
+    always: bool = False
+    # Models come with a recommended value: "sampling" says whose is used, and an engine would use theirs.
+    makers: bool = False
+    # Without effect where the likeliest token is always taken.
+    drawn: bool = False
+
+    @property
+    def attribute(self) -> str:
+        """Its name in the Request."""
+        return self.renamed or self.name
+
+    def check(self, value: object) -> None:
+        """Raise InvalidSettingError where a number is outside of its range, or a choice is none of those there are."""
+        if self.span is not None:
+            in_range(self.name, value, *self.span)
+        elif self.choices:
+            one_of(self.name, value, self.choices)
+
+    def nearest(self, value: float) -> float:
+        """The number within the range, and whole where the range is."""
+        low, high = self.span or (value, value)
+        inside = min(max(value, low), high)
+        return int(inside) if self.kind == "INT" else float(inside)
+
+
+_EVERY = (ASK, CAPTION)
+
+
+def _text(name: str, tooltip: str, default: str = "", **more: Any) -> Setting:
+    return Setting(name, "STRING", default, tooltip, **{"page": {"multiline": True}, **more})
+
+
+def _switch(name: str, default: bool, tooltip: str, **more: Any) -> Setting:
+    return Setting(name, "BOOLEAN", default, tooltip, rare=True, **more)
+
+
+def _number(
+    name: str, default: float, span: tuple[float, float], step: float, tooltip: str, page: Any = None, **more: Any
+) -> Setting:
+    kind = "INT" if isinstance(default, int) else "FLOAT"
+    return Setting(
+        name, kind, default, tooltip, span=span, page={"step": step, **(page or {})}, **{"commands": _EVERY, **more}
+    )
+
+
+def _choice(name: str, choices: tuple[str, ...], tooltip: str, **more: Any) -> Setting:
+    """The first is the default."""
+    return Setting(name, "COMBO", choices[0], tooltip, choices=choices, **{"commands": _EVERY, **more})
+
+
+# The order is that of the widgets, by which saved workflows hold their values: nothing here may move.
+# fmt: off
+REQUIRED = (
+    _text("system", "Who the model is and how it should answer.", "You are a helpful assistant.",
+        commands=_EVERY, help="the system prompt"),
+    _text("text", "What to ask. Control tokens of the model in it are taken as plain text."),
+    Setting("model", "COMBO", None,
+        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack; model "
+        "folders that you have are listed too, and one that ends in @ engine runs elsewhere and is asked. In memory "
+        "means the weights alone, by quantization; float32, which some CPUs compute in, is twice none.",
+        commands=_EVERY, help="a name of --list-models (default: %(default)s)"),
+    _choice("quantization", QUANTIZATIONS,
+        "Store the weights in fewer bits: 8bit needs about half of the memory, 4bit about a third. Needs "
+        "bitsandbytes; where it cannot run, the model is loaded unquantized and the log says why."),
+    _choice("attention_mode", ATTENTIONS,
+        "How attention is computed. sdpa is right nearly everywhere; flash_attention_2 to 4 need packages and "
+        "flex_attention needs Triton, and without them sdpa is used and the log says why; eager is slow and exact; "
+        "auto lets the pack choose.",
+        rare=True, renamed="attention"),
+    _switch("keep_model_loaded", True,
+        "Keep the model in memory for the next run. Off gives all of it back when the node ends."),
+    _switch("bypass", False, "Pass the text through unchanged, without touching any model."),
+    _switch("do_sample", True,
+        "Draw each token at random from the likely ones. Off always takes the likeliest.",
+        commands=_EVERY, makers=True),
+    _number("temperature", 0.7, (0.0, 2.0), 0.05,
+        "Higher is more varied, lower more predictable. 0 always takes the likeliest token.",
+        rare=True, off=0.0, engine="temperature", makers=True, drawn=True),
+    _number("top_p", 0.9, (0.0, 1.0), 0.05,
+        "Draw only from the likeliest tokens that together reach this probability. 1 is off.",
+        rare=True, off=1.0, engine="top_p", makers=True, drawn=True),
+    _number("top_k", 50, (0, 200), 1, "Draw only from this many of the likeliest tokens. 0 is off.",
+        rare=True, off=0, engine="top_k", engine_off=-1, makers=True, drawn=True),
+    _number("min_p", 0.0, (0.0, 1.0), 0.05, "Leave out tokens less likely than this share of the likeliest. 0 is off.",
+        rare=True, off=0.0, engine="min_p", makers=True, drawn=True),
+    _number("repetition_penalty", 1.0, (1.0, 2.0), 0.05,
+        "Above 1 makes tokens that already occurred less likely. 1 is off.",
+        rare=True, off=1.0, engine="repetition_penalty", makers=True),
+    _number("max_new_tokens", 512, (1, 32768), 1,
+        "The answer is cut off after this many tokens. A model's thinking counts too.",
+        engine="max_tokens", always=True),
+    # The page then offers fixed, increment, decrement and randomize, and saves the choice with the workflow.
+    _number("seed", -1, (-1, MAX_SEED), 1, "-1 draws a new seed on every run; any other gives the same answer again.",
+        page={"control_after_generate": True}, engine="seed"),
+)
+# New settings go to the end.
+OPTIONAL = (
+    *(Setting(name, "IMAGE", None, "A picture or a batch. The model sees all pictures of all inputs, in order.",
+        looks=True) for name in ("image1", "image2", "image3", "image4")),
+    Setting("video_path", "STRING", "",
+        "Path of a video file. The model sees frames of it: see sample_fps and what follows it.",
+        rare=True, looks=True),
+    _choice("release", RELEASES,
+        "When a model that is kept loaded gives its memory back: when another node needs it; when everything of "
+        "this prompt is done; or at once, like keep_model_loaded off.",
+        rare=True, commands=()),
+    _choice("diagnostics", DIAGNOSTICS,
+        "What a run writes to the log: a line of figures; in full also the time of each part, stalls, and the GPU's "
+        "memory, clock, power and temperature; or nothing.",
+        rare=True, help="how much a run tells of itself in the log"),
+    _number("presence_penalty", 0.0, (-2.0, 2.0), 0.1,
+        "Above 0 makes tokens that are in the answer already less likely. 0 is off.",
+        rare=True, off=0.0, engine="presence_penalty", always=True),
+    _number("frequency_penalty", 0.0, (-2.0, 2.0), 0.1,
+        "The same, as many times over as they are in the answer. 0 is off.",
+        rare=True, off=0.0, engine="frequency_penalty", always=True),
+    _number("no_repeat_ngram_size", 0, (0, 100), 1,
+        "No row of so many tokens occurs twice, the question's included. 0 is off.", rare=True, off=0),
+    _number("min_new_tokens", 0, (0, 32768), 1, "The answer does not end before so many tokens.",
+        rare=True, off=0, engine="min_tokens"),
+    _number("thinking_budget", 0, (0, 32768), 1,
+        "A model that thinks longer than so many tokens is told to answer now; max_new_tokens then counts the "
+        "answer alone. 0 is no limit.",
+        rare=True, off=0, engine="thinking_token_budget"),
+    _text("stop", "The answer ends before the first of these texts: one a line, \\n in it is a line break.",
+        rare=True, commands=_EVERY, help="ends the answer; may be given several times", off=(), engine="stop"),
+    _choice("thinking", THINKING,
+        "Whether a model that can do both thinks first; auto leaves it to the model. Where its chat template has no "
+        "switch for it, this does nothing, and stats says so.",
+        help="whether the model thinks before it answers", off=THINKING[0], engine="chat_template_kwargs"),
+    _choice("download", DOWNLOADS,
+        "Whether a model that is not on this machine may be downloaded. never makes it an error that names the "
+        "folders that were searched and the command that fetches it. The variable QWENVL_DOWNLOAD sets the default.",
+        rare=True, help="whether a model that is missing may be fetched"),
+    Setting("device", "COMBO", AUTO,
+        "Where the model runs. auto is where ComfyUI runs its models. all GPUs spreads the layers, for a model that "
+        "fits on none of them alone. all GPUs and CPU leaves in RAM what fits on none, and copies it for every "
+        "token: each token then takes about half a second longer for every 10 GB in RAM.",
+        rare=True, commands=_EVERY, help="where the model runs"),
+    _choice("sampling", SAMPLING_FROM,
+        "as set takes do_sample, temperature, top_p, top_k, min_p and repetition_penalty from the widgets above. "
+        "model's own takes what the model's makers recommend in their place; what they do not name stays as set.",
+        rare=True, renamed="sampling_from", help="whose sampling parameters are used"),
+    _choice("image_mode", IMAGE_MODES,
+        "together: one question about all pictures. one answer per image: the same question about each picture, "
+        "several at a time, and a list of answers in order; videos are shown with each.",
+        looks=True, commands=(ASK,)),
+    _choice("image_resolution", tuple(RESOLUTIONS),
+        "What pictures are scaled to, and so what they cost: up to 256, 512, 768 or 1024 tokens each (a quarter "
+        "less with Qwen3-VL); auto 256 to 1024, but no more than the model was made for; original as they are, a "
+        "token for 28 x 28 pixels (32 x 32).",
+        rare=True, looks=True, help="what pictures are scaled to"),
+    Setting("video", "VIDEO", None, "A video of ComfyUI's own kind, trimmed or not.", looks=True),
+    Setting("video_frames", "IMAGE", None, "A batch that is a video; fps says how fast.", looks=True),
+    _number("fps", 24.0, (0.01, 240.0), 0.5, "Frames a second of video_frames.",
+        page={"round": 0.001}, rare=True, looks=True, commands=(ASK,)),
+    _number("sample_fps", 1.0, (0.01, 60.0), 0.05, "Frames a second that the model sees of a video, at least 4 in all.",
+        rare=True, looks=True, commands=(ASK,)),
+    _number("max_frames", 64, (1, 2048), 1, "The most frames that it sees of a video.",
+        rare=True, looks=True, commands=(ASK,)),
+    _number("max_frame_pixels", 768 * 28 * 28, (28 * 28, 4096 * 28 * 28), 1,
+        "Larger frames are scaled down to so many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a "
+        "token.",
+        rare=True, looks=True, commands=(ASK,)),
+    _number("max_video_tokens", 8192, (256, 262144), 1,
+        "The most tokens of all videos together. Frames are made smaller to keep it, then fewer; the log says so.",
+        rare=True, looks=True, commands=(ASK,)),
+    Setting("preset", "COMBO", None,
+        "Put system and user text from a file around what you typed. Your own files: user/default/qwenvl/presets in "
+        "ComfyUI's folder.",
+        commands=_EVERY, help="a name of --list-presets, put around the question"),
+)
+# fmt: on
+SETTINGS = {setting.name: setting for setting in (*REQUIRED, *OPTIONAL)}
+SYSTEM_PROMPT: str = SETTINGS["system"].default
+
+
+def default(name: str) -> Any:
+    return SETTINGS[name].default

@@ -40,11 +40,11 @@ def why_slow(
         busy: how much of the CPU others use now, 0 to 100; asked for a slow run only.
     """
     made = max(generations, key=lambda each: len(each.times))
-    arrived = made.times[2::2]
-    if len(arrived) < LEAST_TOKENS:
+    counted = made.times[1:]
+    if len(counted) < LEAST_TOKENS:
         return None
-    run = _Run((len(arrived) - 1) / (arrived[-1] - arrived[0]), stats.prompt_tokens)
-    key = (spec, stats.tier, len(made.rows))
+    run = _Run((len(counted) - 1) / (counted[-1].arrived - counted[0].arrived), stats.prompt.prompt_tokens)
+    key = (spec, stats.decode.tier, len(made.rows))
     best = _fastest.setdefault(key, run)
     if run.tokens_per_s > best.tokens_per_s:
         _fastest[key] = run
@@ -56,7 +56,7 @@ def why_slow(
 
 def _of_tokens(made: Generation) -> str | None:
     """Reasons that the times of the tokens prove."""
-    whole_s = made.times[-1] - made.times[0]
+    whole_s = made.times[-1].told - made.times[0].arrived
     if telling_s(made.times) > whole_s / 2:
         return f"showing the text took {telling_s(made.times):.1f} of {whole_s:.1f} s, so the program around it is busy"
     tokens = pace([made.times])

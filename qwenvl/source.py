@@ -12,10 +12,12 @@ from .budget import OutOfMemoryError, model_bytes, request_bytes, why_out_of_mem
 from .capabilities import Machine
 from .checkpoint import read_checkpoint
 from .devices import current, machine_for
+from .families import family_of
 from .faults import unless_out_of_memory
 from .log import log
 from .precision import experts_are_fused
-from .request import AS_SET, QUANTIZATIONS, LoadSpec, Request
+from .request import LoadSpec, Request
+from .settings import AS_SET, QUANTIZATIONS
 from .trust import why_unsafe
 from .understood import Understood, UnusableError
 
@@ -24,7 +26,7 @@ def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelS
     """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
 
     Args:
-        policy: one of request.DOWNLOADS.
+        policy: one of settings.DOWNLOADS.
     """
     # First, because a device that does not exist should not cost a download.
     where = machine_for(spec.device, host.device())
@@ -115,7 +117,7 @@ class ModelSource:
 
 
 def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:
-    decoder = decode.Decoder(handle.model, handle.plan.attention)
+    decoder = decode.Decoder(handle.model, handle.plan.attention, decode=family_of(handle.family).decode)
     if decoder.tier_reason:
         log.info("%s makes its tokens by the %s: %s", handle.spec.model, decoder.tier, decoder.tier_reason)
     handle.decoder = decoder

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .rows import TokenTime
+
 # An interval over this many times the median is a stall.
 STALL = 2
 LOOK_EVERY_S = 0.05
@@ -74,11 +76,11 @@ class Onlooker:
             self._collections[-1] = (self._collections[-1][0], now)
 
 
-def pace(generations: Sequence[Sequence[float]], onlooker: Onlooker | None = None) -> dict[str, Any]:
+def pace(generations: Sequence[Sequence[TokenTime]], onlooker: Onlooker | None = None) -> dict[str, Any]:
     """How evenly tokens came.
 
     Args:
-        generations: of each, two times a token, in s: when it was there, and when everybody had been told of it.
+        generations: of each, the times of its tokens.
         onlooker: who looked on, if anybody did.
 
     Returns:
@@ -98,26 +100,25 @@ def pace(generations: Sequence[Sequence[float]], onlooker: Onlooker | None = Non
     return {"shortest_ms": min(intervals), "median_ms": median, "longest_ms": max(intervals), "stalls": stalls}
 
 
-def telling_s(times: Sequence[float]) -> float:
+def telling_s(times: Sequence[TokenTime]) -> float:
     """How long others were told of tokens: text made of them, progress and live text shown."""
-    return sum(told - arrived for arrived, told in zip(times[0::2], times[1::2], strict=True))
+    return sum(each.told - each.arrived for each in times)
 
 
-def _intervals_ms(times: Sequence[float]) -> list[float]:
-    return [1000 * (later - earlier) for earlier, later in pairwise(times[0::2])]
+def _intervals_ms(times: Sequence[TokenTime]) -> list[float]:
+    return [1000 * (later.arrived - earlier.arrived) for earlier, later in pairwise(times)]
 
 
-def _stalls(times: Sequence[float], over_ms: float, onlooker: Onlooker | None) -> list[dict[str, Any]]:
-    arrived, told = times[0::2], times[1::2]
+def _stalls(times: Sequence[TokenTime], over_ms: float, onlooker: Onlooker | None) -> list[dict[str, Any]]:
     return [
         {
             "after_token": number,
             "ms": length,
-            "telling_ms": 1000 * (told[number - 1] - arrived[number - 1]),
-            "meanwhile": onlooker.between(arrived[number - 1], arrived[number]) if onlooker else [],
+            "telling_ms": 1000 * (before.told - before.arrived),
+            "meanwhile": onlooker.between(before.arrived, after.arrived) if onlooker else [],
         }
-        for number, length in enumerate(_intervals_ms(times), 1)
-        if length > over_ms
+        for number, (before, after) in enumerate(pairwise(times), 1)
+        if (length := 1000 * (after.arrived - before.arrived)) > over_ms
     ]
 
 

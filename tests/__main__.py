@@ -1,7 +1,7 @@
 """Pass the tests: python3 tests
 
 Sets everything up first. --oldest runs them on the oldest supported transformers, --long runs only those that take
-minutes to hours; whatever follows goes to pytest.
+minutes to hours, --release only what must hold before a version is published; whatever follows goes to pytest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "demo"))
 
 from environment import python  # noqa: E402
 
+# Tests that are run alone, where they are asked for.
+MARKS = ("long", "release")
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
@@ -22,8 +24,9 @@ def main() -> int:
     """Exit status of the first check that fails, or of pytest."""
     arguments = sys.argv[1:]
     interpreter = python("oldest" if "--oldest" in arguments else "newest")
-    which = ["-m", "long"] if "--long" in arguments else []
-    commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ("--oldest", "--long"))]]
+    which = [part for mark in MARKS if f"--{mark}" in arguments for part in ("-m", mark)]
+    ours = ("--oldest", *(f"--{mark}" for mark in MARKS))
+    commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ours)]]
     statuses = (subprocess.run([interpreter, "-m", *command], cwd=ROOT, check=False).returncode for command in commands)
     return next((status for status in statuses if status), 0)
 

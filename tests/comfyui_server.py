@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ import pytest
 
 websocket = pytest.importorskip("websocket", reason="The ComfyUI tests need: pip install websocket-client")
 
+PACK = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 240.0
 RUN_LIMIT_S = 180.0
 STOP_LIMIT_S = 10.0
@@ -118,6 +120,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(STOP_LIMIT_S)
+
+
+def with_the_pack(base: Path, options: Sequence[str] = ()) -> Server:
+    """The ComfyUI that COMFYUI_DIR names, starting, with this checkout as its custom node."""
+    (base / "custom_nodes").mkdir(exist_ok=True)
+    (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    return Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base, options)
 
 
 class Client:

@@ -1,4 +1,4 @@
-"""The help that ComfyUI shows of a node in its language; `python tests/help_pages.py` makes the pages.
+"""The help that ComfyUI shows of a node in its language; texts.py makes the pages.
 
 What is told of a node is in locales/<language>/help/<node>.md. Its inputs and outputs and the figures in a page come
 from Python, in the words of node_texts.py. The first line of a translation holds the mark of the English that it was
@@ -17,7 +17,7 @@ from typing import Any
 import node_texts
 
 from qwenvl import builtin
-from qwenvl.request import RESOLUTIONS
+from qwenvl.settings import RESOLUTIONS
 
 FOLDER = node_texts.ROOT / "web" / "docs"
 NODES = ("QwenVL", "Qwen", "QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions")
@@ -58,9 +58,18 @@ def translation(name: str, language: str) -> tuple[str, str]:
     """(mark of the English that it was made of, what is told of a node in a language)"""
     told = (node_texts.FOLDER / language / "help" / f"{name}.md").read_text(encoding="utf-8")
     if language == "en":
-        return f"{zlib.crc32(told.encode()):08x}", told
+        return mark(told), told
     first, _, rest = told.partition("\n")
     return first.removeprefix("<!-- of ").removesuffix(" -->"), rest
+
+
+def mark(told: str) -> str:
+    return f"{zlib.crc32(told.encode()):08x}"
+
+
+def is_current(name: str, language: str) -> bool:
+    """Whether what is told of a node was translated from what is told now."""
+    return translation(name, language)[0] == translation(name, "en")[0]
 
 
 def page(pack: ModuleType, name: str, language: str) -> str:
@@ -68,7 +77,7 @@ def page(pack: ModuleType, name: str, language: str) -> str:
     words = node_texts.english(pack)
     meanings = {text: text for text in node_texts.texts(words) | own_texts(pack)}
     if language != "en":
-        meanings = node_texts.meanings(language)
+        meanings |= node_texts.meanings(language)
         words = node_texts.translated(words, meanings)
     node = words[name.replace(".", "_")]
     parts = [f"# {node['display_name']}", node["description"]]
@@ -148,12 +157,3 @@ def _memory(name: str, meanings: dict[str, str]) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))
-
-
-if __name__ == "__main__":
-    loaded = node_texts.pack()
-    for node_name in (*NODES, *OLD):
-        for each_language in ("en", *node_texts.LANGUAGES):
-            where = file(node_name, each_language)
-            where.parent.mkdir(parents=True, exist_ok=True)
-            where.write_text(page(loaded, node_name, each_language), encoding="utf-8")

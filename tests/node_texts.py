@@ -1,4 +1,4 @@
-"""What ComfyUI shows of the nodes in other languages; `python tests/node_texts.py` makes the files that it reads.
+"""What ComfyUI shows of the nodes in other languages; texts.py makes the files that it reads.
 
 Python holds the English. locales/<language>/texts.json holds what it means there, by the English text itself, so that a
 text that changes in Python has no translation until somebody has looked at it. {top_p} in a translation stands for what
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# For help_pages.py, which imports this file first, run without pytest.
+# For texts.py, which is run without pytest.
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
@@ -57,14 +57,10 @@ def english(pack: ModuleType) -> Definitions:
 
 
 def translated(table: Any, meanings: dict[str, str]) -> Any:
-    """The table in another language.
-
-    Raises:
-        KeyError: a text has no translation.
-    """
+    """The table in another language. A text that has no translation stays as it is."""
     if isinstance(table, dict):
         return {key: translated(value, meanings) for key, value in table.items()}
-    return re.sub(r"\{(\w+)\}", lambda found: meanings[found[1]], meanings[table])
+    return re.sub(r"\{(\w+)\}", lambda found: meanings.get(found[1], found[1]), meanings.get(table, table))
 
 
 def texts(table: Any) -> set[str]:
@@ -94,10 +90,3 @@ def pack() -> ModuleType:
     sys.modules["pack"] = module
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    words = english(pack())
-    for each in ("en", *LANGUAGES):
-        file(each).parent.mkdir(parents=True, exist_ok=True)
-        file(each).write_text(made(each, words), encoding="utf-8")

@@ -6,6 +6,7 @@ compute, and how fast, they cannot show.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,17 +14,17 @@ import pretended
 import pytest
 import tiny
 import torch
+from asking import ask, ignore
 from conftest import draw
 from transformers.cache_utils import StaticLayer
 
 from qwenvl import catalog
 from qwenvl.attend import ByLength, Flash, Sdpa
-from qwenvl.batch import Batches, Room
 from qwenvl.capabilities import Machine, machine
 from qwenvl.decode import Decoder
 from qwenvl.dense import why_not_dense
 from qwenvl.generic import CachedLanes, why_not_generic
-from qwenvl.graph import Waits
+from qwenvl.graph import CapturedStep, CaptureError, Waits
 from qwenvl.keyvalues import capacity_for
 from qwenvl.lanes import DenseLanes
 from qwenvl.loader import load, park
@@ -47,10 +48,6 @@ SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", 
 STEPS = {DenseLanes.name: lambda model: DenseLanes(model, "sdpa"), CachedLanes.name: CachedLanes}
 # One of each kind; the others take minutes.
 SHORT = ("qwen3_vl", "qwen3_5")
-
-
-def ignore(*_):
-    pass
 
 
 def families():
@@ -88,10 +85,14 @@ def handle(handles, expected, family):
         yield handles[family]
 
 
+def _not_dense(model):
+    return why_not_dense(model, tiny.decode_of(model))
+
+
 @pytest.fixture(params=STEPS)
 def step(request, handle):
     """The name of a step that the model has."""
-    why_not = {DenseLanes.name: why_not_dense, CachedLanes.name: why_not_generic}[request.param]
+    why_not = {DenseLanes.name: _not_dense, CachedLanes.name: why_not_generic}[request.param]
     if reason := why_not(handle.model):
         pytest.skip(reason)
     return request.param
@@ -131,11 +132,10 @@ def captioned(handle, captured=False, most=1):
     made = []
     for thinking in ("auto", "on"):
         sampling = Sampling(do_sample=False, thinking_budget=4 if thinking == "on" else 0)
-        batches = Batches(handle, sampling, None, Room(1 << 40, lambda *_: 1, 99, most), ignore)
         request = Request(handle.spec, "Describe this image.", "You are a helpful assistant.", thinking=thinking)
-        asked = [(index, encode(handle, request, [draw(*scene)])) for index, scene in enumerate(SCENES)]
-        made.append([answer.text for batch in batches.answers(asked, ignore, ignore) for _, answer in batch])
-        assert bool(batches.figures()["thoughts_cut"]) == (thinking == "on")
+        outcomes, stats = ask(handle, [encode(handle, request, [draw(*scene)]) for scene in SCENES], sampling, most)
+        made.append([answer.text for answer in outcomes])
+        assert bool(stats.decode.thoughts_cut) == (thinking == "on")
     return tuple(made)
 
 
@@ -218,7 +218,7 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
 def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
     """Its fused weights are let go before it moves, and made anew when it is back."""
     there = replace(handle, machine=Machine(f"{pretended.NAME}:0", torch.float32, ""))
-    tier = DenseLanes.name if why_not_dense(handle.model) is None else "generate"
+    tier = DenseLanes.name if _not_dense(handle.model) is None else "generate"
     there.decoder = decoder_of(there, tier, captured=tier == DenseLanes.name)
     there.decoder.generate(side_by_side(prompts(there)), GREEDY, None, ignore, ignore)
     bring_back = park(there, 1 << 40)
@@ -257,7 +257,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(handle, step, expected):
 
 
 def test_flash_decoding_is_captured_with_the_lengths_on_the_device(handle, expected, monkeypatch):
-    if reason := why_not_dense(handle.model):
+    if reason := _not_dense(handle.model):
         pytest.skip(reason)
     monkeypatch.setattr("qwenvl.attend.FLASH_FROM", 1)
     decoder = decoder_of(handle, DenseLanes.name, captured=True)
@@ -274,6 +274,21 @@ def test_pictures_are_told_apart_and_thoughts_cut_short_as_on_the_cpu(handles, e
         captions, after_thoughts = captioned(handles["demo"], captured, most)
     assert captions == [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
     assert (captions, after_thoughts) == expected["demo"]
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(("share", "taken"), [(0.0, True), (0.018, True), (0.022, False), (float("nan"), False)])
+def test_a_captured_step_may_differ_by_a_fiftieth_of_its_largest_logit(share, taken):
+    """Of the largest, also where it is a small one that differs."""
+    with pretended.there(), nullcontext() if taken else pytest.raises(CaptureError, match="logits differ by"):
+        tokens, made = (torch.tensor(each, device=pretended.NAME) for each in ([2], [[0.1, 8.0, 3.0]]))
+        off = torch.tensor([[8.0 * share, 0.0, 0.0]], device=pretended.NAME)
+
+        def logits(_):
+            return made + off if pretended.Graph.recording else made + 0
+
+        CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], None)()
+    assert tokens.tolist() == [1 if taken else 2]
 
 
 def test_a_version_without_generic_step_is_known():

@@ -1,6 +1,6 @@
 """The templates: workflows that ComfyUI lists, and the same graphs as its API takes them.
 
-The workflows are edited in ComfyUI and saved in its own format; `python tests/templates.py` makes the graphs of them.
+The workflows are edited in ComfyUI and saved in its own format; texts.py makes the graphs of them.
 """
 
 from __future__ import annotations
@@ -76,10 +76,3 @@ def _inputs(node: dict[str, Any], links: dict[int, list[Any]]) -> dict[str, Any]
     values = dict(zip(widget_names(node), node.get("widgets_values", []), strict=True))
     connected = {slot["name"]: links[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
     return {name: value for name, value in values.items() if name} | connected
-
-
-if __name__ == "__main__":
-    for each in names():
-        text = json.dumps(converted(workflow(each)), ensure_ascii=False, indent=2)
-        graph_file(each).parent.mkdir(exist_ok=True)
-        graph_file(each).write_text(text + "\n", encoding="utf-8")

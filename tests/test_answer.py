@@ -55,6 +55,8 @@ def test_a_character_that_never_ends_does_not_hold_the_text_back(demo):
         ("see E", ("END", "EE"), "see E", "see "),
         ("see EN", ("END",), "see EN", "see "),
         ("see ENX", ("END",), "see ENX", "see ENX"),
+        ("see EN", ("NO", "END", "N?"), "see EN", "see "),
+        ("see --", ("---",), "see --", "see "),
     ],
 )
 def test_a_stop_cuts_the_text_and_its_beginning_is_held_back(text, stops, before, sure):

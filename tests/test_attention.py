@@ -9,7 +9,7 @@ from qwenvl import capabilities
 from qwenvl.attention import AttentionPlan, plan_attention
 from qwenvl.capabilities import Machine
 from qwenvl.checkpoint import Checkpoint
-from qwenvl.request import ATTENTIONS
+from qwenvl.settings import ATTENTIONS
 
 CPU = Machine("cpu", torch.bfloat16, "")
 APPLE = Machine("mps", torch.float16, "")

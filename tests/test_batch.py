@@ -4,16 +4,19 @@ from itertools import cycle, islice
 
 import pytest
 import torch
+from asking import ask
 from conftest import draw
 from PIL import Image
 from transformers.cache_utils import StaticLayer
 
-from qwenvl.batch import READERS, Batches, Room, later_seed, read_ahead
+from qwenvl.answer import NoAnswerError
+from qwenvl.batch import READERS, Room, later_seed, read_ahead
 from qwenvl.budget import OutOfMemoryError
 from qwenvl.decode import Decoder
 from qwenvl.media import MediaError
 from qwenvl.prompt import Prompt, encode
-from qwenvl.request import MAX_SEED, Answer, Request, Sampling
+from qwenvl.request import Answer, Request, Sampling
+from qwenvl.settings import MAX_SEED
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=40)
 COLORS = ("red", "green", "yellow", "blue", "purple", "pink")
@@ -25,10 +28,6 @@ SCENES = [
 ]
 CAPTIONS = [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
 TIERS = ("own step", "generic step", "generate")
-
-
-def ignore(*_):
-    pass
 
 
 def tiers():
@@ -47,14 +46,11 @@ def questions(demo, count=None, thinking="auto"):
 
 @pytest.fixture
 def answer(demo, monkeypatch):
-    """Answers prompts in batches; returns the answers in order, and the Batches."""
+    """Answers prompts in batches; returns what came of each in order, and the statistics."""
 
-    def run(prompts, sampling=GREEDY, seed=None, most=16, tier=None, look=ignore, out_of_memory=ignore):
+    def run(prompts, sampling=GREEDY, most=16, tier=None, **asked):
         monkeypatch.setattr(demo, "decoder", Decoder(demo.model, "sdpa", tier))
-        batches = Batches(demo, sampling, seed, Room(1 << 40, lambda *_: 1, 0, most), out_of_memory)
-        made = [each for batch in batches.answers(enumerate(prompts), look, ignore) for each in batch]
-        assert [index for index, _ in made] == list(range(len(prompts)))
-        return [each for _, each in made], batches
+        return ask(demo, prompts, sampling, most, **asked)
 
     return run
 
@@ -63,12 +59,11 @@ def answer(demo, monkeypatch):
 def test_a_batch_says_of_each_picture_what_one_by_one_says(demo, answer, tier):
     prompts = questions(demo)
     assert len({prompt.tokens for prompt in prompts}) == 2
-    batched, batches = answer(prompts, tier=tier)
+    batched, stats = answer(prompts, tier=tier)
     assert [each.text for each in batched] == CAPTIONS
     assert answer(prompts, most=1, tier=tier)[0] == batched
-    figures = batches.figures()
-    assert (figures["answers"], figures["batch_size"], figures["tier"]) == (len(SCENES), 16, tier)
-    assert figures["prompt_tokens"] == sum(prompt.tokens for prompt in prompts)
+    assert (stats.decode.answers, stats.decode.batch_size, stats.decode.tier) == (len(SCENES), 16, tier)
+    assert stats.prompt.prompt_tokens == sum(prompt.tokens for prompt in prompts)
 
 
 def test_a_row_that_has_ended_says_nothing_more(demo, answer):
@@ -89,16 +84,16 @@ def test_every_token_is_looked_at_and_rows_end_by_themselves(demo, answer):
 def test_a_thought_that_is_cut_short_is_followed_by_the_answer(demo, answer, tier, many):
     prompts = questions(demo, many, thinking="on")
     sampling = Sampling(do_sample=False, max_new_tokens=20, thinking_budget=4)
-    answers, batches = answer(prompts, sampling, tier=tier)
+    answers, stats = answer(prompts, sampling, tier=tier)
     assert answers == [Answer(caption, "I see one image") for caption in CAPTIONS[:many]]
-    assert batches.figures()["thoughts_cut"] == many
+    assert stats.decode.thoughts_cut == many
 
 
 def test_only_the_thoughts_that_are_too_long_are_cut(demo, answer):
     long_, short = questions(demo, 2, thinking="on")[0], questions(demo, 2, thinking="off")[1]
-    answers, batches = answer([long_, short], Sampling(do_sample=False, max_new_tokens=20, thinking_budget=4))
+    answers, stats = answer([long_, short], Sampling(do_sample=False, max_new_tokens=20, thinking_budget=4))
     assert answers == [Answer(CAPTIONS[0], "I see one image"), Answer(CAPTIONS[1])]
-    assert batches.figures()["thoughts_cut"] == 1
+    assert stats.decode.thoughts_cut == 1
 
 
 def test_after_a_cut_the_pictures_are_not_looked_at_again(demo, answer):
@@ -113,13 +108,13 @@ def test_after_a_cut_the_pictures_are_not_looked_at_again(demo, answer):
 
 def test_without_a_budget_a_thought_that_does_not_end_has_no_answer(demo, answer):
     sampling = Sampling(do_sample=False, max_new_tokens=4)
-    assert answer(questions(demo, 2, thinking="on"), sampling)[0] == [None, None]
+    assert [type(each) for each in answer(questions(demo, 2, thinking="on"), sampling)[0]] == [NoAnswerError] * 2
 
 
 def test_batches_of_a_seeded_run_draw_different_numbers_and_the_run_repeats(demo, answer):
     asked = Request(demo.spec, "Name a random color.", "You are a helpful assistant.")
     prompts = [encode(demo, asked, []) for _ in range(8)]
-    drawn = [answer(prompts, Sampling(temperature=1.0, top_p=1.0, top_k=0), 5, most=1)[0] for _ in "ab"]
+    drawn = [answer(prompts, Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=5), most=1)[0] for _ in "ab"]
     assert drawn[0] == drawn[1]
     assert len({each.text for each in drawn[0]}) > 2
     assert later_seed(MAX_SEED, 2) == 1
@@ -177,9 +172,9 @@ def test_what_was_made_for_a_batch_is_given_back_before_the_next_try(demo, answe
 def test_one_answer_that_does_not_fit_is_tried_again_once_room_is_made(demo, answer, monkeypatch):
     told = []
     tried = failing(monkeypatch, 0)
-    answers, _ = answer(questions(demo, 1), out_of_memory=told.append)
+    answers, _ = answer(questions(demo, 1), make_room=lambda: told.append(len(tried)))
     assert answers[0].text == CAPTIONS[0]
-    assert (tried, told) == ([1, 1], [False])
+    assert (tried, told) == ([1, 1], [1])
 
 
 def test_each_answer_has_its_second_try(demo, answer, monkeypatch):
@@ -192,20 +187,15 @@ def test_each_answer_has_its_second_try(demo, answer, monkeypatch):
         return real(self, *arguments)
 
     monkeypatch.setattr(Decoder, "generate", generate)
-    answers, _ = answer(questions(demo, 3), out_of_memory=told.append)
+    answers, _ = answer(questions(demo, 3), make_room=lambda: told.append(len(tried)))
     assert [each.text for each in answers] == CAPTIONS[:3]
-    assert told == [False, False]
+    assert told == [2, 4]
 
 
-def test_one_answer_that_does_not_fit_twice_is_the_callers_error(demo, answer, monkeypatch):
+def test_one_answer_that_does_not_fit_twice_is_an_error(demo, answer, monkeypatch):
     failing(monkeypatch, 0, 0)
-
-    def out_of_memory(again):
-        if again:
-            raise OutOfMemoryError("needs more")
-
-    with pytest.raises(OutOfMemoryError, match="needs more"):
-        answer(questions(demo, 1), out_of_memory=out_of_memory)
+    with pytest.raises(MemoryError, match="no room for a single answer"):
+        answer(questions(demo, 1))
 
 
 def test_other_errors_are_not_taken_for_memory(demo, answer, monkeypatch):
@@ -251,10 +241,10 @@ def test_pictures_are_read_while_others_are_worked_on_and_come_in_order():
         return Image.new("RGB", (number + 1, 1))
 
     ahead = read_ahead(((f"{n}", lambda n=n: read(n)) for n in range(8)), depth=3)
-    index, pictures = next(ahead)
-    assert (index, pictures[0].width) == (0, 1)
+    first = next(ahead)
+    assert (first.number, first.pictures[0].width) == (0, 1)
     gate.set()
-    assert [(index, pictures[0].width) for index, pictures in ahead] == [(n, n + 1) for n in range(1, 8)]
+    assert [(each.number, each.pictures[0].width) for each in ahead] == [(n, n + 1) for n in range(1, 8)]
     assert sorted(started) == list(range(8))
 
 
@@ -305,8 +295,8 @@ def test_what_cannot_be_read_is_told_in_its_place(tmp_path):
         raise OSError("the disk is gone")
 
     items = [("bad", tmp_path / "bad.png"), ("good", tmp_path / "good.png"), ("gone", broken)]
-    found = dict(read_ahead(items, depth=2))
-    assert isinstance(found[0], MediaError)
-    assert "bad" in str(found[0])
-    assert found[1][0].size == (4, 4)
-    assert "disk is gone" in str(found[2])
+    bad, good, gone = read_ahead(items, depth=2)
+    assert isinstance(bad.result, MediaError)
+    assert "bad" in str(bad.result)
+    assert (good.number, good.pictures[0].size) == (1, (4, 4))
+    assert "disk is gone" in str(gone.result)

@@ -112,6 +112,11 @@ def test_points_are_in_the_mask_and_not_among_the_boxes(mark):
 # As Qwen2.5-VL sees it, 1600 x 800 pixels are 1260 x 616.
 WIDE = (1600, 800)
 IN_PIXELS = (630, 308, 1260, 616)
+ORIGINAL = {"image_resolution": "original"}
+
+
+def stats(model="m", **more):
+    return json.dumps({"model": model, **more})
 
 
 @pytest.mark.parametrize(
@@ -120,18 +125,45 @@ IN_PIXELS = (630, 308, 1260, 616)
         ("pixels", IN_PIXELS, {}, (800, 400, 1600, 800)),
         ("auto", IN_PIXELS, {}, (800, 400, 1600, 800)),
         ("auto", (0, 0, 630, 308), {}, (0, 0, 1008, 247)),
-        ("auto", (0, 0, 630, 308), {"stats": '{"model": "Qwen2.5-VL-7B-Instruct"}'}, (0, 0, 800, 400)),
-        ("auto", (0, 0, 630, 308), {"stats": '{"model": "Qwen3-VL-4B-Instruct"}'}, (0, 0, 1008, 247)),
+        ("auto", (0, 0, 630, 308), {"stats": stats(coordinates="pixels")}, (0, 0, 800, 400)),
+        ("auto", (0, 0, 630, 308), {"stats": stats(coordinates="0-1000")}, (0, 0, 1008, 247)),
+        ("auto", (0, 0, 630, 308), {"stats": stats(coordinates="")}, (0, 0, 1008, 247)),
+        ("auto", (0, 0, 630, 308), {"stats": stats(model="Qwen2.5-VL-7B-Instruct")}, (0, 0, 1008, 247)),
         ("auto", (0, 0, 630, 308), {"stats": "nothing of ours"}, (0, 0, 1008, 247)),
+        # Seen as 800 x 400, whatever the widget says.
+        ("pixels", (0, 0, 400, 200), {"stats": stats(seen_sizes=[[[800, 400]]])}, (0, 0, 800, 400)),
+        ("pixels", (0, 0, 400, 200), {"stats": stats(seen_sizes=[[[800, 400]]]), **ORIGINAL}, (0, 0, 800, 400)),
+        ("auto", (0, 0, 400, 200), {"stats": stats(coordinates="pixels", seen_sizes=[[[800, 400]]])}, (0, 0, 800, 400)),
+        ("auto", (0, 0, 1001, 200), {"stats": stats(seen_sizes=[[[1001, 400]]])}, (0, 0, 1600, 400)),
+        # Of other pictures, or of none: computed as without stats.
+        ("pixels", (0, 0, 630, 308), {"stats": stats(seen_sizes=[[[8, 8]], [[8, 8]]])}, (0, 0, 800, 400)),
+        ("pixels", (0, 0, 630, 308), {"stats": stats(seen_sizes=[])}, (0, 0, 800, 400)),
+        ("pixels", (0, 0, 630, 308), {"stats": stats(seen_sizes=[[[0, 8]]])}, (0, 0, 800, 400)),
+        ("pixels", (0, 0, 630, 308), {"stats": stats(seen_sizes=[8, "x", None])}, (0, 0, 800, 400)),
         ("pixels", (0, 0, 630, 308), {}, (0, 0, 800, 400)),
         ("pixels", (0, 0, 308, 154), {"image_resolution": "low (256x28x28)"}, (0, 0, 800, 400)),
-        ("pixels", (0, 0, 798, 406), {"image_resolution": "original"}, (0, 0, 800, 400)),
+        ("pixels", (0, 0, 798, 406), ORIGINAL, (0, 0, 800, 400)),
         ("0-1000", (0, 0, 1260, 500), {}, (0, 0, 1600, 400)),
     ],
 )
 def test_numbers_count_what_the_widget_and_the_stats_say(mark, coordinates, numbers, more, expected):
     _, _, (((box,),),) = mark(torch.zeros(1, *WIDE[::-1], 3), answer_of(("a", numbers)), coordinates, **more)
     assert corners(box) == expected
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [stats(seen_sizes=[[[800, 400], [400, 400]]])],
+        [stats(seen_sizes=[[[800, 400]], [[400, 400]]])],
+        [stats(seen_sizes=[[[800, 400]]]), stats(seen_sizes=[[[400, 400]]])],
+    ],
+    ids=["of one answer", "of an answer each", "of a run each"],
+)
+def test_each_picture_has_the_size_at_which_it_was_seen(mark, told):
+    pictures = [torch.zeros(1, 800, 1600, 3), torch.zeros(1, 800, 800, 3)]
+    _, _, boxes = mark(pictures, [answer_of(("a", (0, 0, 400, 200)))] * 2, "pixels", stats=told)
+    assert [corners(found[0]) for (found,) in boxes] == [(0, 0, 800, 400), (0, 0, 800, 400)]
 
 
 @pytest.mark.parametrize("text", ["There is none.", "", "[]"])

@@ -6,6 +6,7 @@ import transformers
 
 from qwenvl import budget, builtin
 from qwenvl.checkpoint import why_too_old
+from qwenvl.families import family_of
 
 
 def text(hidden, inner, layers, heads, kv_heads, vocabulary=151936, tied=False, **more):
@@ -98,6 +99,13 @@ LATER = {"Qwen3.6-27B", "Qwen3.6-35B-A3B", "Qwen3.8-27B"}
 
 def test_every_shape_of_the_list_is_counted_here():
     assert set(builtin._SHAPES) == set(ARCHITECTURES) | LATER
+
+
+def test_every_model_of_the_list_says_its_family():
+    families = {shape: family for shape, (family, _) in ARCHITECTURES.items()}
+    assert {shape: builtin._SHAPES[shape].family for shape in families} == families
+    for model in [*builtin.vision(), *builtin.text()]:
+        assert family_of(model.family).sees == (model in builtin.vision()), model.name
 
 
 @pytest.mark.parametrize("shape", ARCHITECTURES)

@@ -12,7 +12,8 @@ from qwenvl import chat
 from qwenvl.engines import Engine
 from qwenvl.loader import PICTURE_PIXELS
 from qwenvl.media import Video
-from qwenvl.request import MODELS_OWN, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import MODELS_OWN
 
 STUDIO = Engine("studio", "http://127.0.0.1:8000/v1", "Qwen/Qwen3-VL-4B-Instruct")
 
@@ -78,8 +79,8 @@ def test_pictures_are_scaled_to_what_the_node_says_else_to_what_the_entry_says_e
 
 def test_sides_are_rounded_to_the_patches_of_the_family():
     huge = Image.new("RGB", (4000, 3000))
-    for model, factor in (("Qwen/Qwen2.5-VL-7B-Instruct", 28), ("Qwen/Qwen3-VL-4B-Instruct", 32)):
-        (part,) = parts(Engine("e", STUDIO.base_url, model), [huge])
+    for family, factor in (("qwen2_5_vl", 28), ("qwen3_vl", 32), ("qwen2", 32), ("", 32)):
+        (part,) = parts(Engine("e", STUDIO.base_url, "Qwen/Qwen2.5-VL-7B-Instruct", family=family), [huge])
         assert {side % factor for side in picture(part).size} == {0}
 
 

@@ -6,11 +6,11 @@ import pytest
 import tiny
 import transformers
 
-from qwenvl.checkpoint import SUPPORTED, read_checkpoint, why_too_old
+from qwenvl.checkpoint import read_checkpoint, why_too_old
+from qwenvl.families import FAMILIES
 from qwenvl.files import UnreadableError
 
-KNOWN = [family for family in SUPPORTED if why_too_old(family, transformers.__version__) is None]
-SEEING = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp"}
+KNOWN = [family for family in FAMILIES if why_too_old(family, transformers.__version__) is None]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def saved_config(family, folder):
 def test_every_family_is_told_by_the_config_that_transformers_writes(family, tmp_path):
     checkpoint = read_checkpoint(saved_config(family, tmp_path))
     assert checkpoint.family == family
-    assert checkpoint.sees == (family in SEEING)
+    assert checkpoint.sees == (family in tiny.SEEING)
     assert checkpoint.moe == ("moe" in family or family in {"qwen3_next", "qwen4_exp", "qwen4_exp_text"})
     assert checkpoint.quantized is None
 
@@ -46,7 +46,7 @@ def test_every_family_is_told_by_the_config_that_transformers_writes(family, tmp
 @pytest.mark.parametrize("family", KNOWN)
 def test_transformers_has_a_class_that_generates_text_for_every_family(family):
     config = transformers.CONFIG_MAPPING[family]
-    auto = transformers.AutoModelForImageTextToText if family in SEEING else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForImageTextToText if family in tiny.SEEING else transformers.AutoModelForCausalLM
     assert config in auto._model_mapping
 
 

@@ -24,7 +24,7 @@ from urllib.request import urlopen
 import node_texts
 import pytest
 import templates
-from comfyui_server import Client, Graph, Run, Server, record_event, websocket
+from comfyui_server import PACK, Client, Graph, Run, Server, record_event, websocket, with_the_pack
 from conftest import draw, write_video
 from PIL import Image, ImageDraw
 
@@ -35,7 +35,6 @@ if not os.environ.get("COMFYUI_DIR"):
         allow_module_level=True,
     )
 
-PACK = Path(__file__).resolve().parent.parent
 DEMO = "Demo-Shapes (5 MB, offline)"
 # The demo model changed so that it never ends its text, in the folder of a model that the pack knows.
 ENDLESS = "Qwen3-VL-2B-Instruct"
@@ -59,12 +58,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def started(base: Path) -> Iterator[Server]:
-    (base / "custom_nodes").mkdir(exist_ok=True)
-    (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
     make_endless_model(base / "models" / "LLM" / ENDLESS)
     draw_pictures(base / "input")
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    server = Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base)
+    server = with_the_pack(base)
     try:
         server.wait_until_ready()
         yield server
@@ -282,7 +278,7 @@ def test_unloading_during_a_run_breaks_nothing_and_happens_after_it(
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "application/json", "Origin": "http://elsewhere.example"},
-        {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"},
+        {"Content-Type": "application/json", "Origin": "null"},
     ],
 )
 def test_another_site_unloads_nothing(client: Client, build: Callable[..., Graph], headers: dict[str, str]) -> None:

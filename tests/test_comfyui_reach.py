@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attacks
 import pytest
 from attacks import ALIASES, CAPTION, FILMS, LISTED, NAMES, ON_WINDOWS, PATHS, PLAIN, SETS, Ground, let_in
-from comfyui_server import Client, Server
+from comfyui_server import Client, with_the_pack
 
 if not os.environ.get("COMFYUI_DIR"):
     pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to try the attacks on it.", allow_module_level=True)
 
-PACK = Path(__file__).resolve().parent.parent
 DEMO = "Demo-Shapes (5 MB, offline)"
 Door = Callable[[str], str | None]
 
@@ -30,10 +27,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 @pytest.fixture(scope="module")
 def client(at: Ground) -> Iterator[Client]:
     """Of one server for all values."""
-    (at.base / "custom_nodes").mkdir()
-    (at.base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    server = Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, at.base, ["--listen", "0.0.0.0"])
+    server = with_the_pack(at.base, ["--listen", "0.0.0.0"])
     try:
         server.wait_until_ready()
         at.lay_out(["temp"])  # ComfyUI empties it when it starts

@@ -160,7 +160,7 @@ def test_penalties_change_the_tokens_alike_in_every_tier(random_model):
 
 def test_a_step_that_cannot_be_captured_says_why_and_runs_eagerly(random_model):
     handle, inputs = random_model
-    decoder = Decoder(handle.model, "sdpa")
+    decoder = tiny.decoder(handle.model)
     sampling = replace(GREEDY, no_repeat_ngram_size=2)
     expected = decoder.generate(inputs, sampling, None, ignore, ignore)
     assert "ngram" not in expected.tier_reason, "on a CPU nothing is captured anyway"
@@ -200,7 +200,7 @@ def test_sampling_neither_seeds_nor_draws_from_the_global_generator(generate):
 def test_of_many_kinds_of_sampling_the_last_are_kept(random_model):
     """Each keeps tensors of the size of the vocabulary, and on a GPU a captured step."""
     handle, inputs = random_model
-    decoder = Decoder(handle.model, "sdpa")
+    decoder = tiny.decoder(handle.model)
     for top_k in (1, 2, 3, 1, 4, 5, 1):
         decoder.generate(inputs, Sampling(top_k=top_k, max_new_tokens=2), 1, ignore, ignore)
     assert [key[2] for key in decoder._choosers] == [3, 4, 5, 1]
@@ -289,7 +289,7 @@ def test_a_text_that_outgrows_its_buffer_goes_on_unchanged(random_model, monkeyp
     expected = by_transformers(handle.model, inputs, 300)
     monkeypatch.setattr("qwenvl.keyvalues.SMALLEST_CAPACITY", 16)
     monkeypatch.setattr("qwenvl.lanes.HEADROOM", 1)
-    decoder = Decoder(handle.model, "sdpa")
+    decoder = tiny.decoder(handle.model)
     made = decoder.generate(inputs, Sampling(do_sample=False, max_new_tokens=300), None, ignore, ignore)
     assert made.rows == expected
     assert decoder._lanes.kv.capacity < 1024, "it grew from a small one"
@@ -298,7 +298,7 @@ def test_a_text_that_outgrows_its_buffer_goes_on_unchanged(random_model, monkeyp
 def test_a_large_buffer_is_given_back_after_the_run(random_model, monkeypatch):
     handle, inputs = random_model
     monkeypatch.setattr("qwenvl.lanes.KEPT_CAPACITY", 512)
-    decoder = Decoder(handle.model, "sdpa")
+    decoder = tiny.decoder(handle.model)
     first, second = (decoder.generate(inputs, GREEDY, None, ignore, ignore) for _ in "ab")
     assert decoder._lanes._kv is None
     assert first.rows == second.rows
@@ -314,13 +314,13 @@ class Reuse:
 
     def __init__(self, handle):
         self.handle = handle
-        self.decoder = Decoder(handle.model, "sdpa")
+        self.decoder = tiny.decoder(handle.model)
 
     def ask(self, text, pictures, system=SYSTEM):
         prompt = encode(self.handle, Request(self.handle.spec, text, system), pictures, None)
         arguments = (prompt.inputs, GREEDY, None, ignore, ignore, prompt.media)
         made = self.decoder.generate(*arguments)
-        assert made.rows == Decoder(self.handle.model, "sdpa").generate(*arguments).rows
+        assert made.rows == tiny.decoder(self.handle.model).generate(*arguments).rows
         return made
 
 
@@ -372,7 +372,7 @@ def test_another_system_prompt_is_read_anew(reuse):
 
 def test_reuse_skips_the_vision_tower(demo):
     looks = []
-    decoder = Decoder(demo.model, "sdpa")
+    decoder = tiny.decoder(demo.model)
     visual = next(module for name, module in demo.model.named_modules() if name.endswith("visual"))
     hook = visual.register_forward_pre_hook(lambda *_: looks.append(1))
     try:
@@ -401,5 +401,5 @@ def test_a_cancelled_run_leaves_nothing_to_reuse(reuse):
 def test_what_tokens_attend_with_is_told_apart_from_the_prompt(family, decodes, tmp_path):
     """Our own step has two ways; all others are the model's."""
     handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
-    assert Decoder(handle.model, "flash_attention_2").attention == decodes
-    assert Decoder(handle.model, "eager").attention == "eager"
+    assert tiny.decoder(handle.model, "flash_attention_2").attention == decodes
+    assert tiny.decoder(handle.model, "eager").attention == "eager"

@@ -18,7 +18,7 @@ from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.sampling import Chooser
 
 CPU = Machine("cpu", torch.float32, "")
-FAMILIES = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = tiny.DENSE
 
 
 def ignore(*_):
@@ -225,17 +225,17 @@ def test_models_that_do_not_fit_say_why(tmp_path):
     from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     small = tiny.config("qwen3")
-    assert why_not_dense(Qwen3ForCausalLM(small)) is None
+    assert why_not_dense(Qwen3ForCausalLM(small), "dense") is None
     small.hidden_act = "gelu"
-    assert "gelu" in why_not_dense(Qwen3ForCausalLM(small))
+    assert "gelu" in why_not_dense(Qwen3ForCausalLM(small), "dense")
     sliding = tiny.config("qwen2")
     sliding.layer_types = ["full_attention", "sliding_attention"]
     sliding.sliding_window = 8
     from transformers import Qwen2ForCausalLM
 
-    assert "sliding" in why_not_dense(Qwen2ForCausalLM(sliding))
+    assert "sliding" in why_not_dense(Qwen2ForCausalLM(sliding), "dense")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     moe = Qwen3MoeConfig(
         **sizes, head_dim=8, vocab_size=50, num_experts=2, moe_intermediate_size=8, intermediate_size=8
     )
-    assert "qwen3_moe" in why_not_dense(Qwen3MoeForCausalLM(moe))
+    assert why_not_dense(Qwen3MoeForCausalLM(moe), "") == "qwen3_moe is not one of the dense families"

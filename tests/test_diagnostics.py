@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from asking import stats_of
 from conftest import draw, image
 from nvml_double import RTX_5090, UUID, NvmlDouble
 
@@ -15,8 +16,8 @@ from qwenvl import diagnostics, nvml, slow
 from qwenvl.catalog import DEMO
 from qwenvl.diagnostics import Diagnosis, Phases, in_words
 from qwenvl.pipeline import run
-from qwenvl.request import LoadSpec, Request, Sampling, Stats
-from qwenvl.rows import Generation
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.rows import Generation, TokenTime
 
 SCENE = "a red circle on a blue background"
 PICTURE = image(draw("circle", "red", "blue"))
@@ -73,7 +74,7 @@ def test_the_phases_are_all_there_and_no_longer_than_the_run(ask):
     ]
     assert all(value > 0 for value in seconds.values())
     assert sum(seconds.values()) <= stats.total_s
-    assert seconds["load"] == stats.load_s
+    assert seconds["load"] == stats.loaded.load_s
 
 
 def test_no_time_is_counted_twice(ask, models):
@@ -236,12 +237,11 @@ class OnCard(torch.nn.Module):
 
 def finish(level="full", between=lambda: None):
     """A generation of a model on the card, of which only the figures exist."""
-    names = dict.fromkeys(Stats.__dataclass_fields__, 0)
-    stats = Stats(**{**names, "model": "m", "device": "cuda:1", "attention": "sdpa", "seed": None, "diagnostics": None})
+    stats = stats_of(device="cuda:1")
     diagnosis = Diagnosis(level)
     with diagnosis.watching(OnCard()):
         between()
-    times = tuple(0.01 * step for step in range(8))
+    times = [TokenTime(0.01 * step, 0.01 * step + 0.005) for step in range(4)]
     made = Generation(((0,) * 4,), 0.1, 0.06, 3, "own step", "", 0, times)
     return diagnosis.finish(stats, [made], LoadSpec("m"))
 

@@ -19,7 +19,8 @@ from benchmarks.soak import Soak
 from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
-from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES, RELEASES
 
 # Its first six runs are of every kind: right, sampled, cancelled, refused, 8bit, a video, thinking, an answer each.
 SEED = 257

@@ -41,10 +41,20 @@ def test_every_setting_is_taken(engines, warnings):
         "vision": False,
         "video_url": True,
         "pixels": [4096, 65536],
+        "family": "qwen2_5_vl",
     }
     (found,) = engines({"studio": entry})
     assert found == Engine(
-        "studio", "https://example.com/v1", GOOD["model"], "STUDIO_KEY", 3.0, 32, False, True, (4096, 65536)
+        "studio",
+        "https://example.com/v1",
+        GOOD["model"],
+        "STUDIO_KEY",
+        3.0,
+        32,
+        False,
+        True,
+        (4096, 65536),
+        "qwen2_5_vl",
     )
     assert warnings() == []
 
@@ -75,6 +85,10 @@ def test_every_setting_is_taken(engines, warnings):
         ({"video_url": 1}, "video_url"),
         ({"pixels": [100]}, "pixels"),
         ({"pixels": [200, 100]}, "pixels"),
+        ({"family": "sEcrEt"}, "family must be the model_type in the model's config.json, one of: qwen2, "),
+        ({"family": "Qwen/Qwen2.5-VL-7B-Instruct"}, "family"),
+        ({"family": ["qwen2"]}, "family"),
+        ({"family": ""}, "family"),
     ],
 )
 def test_a_bad_entry_costs_itself_only_and_is_named_without_its_values(engines, change, named, warnings):

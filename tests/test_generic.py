@@ -159,10 +159,10 @@ def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
 
 
 def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
-    tier, reason = best_tier(handle.model)
+    tier, reason = best_tier(handle.model, tiny.decode_of(handle.model))
     assert tier == "generate"
     assert f"{handle.spec.model} is not one of the dense families" in reason
-    made = Decoder(handle.model, "sdpa").generate(question(handle), GREEDY, None, ignore, ignore)
+    made = tiny.decoder(handle.model).generate(question(handle), GREEDY, None, ignore, ignore)
     assert made.rows == by_transformers(handle.model, question(handle))
 
 

@@ -126,7 +126,7 @@ def test_captured_tokens_are_those_of_generate_run_after_run(family, tier, tmp_p
 @on_gpu
 def test_a_seed_repeats_captured_draws_and_other_values_need_no_new_capture(tmp_path):
     model, inputs = model_and_prompt("qwen3_vl", tmp_path / "m", "cuda:0")
-    decoder = Decoder(model, "sdpa")
+    decoder = tiny.decoder(model)
     first = generated(decoder, inputs, DRAWN, 1)
     captured = dict(decoder._steps)
     hotter = Sampling(temperature=1.9, top_p=0.9, top_k=40, repetition_penalty=1.5, max_new_tokens=64)
@@ -139,7 +139,7 @@ def test_a_seed_repeats_captured_draws_and_other_values_need_no_new_capture(tmp_
 @on_gpu
 def test_twenty_runs_do_not_grow_the_memory(tmp_path):
     model, inputs = model_and_prompt("qwen3_vl", tmp_path / "m", "cuda:0")
-    decoder = Decoder(model, "sdpa")
+    decoder = tiny.decoder(model)
     held = []
     for _ in range(20):
         generated(decoder, inputs, GREEDY)
@@ -155,7 +155,7 @@ def test_an_answer_that_outgrows_its_buffer_is_captured_anew_and_goes_on(tmp_pat
     model, inputs = model_and_prompt("qwen3_vl", tmp_path / "m", "cuda:0")
     long = Sampling(do_sample=False, max_new_tokens=400)
     expected = model.generate(**inputs, do_sample=False, max_new_tokens=400)[0, inputs["input_ids"].shape[1] :]
-    decoder = Decoder(model, "sdpa")
+    decoder = tiny.decoder(model)
     for _ in range(2):
         assert list(generated(decoder, inputs, long)) == expected.tolist()
     assert decoder._captures
@@ -165,7 +165,7 @@ def test_an_answer_that_outgrows_its_buffer_is_captured_anew_and_goes_on(tmp_pat
 @pytest.mark.parametrize("token", [1, 2, 20])
 def test_a_cancel_in_a_captured_answer_leaves_the_next_one_right(tmp_path, token):
     model, inputs = model_and_prompt("qwen3_vl", tmp_path / "m", "cuda:0")
-    decoder = Decoder(model, "sdpa")
+    decoder = tiny.decoder(model)
     whole = generated(decoder, inputs, GREEDY)
     told = cancelled(lambda stop: decoder.generate(inputs, GREEDY, None, stop, ignore), token)
     assert told == whole[:token]
@@ -177,7 +177,7 @@ def test_a_long_text_is_attended_to_by_flash_decoding_and_the_result_says_so(tmp
     monkeypatch.setattr("qwenvl.attend.FLASH_FROM", 1)
     handle = load(LoadSpec("m"), tiny.save("qwen3_vl", tmp_path / "m"), Machine("cuda:0", torch.bfloat16, ""))
     inputs = encode(handle, Request(handle.spec, "What is it?"), [draw("circle", "red", "blue")], None).inputs
-    decoder = Decoder(handle.model, "sdpa")
+    decoder = tiny.decoder(handle.model)
     generated(decoder, inputs, GREEDY)
     assert decoder.attention == "flash"
     lanes = decoder._lanes

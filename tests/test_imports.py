@@ -10,11 +10,12 @@ from conftest import ROOT
 ENGINE = ROOT / "qwenvl"
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 # Module -> the modules of the engine that it may import.
-LOW = {"request", "settings", "log", "files", "units", "versions"}
+LOW = {"request", "settings", "checks", "log", "files", "units", "versions"}
 MAY_IMPORT = {
     "__init__": set(),
-    "settings": set(),
-    "request": {"settings"},
+    "checks": set(),
+    "settings": {"checks"},
+    "request": {"checks", "settings"},
     "log": set(),
     "files": set(),
     "units": set(),
@@ -26,19 +27,33 @@ MAY_IMPORT = {
     "facts": LOW | {"nvml", "packages"},
     "report": LOW | {"facts", "packages"},
     "sdpa": LOW,
-    "stalls": LOW,
+    "stalls": LOW | {"rows"},
     "slow": LOW | {"rows", "stalls"},
     "diagnostics": LOW | {"nvml", "rows", "sdpa", "slow", "stalls"},
-    "doctor": LOW | {"pipeline", "cache", "catalog", "host", "capabilities", "facts", "report", "diagnostics", "watch"},
-    "checkpoint": {"files", "versions"},
+    "doctor": LOW
+    | {
+        "pipeline",
+        "cache",
+        "catalog",
+        "host",
+        "capabilities",
+        "facts",
+        "families",
+        "files",
+        "report",
+        "diagnostics",
+        "watch",
+    },
+    "families": set(),
+    "checkpoint": {"families", "files", "settings", "versions"},
     "trust": {"files", "paths"},
     "download": LOW | {"hub_errors", "paths", "transfer"},
     "opening": set(),
     "media": LOW | {"opening"},
-    "engines": LOW,
+    "engines": LOW | {"families"},
     "builtin": {"engines", "units"},
     "custom": LOW | {"builtin", "paths"},
-    "discovery": LOW | {"builtin", "checkpoint", "download"},
+    "discovery": LOW | {"builtin", "checkpoint", "download", "families", "files"},
     "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),
     "hub_errors": set(),
@@ -76,17 +91,19 @@ MAY_IMPORT = {
     "source": LOW
     | {"catalog", "download", "host", "loader", "decode", "budget", "capabilities", "checkpoint", "devices"}
     | {"faults", "precision", "trust", "understood"},
-    "batch": LOW | {"answer", "faults", "keyvalues", "loader", "media", "prefill", "prompt", "rows"},
+    "batch": LOW | {"keyvalues", "media", "prompt"},
     "refusals": LOW | {"engines"},
     "reply": LOW,
     "loop": set(),
     "wire": LOW | {"engines", "refusals", "reply"},
     "chat": LOW | {"engines", "loader", "media"},
-    "remote": LOW | {"answer", "batch", "chat", "engines", "loop", "media", "refusals", "reply", "wire"},
-    "pipeline": LOW
+    "remote": LOW
+    | {"answer", "batch", "chat", "diagnostics", "engines", "loop", "media", "refusals", "reply", "watch", "wire"},
+    "session": LOW
     | {"answer", "batch", "source", "cache", "devices", "keyvalues", "loader", "prompt", "media", "budget", "host"}
-    | {"diagnostics", "faults", "report", "catalog", "remote", "watch"},
-    "watch": set(),
+    | {"diagnostics", "faults", "report", "catalog", "remote", "rows", "watch"},
+    "pipeline": LOW | {"batch", "cache", "media", "prompt", "session", "watch"},
+    "watch": {"request"},
     "widgets": LOW | {"catalog", "devices", "download", "presets"},
     "boxes": LOW,
     "folder": LOW,
@@ -98,7 +115,7 @@ MAY_IMPORT = {
     "__main__": LOW | {"pipeline", "cache", "catalog", "captions", "command", "doctor", "host", "presets", "serving"},
 }
 STANDARD_ONLY = {
-    *("settings", "request", "log", "files", "units", "watch", "catalog", "paths", "folder", "lists", "live"),
+    *("checks", "settings", "request", "log", "files", "units", "watch", "catalog", "paths", "folder", "lists", "live"),
     *("checkpoint", "builtin", "custom", "discovery", "download"),
     *("engines", "refusals", "reply", "loop", "trust", "turns"),
 }

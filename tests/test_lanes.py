@@ -9,7 +9,6 @@ from tiny import by_transformers
 
 from qwenvl.attend import ByLength, Eager, Flash, Sdpa
 from qwenvl.capabilities import Machine
-from qwenvl.decode import Decoder
 from qwenvl.lanes import DenseLanes
 from qwenvl.loader import load
 from qwenvl.media import Video
@@ -65,7 +64,7 @@ def batched(rows):
 def test_256_tokens_of_five_models_of_each_family_are_those_of_generate(family, seed, tmp_path):
     """A padded batch of all kinds of prompt, and one of them alone that ends by itself half way."""
     handle = loaded(family, tmp_path / "m", seed)
-    decoder, rows = Decoder(handle.model, "sdpa"), prompts(handle)
+    decoder, rows = tiny.decoder(handle.model), prompts(handle)
 
     def made(inputs, penalty=1.0):
         sampling = Sampling(do_sample=False, max_new_tokens=LENGTH, repetition_penalty=penalty)

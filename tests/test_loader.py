@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from qwenvl import capabilities, loader
 from qwenvl.capabilities import Machine, machine
 from qwenvl.checkpoint import Checkpoint
-from qwenvl.decode import Decoder, best_tier
+from qwenvl.decode import best_tier
 from qwenvl.generic import why_not_generic
 from qwenvl.loader import (
     PICTURE_PIXELS,
@@ -116,7 +116,7 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     request = Request(LoadSpec(family), "What is it?", sampling=Sampling(do_sample=False, max_new_tokens=3))
     prompt = encode(handle, request, [draw("circle", "red", "blue")], [frames])
     assert {"pixel_values", "pixel_values_videos"} <= set(prompt.inputs)
-    assert len(Decoder(handle.model, "sdpa").generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
+    assert len(tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 
 
 @pytest.mark.parametrize("family", tiny.families(*(each for each in tiny.CLASSES if each not in tiny.SEEING)))
@@ -134,7 +134,7 @@ def test_the_checkpoint_s_sampling_defaults_do_not_mix_into_ours(tmp_path):
     for each in (folder, plain):
         handle = load(LoadSpec("m"), each, CPU)
         prompt = encode(handle, Request(handle.spec, "Hello"), [], None)
-        made.append(Decoder(handle.model, "sdpa").generate(prompt.inputs, sampling, None, ignore, ignore).ids)
+        made.append(tiny.decoder(handle.model).generate(prompt.inputs, sampling, None, ignore, ignore).ids)
     assert made[0] == made[1]
 
 
@@ -200,7 +200,7 @@ def test_a_model_whose_layers_are_in_several_places_answers_the_same(place, demo
     where = {**dict.fromkeys(kept, "cpu"), f"{layers}.2": place, f"{layers}.3": place}
     where |= dict.fromkeys(("model.language_model.norm", "model.language_model.rotary_emb"), "cpu")
     dispatch_model(handle.model, where, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
-    tier, reason = best_tier(handle.model)
+    tier, reason = best_tier(handle.model, tiny.decode_of(handle.model))
     assert (tier, "it is spread over several devices" in reason) == ("generate", True)
     assert why_not_generic(handle.model) == "it is spread over several devices"
     assert answer(handle) == "a red circle on a blue background"
@@ -225,7 +225,7 @@ def test_weights_that_cannot_wait_in_ram_say_so(all_packages):
 
 def answer(handle):
     """What the demo model says of a red circle, by a decoder of its own."""
-    handle.decoder = Decoder(handle.model, "sdpa")
+    handle.decoder = tiny.decoder(handle.model)
     request = Request(handle.spec, "Describe this image.", sampling=Sampling(do_sample=False, max_new_tokens=20))
     prompt = encode(handle, request, [draw("circle", "red", "blue")], None)
     return handle.tokenizer.decode(handle.decoder.generate(prompt.inputs, request.sampling, None, ignore, ignore).ids)
@@ -272,7 +272,7 @@ pictures = {"image1": image(draw("circle", "red", "blue"))}
 question = Request(LoadSpec(DEMO, "4bit"), "Describe this image.", images=pictures, sampling=Sampling(do_sample=False))
 result = run(question, ModelCache(), NodeWatch(512))
 print(result.text)
-print(result.stats.quantization, *result.stats.fallbacks)
+print(result.stats.loaded.quantization, *result.stats.loaded.fallbacks)
 spread = Machine("cuda:0", None, "", others=("cuda:1",))
 try:
     loader.plan_load(LoadSpec(DEMO), spread, Checkpoint(None, "qwen3_vl"))

@@ -12,7 +12,23 @@ from comfy_double import InterruptProcessingException, Rejected
 from conftest import ROOT, draw, image, write_video
 
 DEMO = "Demo-Shapes (5 MB, offline)"
-SAMPLING = {
+
+
+def without(names, *left_out):
+    return {name: value for name, value in names.items() if name not in left_out}
+
+
+SYSTEM = "You are a helpful assistant."
+# The order of the inputs, each with its default: saved workflows hold values by position. A new name may only be added at
+# the end of OPTIONAL. Where Qwen has one too, that is all; what only QwenVL has goes to LOOKING as well.
+REQUIRED = {
+    "system": SYSTEM,
+    "text": "",
+    "model": "Qwen3-VL-4B-Instruct",
+    "quantization": "none",
+    "attention_mode": "sdpa",
+    "keep_model_loaded": True,
+    "bypass": False,
     "do_sample": True,
     "temperature": 0.7,
     "top_p": 0.9,
@@ -22,9 +38,12 @@ SAMPLING = {
     "max_new_tokens": 512,
     "seed": -1,
 }
-COMMON = {"quantization": "none", "attention_mode": "sdpa", "keep_model_loaded": True, "bypass": False, **SAMPLING}
-SYSTEM = "You are a helpful assistant."
-OPTIONS = {
+OPTIONAL = {
+    "image1": None,
+    "image2": None,
+    "image3": None,
+    "image4": None,
+    "video_path": "",
     "release": "when ComfyUI needs memory",
     "diagnostics": "summary",
     "presence_penalty": 0.0,
@@ -37,8 +56,6 @@ OPTIONS = {
     "download": "auto",
     "device": "auto",
     "sampling": "as set",
-}
-VISION_OPTIONS = {
     "image_mode": "together",
     "image_resolution": "auto",
     "video": None,
@@ -48,37 +65,23 @@ VISION_OPTIONS = {
     "max_frames": 64,
     "max_frame_pixels": 768 * 28 * 28,
     "max_video_tokens": 8192,
+    "preset": "none",
 }
-# Names in order with their defaults: saved workflows hold values by position, so this may only grow at the end.
+LOOKING = (
+    *("image1", "image2", "image3", "image4", "video_path", "image_mode", "image_resolution", "video", "video_frames"),
+    *("fps", "sample_fps", "max_frames", "max_frame_pixels", "max_video_tokens"),
+)
+# The oldest files: seven widgets, then a path, and one picture.
+OLDEST = ("text", "model", "quantization", "keep_model_loaded", "temperature", "max_new_tokens", "seed")
 FROZEN = {
-    "QwenVL": (
-        {"system": SYSTEM, "text": "", "model": "Qwen3-VL-4B-Instruct", **COMMON},
-        {
-            "image1": None,
-            "image2": None,
-            "image3": None,
-            "image4": None,
-            "video_path": "",
-            **OPTIONS,
-            **VISION_OPTIONS,
-        },
-    ),
+    "QwenVL": (REQUIRED, OPTIONAL),
     "Qwen": (
-        {"system": SYSTEM, "prompt": "", "model": "Qwen3-4B-Instruct-2507", **COMMON},
-        OPTIONS,
+        {"system": SYSTEM, "prompt": "", **without(REQUIRED, "system", "text"), "model": "Qwen3-4B-Instruct-2507"},
+        without(OPTIONAL, *LOOKING),
     ),
-    # The oldest files: seven widgets, then a path, and one picture.
     "Qwen2VL": (
-        {
-            "text": "",
-            "model": "Qwen3-VL-4B-Instruct",
-            "quantization": "none",
-            "keep_model_loaded": True,
-            "temperature": 0.7,
-            "max_new_tokens": 512,
-            "seed": -1,
-        },
-        {"image": None, "video_path": "", "system": SYSTEM},
+        {name: REQUIRED[name] for name in OLDEST},
+        {"image": None, "video_path": "", **without(REQUIRED, *OLDEST), **without(OPTIONAL, "video_path")},
     ),
 }
 FROZEN["Qwen2.5VL"], FROZEN["Qwen2.5"] = FROZEN["QwenVL"], FROZEN["Qwen"]
@@ -154,7 +157,7 @@ def test_inputs_their_order_and_defaults_are_frozen(pack, node_id):
     declared = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
     required, optional = FROZEN[node_id]
     assert list(defaults(declared["required"]).items()) == list(required.items())
-    assert list(defaults(declared.get("optional", {})).items())[: len(optional)] == list(optional.items())
+    assert list(defaults(declared["optional"]).items()) == list(optional.items())
 
 
 @pytest.mark.parametrize("node_id", FROZEN)
@@ -176,11 +179,8 @@ def test_a_first_answer_needs_few_of_the_widgets(pack, node_id):
     shown = [name for name, (_, options) in inputs.items() if "default" in options and not options.get("advanced")]
     question = "prompt" if node_id == "Qwen" else "text"
     looking = [] if node_id == "Qwen" else ["image_mode"]
-    assert shown == [
-        *("system", question, "model", "quantization", "max_new_tokens", "seed", "thinking"),
-        *looking,
-        "preset",
-    ]
+    first = ["system", question, "model", "quantization", "max_new_tokens", "seed", "thinking", *looking, "preset"]
+    assert shown == first
 
 
 def test_ranges_hold_what_is_promised(pack):
@@ -559,7 +559,6 @@ def test_a_preset_of_the_user_is_offered_and_fills_in_system_and_text(ask, pack,
     file.write_text('system: Answer in uppercase.\ntext: "Repeat after me: {text}"\n')
     try:
         optional = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]
-        assert list(optional)[-1] == "preset"
         offered, options = optional["preset"]
         assert (offered[0], options["default"]) == ("none", "none")
         assert {"my own", "describe briefly"} <= set(offered)

@@ -16,7 +16,8 @@ from qwenvl.cache import ModelCache
 from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.pipeline import run
-from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES
 from qwenvl.source import find_source
 from qwenvl.watch import Nobody
 

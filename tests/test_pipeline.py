@@ -1,6 +1,7 @@
 import gc
 import json
 import shutil
+import time
 import weakref
 from dataclasses import replace
 from itertools import pairwise
@@ -8,19 +9,23 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import draw, image, write_video
+from PIL import Image
 
 from qwenvl import catalog, host, loader
+from qwenvl.answer import NoAnswerError
 from qwenvl.budget import OutOfMemoryError
 from qwenvl.cache import ModelCache, OneAtATime
 from qwenvl.catalog import DEMO
 from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError
 from qwenvl.media import MediaError
-from qwenvl.pipeline import NoAnswerError, caption, run
-from qwenvl.request import IMAGE_MODES, RELEASES, LoadSpec, Request, Sampling
+from qwenvl.pipeline import caption, run
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES, RELEASES
 
 EACH = IMAGE_MODES[1]
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
+READING_S = 0.5
 
 
 class Watch:
@@ -102,7 +107,7 @@ def test_each_picture_has_an_answer_of_its_own_in_order(models):
     images = {"image1": image(*pictures[:2]), "image4": image(pictures[2])}
     result = run(request(images=images, image_mode=EACH), models, Watch())
     assert [answer.text for answer in result.answers] == CAPTIONS
-    assert (result.stats.answers, result.stats.batch_size) == (3, 3)
+    assert (result.stats.decode.answers, result.stats.decode.batch_size) == (3, 3)
     with pytest.raises(ValueError, match="too many values"):
         _ = result.text
 
@@ -163,7 +168,7 @@ def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_l
     assert {index: answer.text for index, answer in answers.items()} == dict(zip((0, 2, 3), CAPTIONS, strict=True))
     assert list(errors) == [1]
     assert "bad.png" in str(errors[1])
-    assert (stats.answers, stats.batch_size) == (3, batch_size or 3)
+    assert (stats.decode.answers, stats.decode.batch_size) == (3, batch_size or 3)
 
 
 def test_answers_are_handed_over_batch_by_batch(models, folder):
@@ -262,15 +267,15 @@ def test_pictures_can_be_shown_larger_and_the_next_run_is_as_before(models, reso
     before = run(asked, models, Watch())
     large = run(replace(asked, image_resolution=resolution), models, Watch())
     assert large.text == before.text == "a green square on a white background"
-    assert large.stats.prompt_tokens > 2 * before.stats.prompt_tokens
-    assert run(asked, models, Watch()).stats.prompt_tokens == before.stats.prompt_tokens
+    assert large.stats.prompt.prompt_tokens > 2 * before.stats.prompt.prompt_tokens
+    assert run(asked, models, Watch()).stats.prompt.prompt_tokens == before.stats.prompt.prompt_tokens
 
 
 def test_the_answer_ends_before_a_stop(models):
     watch = Watch()
     result = run(request(images=RED_CIRCLE, sampling=replace(GREEDY, stop=("on a", "back"))), models, watch)
     assert result.text == watch.final == "a red circle"
-    assert result.stats.new_tokens < len(_tokens(models, CAPTIONS[0]))
+    assert result.stats.decode.new_tokens < len(_tokens(models, CAPTIONS[0]))
     assert not any("on" in text for _, text in watch.updates)
 
 
@@ -282,7 +287,7 @@ def test_thinking_is_switched_and_its_budget_kept(models):
     watch = Watch()
     cut = run(request(images=RED_CIRCLE, thinking="on", sampling=limited), models, watch)
     assert (cut.thinking, cut.text) == ("I see one image", plain.text)
-    assert (cut.stats.thoughts_cut, thinks.stats.thoughts_cut) == (1, 0)
+    assert (cut.stats.decode.thoughts_cut, thinks.stats.decode.thoughts_cut) == (1, 0)
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     assert "I see one image" in watch.thoughts
@@ -304,10 +309,10 @@ def test_a_fixed_seed_repeats_the_answer_and_minus_one_draws_a_new_seed(models):
         run(request("hello", sampling=Sampling(**{**_as_dict(sampling), "seed": 4})), models, Watch()) for _ in "ab"
     ]
     assert fixed[0].text == fixed[1].text
-    assert fixed[0].stats.seed == 4
+    assert fixed[0].stats.decode.seed == 4
     drawn = [run(request("hello", sampling=sampling), models, Watch()) for _ in range(4)]
-    assert len({each.stats.seed for each in drawn}) == 4
-    again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.seed})
+    assert len({each.stats.decode.seed for each in drawn}) == 4
+    again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.decode.seed})
     assert run(request("hello", sampling=again), models, Watch()).text == drawn[0].text
 
 
@@ -317,15 +322,52 @@ def _as_dict(sampling):
 
 def test_the_figures_are_those_of_the_run(models):
     first, second = (run(request(images=RED_CIRCLE), models, Watch()).stats for _ in "ab")
-    assert first.load_s > 0 == second.load_s or second.load_s < 0.05
-    assert second.new_tokens == len(_tokens(models, "a red circle on a blue background"))
-    assert second.prompt_tokens > 36, "six by six picture tokens and the words"
-    assert 0 < second.prefill_s <= second.first_token_s < second.total_s
-    assert second.decode_tokens_per_s > 0
-    assert (second.device, second.quantization, second.attention, second.seed) == ("cpu", "none", "sdpa", None)
-    assert (second.answers, second.batch_size, second.tier) == (1, 1, "own step")
+    assert first.loaded.load_s > 0 == second.loaded.load_s or second.loaded.load_s < 0.05
+    assert second.decode.new_tokens == len(_tokens(models, "a red circle on a blue background"))
+    assert second.prompt.prompt_tokens > 36, "six by six picture tokens and the words"
+    assert 0 < second.prompt.prefill_s <= second.prompt.first_token_s < second.total_s
+    assert second.decode.decode_tokens_per_s > 0
+    loaded = second.loaded
+    assert (loaded.device, loaded.quantization, loaded.attention, second.decode.seed) == ("cpu", "none", "sdpa", None)
+    assert (second.decode.answers, second.decode.batch_size, second.decode.tier) == (1, 1, "own step")
     assert second.peak_bytes > 100_000_000, "torch alone needs more"
-    assert json.loads(second.to_json())["new_tokens"] == second.new_tokens
+    assert json.loads(second.to_json())["new_tokens"] == second.decode.new_tokens
+
+
+class SlowPicture(Image.Image):
+    """Takes its time to be read."""
+
+    def convert(self, *arguments):
+        time.sleep(READING_S)
+        return super().convert(*arguments)
+
+
+class SlowStream(Stream):
+    """The same of a video."""
+
+    def get_stream_source(self):
+        time.sleep(READING_S)
+        return super().get_stream_source()
+
+
+def slow_picture(shape, color, background):
+    picture = draw(shape, color, background)
+    picture.__class__ = SlowPicture
+    return picture
+
+
+def test_the_first_tokens_time_has_the_reading_of_what_is_shown_in_it(models, tmp_path):
+    """And the reading is not within the prefill's."""
+    stream = SlowStream(str(write_video(tmp_path / "v.mp4", VIDEO)))
+    for shown in ({"images": {"image1": slow_picture(*SCENES[0])}}, {"video": stream}):
+        stats = run(request(**shown), models, Watch()).stats
+        assert stats.first_token_s >= READING_S + stats.prefill_s
+
+
+def test_the_first_tokens_time_has_the_reading_of_the_first_file_in_it(models):
+    items = [(str(number), slow_picture(*scene)) for number, scene in enumerate(SCENES)]
+    stats = caption(request(), items, models, Watch(), batch_size=1)
+    assert stats.first_token_s >= READING_S
 
 
 def _tokens(models, text):
@@ -337,8 +379,8 @@ def test_three_runs_load_once_even_where_something_fell_back(models, loads):
     for _ in range(3):
         result = run(request("hello", load=LoadSpec(DEMO, attention="flash_attention_2")), models, Watch())
     assert len(loads) == 1
-    assert result.stats.attention == "sdpa"
-    assert "flash_attention_2" in result.stats.fallbacks[0]
+    assert result.stats.loaded.attention == "sdpa"
+    assert "flash_attention_2" in result.stats.loaded.fallbacks[0]
 
 
 @pytest.mark.parametrize("diagnostics", ["summary", "full"])
@@ -377,7 +419,7 @@ def test_thinking_is_split_off(models, demo_that_thinks):
 def test_a_model_that_has_no_switch_for_thinking_is_told_of(models, demo_that_thinks):
     result = run(request(load=LoadSpec(demo_that_thinks), images=RED_CIRCLE, thinking="off"), models, Watch())
     assert result.thinking
-    assert "thinking 'off' has no effect" in result.stats.fallbacks[0]
+    assert "thinking 'off' has no effect" in result.stats.loaded.fallbacks[0]
 
 
 def test_a_thought_that_is_cut_off_is_an_error_that_says_what_to_raise(models, demo_that_thinks):

@@ -11,7 +11,6 @@ from conftest import draw
 from qwenvl import capabilities
 from qwenvl.capabilities import Machine, machine
 from qwenvl.checkpoint import Checkpoint
-from qwenvl.decode import Decoder
 from qwenvl.loader import LoadError, load
 from qwenvl.precision import Precision, PrecisionError, plan_precision, precision_options
 from qwenvl.prompt import encode
@@ -46,7 +45,7 @@ def answer(handle):
     """What the demo model says of a red circle."""
     sampling = Sampling(do_sample=False, max_new_tokens=20)
     inputs = encode(handle, Request(handle.spec, "Describe this image."), [draw("circle", "red", "blue")], None).inputs
-    return handle.tokenizer.decode(Decoder(handle.model, "sdpa").generate(inputs, sampling, None, ignore, ignore).ids)
+    return handle.tokenizer.decode(tiny.decoder(handle.model).generate(inputs, sampling, None, ignore, ignore).ids)
 
 
 def test_what_can_be_had_is_used_as_asked(packages):

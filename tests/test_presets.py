@@ -9,7 +9,8 @@ from qwenvl import presets
 from qwenvl.catalog import DEMO
 from qwenvl.pipeline import run
 from qwenvl.presets import BUILT_IN, NONE, Preset, UnknownPresetError, find, listed, names
-from qwenvl.request import SYSTEM_PROMPT, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import SYSTEM_PROMPT
 
 BUILT_IN_NAMES = {
     "describe briefly",
@@ -22,6 +23,9 @@ BUILT_IN_NAMES = {
     "compare two images",
     "describe the video",
 }
+
+# Each line holds the one before it ten times.
+BILLION_LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
 
 @pytest.fixture
@@ -134,19 +138,22 @@ def test_a_preset_of_the_user_takes_the_place_of_ours(write):
         ("bad.yaml", "text: [", "line 1"),
         ("bad.yaml", "- text", "must hold"),
         ("bad.yaml", "", "must hold"),
-        ("bad.yaml", "text: yes", "'text' must be text"),
-        ("bad.yaml", "text: x\nsystem:\n", "'system' must be text"),
+        ("bad.yaml", "text: {text}", "'text' must be text"),
+        ("bad.yaml", "text: x\nsystem: [a]", "'system' must be text"),
         ("bad.yaml", "txet: x", "'txet'"),
         ("bad.yaml", "text: ' '", "empty"),
-        ("bad.yaml", "!!python/object/apply:os.system ['true']", "must hold"),
+        ("bad.yaml", "!!python/object/apply:os.system ['true']", "begins with !"),
         ("bad.yaml", "[" * 50_000, "nested too deep"),
         ("bad.yaml", "- " * 40_000, "recursion"),
-        ("bad.yaml", "text: !!bool x", "'text' must be text"),
-        ("bad.yaml", "text: !!timestamp x", "'text' must be text"),
-        ("bad.yaml", "text: !!str [a]", "'text' must be text"),
-        ("bad.yaml", "text: &a x\nsystem: [*a]", "'system' must be text"),
+        ("bad.yaml", "text: !!bool x", "begins with !"),
+        ("bad.yaml", "text: !!timestamp x", "begins with !"),
+        ("bad.yaml", "text: !!str [a]", "begins with !"),
+        ("bad.yaml", "text: !Look at it", "in quotes"),
+        ("bad.yaml", "text: *Look*", "in quotes"),
+        ("bad.yaml", "text: &a x\nsystem: [*a]", "& or *"),
+        ("bad.yaml", BILLION_LAUGHS, "& or *"),
         ("bad.yaml", "text: x\n<<: {system: y}", "'<<'"),
-        ("bad.yaml", "? [a]\n: x", "but it has"),
+        ("bad.yaml", "? [a]\n: x", "line 1, column 3"),
         ("bad.txt", b"\xff\xfe\xff", "utf-8"),
         ("bad.txt", "x" * 100_001, "larger than"),
         ("bad.txt", " \n", "empty"),
@@ -162,6 +169,14 @@ def test_a_broken_file_costs_itself_only_and_is_named_once_with_its_reason(write
     assert record.levelno == logging.WARNING
     assert str(file) in record.getMessage()
     assert reason in record.getMessage()
+
+
+@pytest.mark.parametrize("value", ["yes", "5", "~", "2024-13-45", "1:" * 300 + "1.5", "<<", "What! A dog & a *cat*"])
+def test_every_value_is_text(write, caplog, value):
+    """To YAML, some of these are no text, and one is a day that does not exist."""
+    write("mine.yaml", f"text: {value}\nsystem:\n")
+    assert find("mine") == Preset(text=value)
+    assert caplog.text == ""
 
 
 def test_of_two_files_with_one_name_the_first_counts(write, caplog):

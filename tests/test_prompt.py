@@ -15,6 +15,7 @@ from qwenvl.prompt import (
     break_control_tokens,
     encode,
     require_question,
+    seen_sizes,
     side_by_side,
     why_no_switch,
 )
@@ -55,6 +56,17 @@ def test_plain_text_is_tokenized_exactly_as_the_template_and_processor_do(demo):
     ours = encode(demo, Request(demo.spec, "Describe this image.", "Be brief."), [PICTURE], None).inputs
     assert set(ours) == set(expected)
     assert all(torch.equal(ours[key].float(), expected[key].to(ours[key].dtype).float()) for key in expected)
+
+
+def test_the_sizes_at_which_pictures_are_seen_are_those_of_their_patches(demo):
+    pictures = [PICTURE.resize(size) for size in ((200, 100), (64, 130))]
+    inputs = encode(demo, Request(demo.spec, "What is on these?"), pictures).inputs
+    sizes = seen_sizes(inputs, 16)
+    assert all(side % 32 == 0 for size in sizes for side in size)
+    assert [width > height for width, height in sizes] == [True, False]
+    patches = [width * height // 16**2 for width, height in sizes]
+    assert sum(patches) == len(inputs["pixel_values"])
+    assert seen_sizes(encode(demo, Request(demo.spec, "Nothing to see"), []).inputs, 16) == ()
 
 
 @pytest.mark.parametrize("where", ["text", "system"])

@@ -6,6 +6,7 @@ import pytest
 
 from qwenvl import report
 from qwenvl.facts import Facts, Gpu
+from qwenvl.families import family_of
 from qwenvl.report import findings, in_a_line, startup_report, tell_of
 
 # What torch's wheels were built for.
@@ -235,7 +236,7 @@ MACHINES = {
 @pytest.mark.parametrize("name", MACHINES)
 def test_exactly_what_is_wrong_with_a_machine_is_found_with_its_remedy(name):
     facts, family, expected = MACHINES[name]
-    found = findings(facts, family)
+    found = findings(facts, family, family_of(family).linear_attention)
     assert [finding.severity for finding in found] == [severity for severity, _, _ in expected], found
     for finding, (_, what, mend) in zip(found, expected, strict=True):
         assert what in finding.what
@@ -257,7 +258,7 @@ def test_the_gravest_comes_first():
 def test_torch_for_the_cpu_is_told_of_that():
     """And of nothing that only a GPU can use."""
     facts = machine(RTX_3090, RTX_4090, **ON_CPU, without=(*FLASH, *LINEAR))
-    assert [each.severity for each in findings(facts, "qwen3_5")] == ["critical", "critical"]
+    assert [each.severity for each in findings(facts, "qwen3_5", True)] == ["critical", "critical"]
 
 
 @pytest.fixture
@@ -290,7 +291,7 @@ def test_a_model_is_told_what_it_lacks_once(monkeypatch, caplog):
     monkeypatch.setattr(report, "probe", lambda: machine(RTX_4090, without=LINEAR))
     tell_of.cache_clear()
     for family in ("qwen3_vl", "qwen3_5", "qwen3_5"):
-        tell_of(family)
+        tell_of(family, family_of(family).linear_attention)
     (record,) = caplog.records
     assert (record.levelname, "qwen3_5 models" in record.getMessage()) == ("WARNING", True)
     tell_of.cache_clear()

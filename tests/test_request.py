@@ -2,27 +2,20 @@ import math
 
 import pytest
 
-from qwenvl.request import FRAME_RANGES, RANGES, Frames, InvalidSettingError, LoadSpec, Request, Sampling
+from qwenvl.checks import InvalidSettingError
+from qwenvl.request import Frames, LoadSpec, Request, Sampling, settings_of
+
+NUMBERS = [(kind, each) for kind in (Sampling, Frames) for each in settings_of(kind) if each.span]
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_both_ends_of_every_range_are_allowed_and_nothing_beyond(name):
-    low, high = RANGES[name]
-    Sampling(**{name: low})
-    Sampling(**{name: high})
+@pytest.mark.parametrize(("kind", "setting"), NUMBERS, ids=[each.name for _, each in NUMBERS])
+def test_both_ends_of_every_range_are_allowed_and_nothing_beyond(kind, setting):
+    low, high = setting.span
+    kind(**{setting.name: low})
+    kind(**{setting.name: high})
     for beyond in (low - 1, high + 1, math.nan, "1"):
-        with pytest.raises(InvalidSettingError, match=name):
-            Sampling(**{name: beyond})
-
-
-@pytest.mark.parametrize("name", FRAME_RANGES)
-def test_the_same_of_what_is_shown_of_a_video(name):
-    low, high = FRAME_RANGES[name]
-    Frames(**{name: low})
-    Frames(**{name: high})
-    for beyond in (low - 1, high + 1, math.nan, "1"):
-        with pytest.raises(InvalidSettingError, match=name):
-            Frames(**{name: beyond})
+        with pytest.raises(InvalidSettingError, match=setting.name):
+            kind(**{setting.name: beyond})
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from qwenvl.decode import Decoder
 from qwenvl.loader import load
 from qwenvl.pipeline import caption, run
 from qwenvl.prompt import encode, side_by_side
-from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES
 from qwenvl.watch import Nobody
 
 CASES = {case["name"]: case for case in json.loads((ROOT / "tests" / "same_answers.json").read_text(encoding="utf-8"))}
@@ -113,7 +114,7 @@ def test_pictures_answered_together_have_the_answers_that_each_has_alone(models)
     asked = Request(LoadSpec(DEMO), alike[0]["text"], SYSTEM, shown, sampling=GREEDY, image_mode=IMAGE_MODES[1])
     result = run(asked, models, Nobody())
     assert [answer.text for answer in result.answers] == [case["answer"] for case in alike]
-    assert result.stats.batch_size == len(alike) == 3
+    assert result.stats.decode.batch_size == len(alike) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,7 +191,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     assert same(case, result.text)
     assert result.thinking == case.get("thought", "")
     # It is shown the frames of a video as pictures.
-    assert case.get("video") or result.stats.prompt_tokens == case["prompt_tokens"]
+    assert case.get("video") or result.stats.prompt.prompt_tokens == case["prompt_tokens"]
 
 
 COLOR = {"name": "a sample", "text": "Name a random color.", "pictures": []}

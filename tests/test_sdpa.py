@@ -1,4 +1,5 @@
 import pytest
+import tiny
 import torch
 import transformers
 from conftest import draw
@@ -65,7 +66,7 @@ def test_where_attention_is_no_such_kernel_nothing_is_seen(tmp_path):
     handle = load(LoadSpec("tiny", attention="eager"), save("qwen3", tmp_path), machine("cpu"))
     question = encode(handle, Request(LoadSpec("tiny"), "hello"), [], None)
     with sdpa.seen(handle.model) as kernels:
-        Decoder(handle.model, "eager").generate(
+        tiny.decoder(handle.model, "eager").generate(
             question.inputs, Sampling(do_sample=False, max_new_tokens=2), None, lambda rows: None, lambda: None
         )
     assert kernels == {}

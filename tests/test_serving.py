@@ -33,13 +33,14 @@ def test_pictures_are_allowed_for_models_that_see_and_mean_nothing_to_others():
 
 @pytest.mark.parametrize("vision", [True, False])
 def test_the_entry_that_is_printed_is_one_that_is_read(vision, caplog, tmp_path):
-    found = served("Qwen/Qwen3-VL-4B-Instruct", vision, 9, 24)
+    found = served("Qwen/Qwen3-VL-4B-Instruct", vision, 9, 24, "qwen3_vl")
     for name, command in found.commands.items():
         file = tmp_path / f"{name}.json"
         file.write_text(found.entry(name))
         (engine,) = read_engines(file)
         port = shlex.split(command)[shlex.split(command).index("--port") + 1]
         assert (engine.place, engine.model, engine.vision) == (f"127.0.0.1:{port}", found.repo_id, vision)
+        assert engine.family == "qwen3_vl"
     assert caplog.text == ""
 
 
@@ -60,6 +61,7 @@ def test_one_model_is_told_of_with_its_entries_and_an_unknown_one_is_an_error(ca
     out = capsys.readouterr().out
     assert "--tensor-parallel-size 2" in out
     assert '"base_url": "http://127.0.0.1:8000/v1"' in out
+    assert out.count('"family": "qwen3_vl"') == 2
     assert "Qwen3-VL-4B" not in out
     assert main(["serve-info", "no such model"]) == 2
     assert "no such model" in capsys.readouterr().err

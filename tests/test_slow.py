@@ -1,10 +1,12 @@
+from dataclasses import replace
 from itertools import count
 
 import pytest
+from asking import stats_of
 
 from qwenvl import slow
-from qwenvl.request import LoadSpec, Stats
-from qwenvl.rows import Generation
+from qwenvl.request import LoadSpec
+from qwenvl.rows import Generation, TokenTime
 from qwenvl.slow import why_slow
 
 NOTHING = {"gpu": None, "memory": None}
@@ -22,8 +24,7 @@ def run():
 
 
 def stats(prompt_tokens, tier):
-    names = dict.fromkeys(Stats.__dataclass_fields__)
-    return Stats(**{**names, "prompt_tokens": prompt_tokens, "tier": tier})
+    return stats_of(prompt_tokens=prompt_tokens, tier=tier)
 
 
 def made(interval_s, tokens=40, stalls=(), telling_s=0.0, first_s=None):
@@ -31,12 +32,12 @@ def made(interval_s, tokens=40, stalls=(), telling_s=0.0, first_s=None):
     now, times = 0.0, []
     lengths = {1: first_s or interval_s, **dict(stalls)}
     for number in range(1, tokens + 1):
-        times += [now, now + telling_s]
+        times.append(TokenTime(now, now + telling_s))
         now += lengths.get(number, interval_s)
-    return Generation(((0,) * tokens,), 0.1, times[-2], tokens - 1, "own step", "", 0, tuple(times))
+    return Generation(((0,) * tokens,), 0.1, times[-1].arrived, tokens - 1, "own step", "", 0, times)
 
 
-SHORT = Generation(((0,),), 0.1, 0.0, 0, "own step", "", 0, (0.0, 0.0))
+SHORT = Generation(((0,),), 0.1, 0.0, 0, "own step", "", 0, [TokenTime(0.0, 0.0)])
 
 
 def test_a_third_of_what_was_reached_is_not_slow_yet_and_less_is(run):
@@ -60,6 +61,14 @@ def test_a_few_tokens_and_a_first_step_that_is_captured_say_nothing(run):
 def test_another_way_of_making_tokens_is_measured_by_itself(run):
     run(made(0.01))
     assert run(made(0.9), tier="generate") is None
+
+
+@pytest.mark.parametrize("rows", [(8, 1), (1, 8)])
+def test_a_batch_of_another_size_is_measured_by_itself(run, rows):
+    """Its steps take another time."""
+    fast, slow = (replace(made(each), rows=((0,) * 40,) * size) for each, size in zip((0.01, 0.9), rows, strict=True))
+    assert [run(each) for each in (fast, slow)] == [None] * 2
+    assert run(replace(slow, rows=fast.rows)) is not None
 
 
 @pytest.mark.parametrize(

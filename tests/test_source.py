@@ -11,9 +11,11 @@ from qwenvl import capabilities, catalog, host
 from qwenvl.capabilities import Machine
 from qwenvl.catalog import DEMO
 from qwenvl.download import DownloadError, why_incomplete
+from qwenvl.families import family_of
 from qwenvl.loader import LoadError
 from qwenvl.pipeline import run
-from qwenvl.request import ATTENTIONS, SAMPLING_FROM, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import ATTENTIONS, SAMPLING_FROM
 from qwenvl.source import ModelSource, find_source
 
 MINE = LoadSpec("Mine")
@@ -114,9 +116,10 @@ def test_every_family_answers_a_question_and_says_how(family, tmp_path, models):
     first, second = (run(Request(spec, "What is it?", images=images, sampling=SAMPLING), models, Watch()) for _ in "12")
     assert first.text
     assert second.text == first.text, "a seed repeats its answer"
-    assert first.stats.new_tokens > 3
-    assert first.stats.tier == ("own step" if family in tiny.DENSE else "generate")
-    assert bool(first.stats.tier_reason) == (family not in tiny.DENSE)
+    assert first.stats.decode.new_tokens > 3
+    assert first.stats.prompt.coordinates == family_of(family).coordinates
+    assert first.stats.decode.tier == ("own step" if family in tiny.DENSE else "generate")
+    assert bool(first.stats.decode.tier_reason) == (family not in tiny.DENSE)
 
 
 def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch, caplog):
@@ -126,8 +129,8 @@ def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch
         results = [run(request, models, Watch()) for _ in range(3)]
     assert sum("loaded " in record.message for record in caplog.records) == 1
     for result in results:
-        assert result.stats.quantization == "none"
-        assert "4bit is not possible here: bitsandbytes is not installed" in result.stats.fallbacks[0]
+        assert result.stats.loaded.quantization == "none"
+        assert "4bit is not possible here: bitsandbytes is not installed" in result.stats.loaded.fallbacks[0]
 
 
 @pytest.mark.parametrize("attention", [each for each in ATTENTIONS if each not in ("sdpa", "auto")])
@@ -138,9 +141,9 @@ def test_what_runs_is_recorded_where_something_else_was_asked_for(attention, mod
     request = Request(spec, "Hello", sampling=Sampling(do_sample=False, max_new_tokens=4))
     stats = run(request, models, Watch()).stats
     runs = "eager" if attention == "eager" else "sdpa"
-    assert (stats.attention, stats.decode_attention) == (runs, runs)
-    assert len(stats.fallbacks) == (attention != "eager")
-    assert attention == "eager" or stats.fallbacks[0].endswith("; using sdpa instead")
+    assert (stats.loaded.attention, stats.loaded.decode_attention) == (runs, runs)
+    assert len(stats.loaded.fallbacks) == (attention != "eager")
+    assert attention == "eager" or stats.loaded.fallbacks[0].endswith("; using sdpa instead")
 
 
 def own_sampling(models, tmp_path, sampling, **recommended):
@@ -154,9 +157,9 @@ def test_the_model_s_own_sampling_is_what_its_makers_recommend(models, tmp_path,
     wild = Sampling(temperature=2.0, top_p=1.0, top_k=0, seed=3, max_new_tokens=12)
     with caplog.at_level("INFO"):
         as_set, own = own_sampling(models, tmp_path, wild, do_sample=True, temperature=0.6, top_k=1)
-    assert (as_set.stats.sampling, as_set.stats.sampling_from) == (wild, "as set")
-    assert own.stats.sampling == replace(wild, temperature=0.6, top_k=1)
-    assert own.stats.sampling_from == "model's own"
+    assert (as_set.stats.decode.sampling, as_set.stats.decode.sampling_from) == (wild, "as set")
+    assert own.stats.decode.sampling == replace(wild, temperature=0.6, top_k=1)
+    assert own.stats.decode.sampling_from == "model's own"
     expected = run(Request(LoadSpec("m"), "Hi", sampling=Sampling(do_sample=False, max_new_tokens=12)), models, Watch())
     assert own.text == expected.text, "one token to draw from is the likeliest one"
     assert as_set.text != own.text
@@ -166,5 +169,5 @@ def test_the_model_s_own_sampling_is_what_its_makers_recommend(models, tmp_path,
 def test_a_model_without_a_recommendation_is_sampled_as_set(models, tmp_path, caplog):
     as_set, own = own_sampling(models, tmp_path, SAMPLING)
     assert own.text == as_set.text
-    assert own.stats.sampling_from == "as set"
+    assert own.stats.decode.sampling_from == "as set"
     assert "recommends no sampling; using what is set instead" in caplog.text

@@ -4,12 +4,13 @@ import time
 
 import pytest
 
+from qwenvl.rows import TokenTime
 from qwenvl.stalls import LOOK_EVERY_S, Onlooker, pace, telling_s
 
 
 def times(*tokens):
-    """(when a token was there, how long it was told of) -> the flat list that a generation keeps."""
-    return [time for arrived, telling in tokens for time in (arrived, arrived + telling)]
+    """(when a token was there, how long it was told of) -> the list that a generation keeps."""
+    return [TokenTime(arrived, arrived + telling) for arrived, telling in tokens]
 
 
 def test_every_interval_over_twice_the_median_is_a_stall_after_its_token():

@@ -77,11 +77,6 @@ def test_links_are_known_at_both_ends(name):
     assert sorted(ends) == sorted(link[0] for link in saved["links"])
 
 
-@each_template
-def test_the_graph_for_the_api_is_made_of_the_workflow(name):
-    assert templates.graph(name) == templates.converted(templates.workflow(name)), "run: python tests/templates.py"
-
-
 def test_no_graph_lacks_its_workflow():
     assert sorted(file.stem for file in templates.graph_file("").parent.glob("*.json")) == templates.names()
 

@@ -15,6 +15,8 @@ from conftest import draw
 from safetensors.torch import load_file, save_file
 
 from qwenvl import catalog
+from qwenvl.decode import Decoder
+from qwenvl.families import family_of
 from qwenvl.loader import ModelHandle
 from qwenvl.precision import UNQUANTIZED
 from qwenvl.rows import OnTokens
@@ -38,9 +40,9 @@ CLASSES = {
     "qwen3_5_moe": "Qwen3_5MoeConfig",
     "qwen4_exp": "Qwen4ExpConfig",
 }
-SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
+SEEING = tuple(family for family in CLASSES if family_of(family).sees)
 # Those that our own step covers, and the others.
-DENSE = ("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+DENSE = tuple(family for family in CLASSES if family_of(family).decode == "dense")
 OTHERS = tuple(family for family in CLASSES if family not in DENSE)
 
 _TEXT = {
@@ -128,6 +130,16 @@ def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generat
     if family in ("qwen2_vl", "qwen2_5_vl"):
         _use_processors_of(family, folder)
     return folder
+
+
+def decode_of(model: Any) -> str:
+    """The decode step of our own that fits the model's family."""
+    return family_of(type(model.config).model_type).decode
+
+
+def decoder(model: Any, attention: str = "sdpa") -> Decoder:
+    """What the pack generates with, by the fastest tier that fits."""
+    return Decoder(model, attention, decode=decode_of(model))
 
 
 def rewrite(folder: Path, **changes: Any) -> Path:

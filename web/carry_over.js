@@ -1,7 +1,7 @@
 // Brings the values of saved workflows to the widgets they were saved from. Workflows hold values by position, and older
-// packs of this family, and this one, had other widgets in other places. Which ones a workflow was saved with is told by
-// the shape of its values: a value that is no choice of a widget's list, or no number, was never that widget's. Knows
-// nothing of the page, so it can be tried without one.
+// packs of this family had other widgets in other places. Which ones a workflow was saved with is told by the shape of
+// its values: a value that is no choice of a widget's list, or no number, was never that widget's. Knows nothing of the
+// page, so it can be tried without one.
 
 const CONTROL = "control_after_generate";
 const isText = (value) => typeof value === "string";
@@ -12,70 +12,40 @@ const oneOf = (...choices) => (value) => choices.includes(value);
 const words = (text) => text.split(" ").filter(Boolean);
 const each = (names, shape) => Object.fromEntries(words(names).map((name) => [name, shape]));
 
-// What a widget's value can be. Models and presets differ between machines: any text. A list that is longer today must be
-// so here too; what is not in this table may be anything.
+// What a widget's value can be, as far as it tells one order from another. Models differ between machines: any text. A
+// list that is longer today must be so here too; what is not in this table may be anything.
 const SHAPES = {
-  ...each("system text prompt model video_path stop preset", isText),
+  ...each("system text prompt model video_path", isText),
   ...each("temperature top_p top_k min_p repetition_penalty max_new_tokens seed", isNumber),
-  ...each("presence_penalty frequency_penalty no_repeat_ngram_size min_new_tokens thinking_budget", isNumber),
-  ...each("fps sample_fps max_frames max_frame_pixels max_video_tokens", isNumber),
   ...each("keep_model_loaded bypass do_sample", isSwitch),
-  device: (value) => isText(value) && /^(auto|all GPUs|all GPUs and CPU|cpu|mps|(cuda|xpu):\d+)$/.test(value),
   quantization: oneOf("none", "4bit", "8bit"),
   attention_mode: oneOf(
     ...["sdpa", "eager", "auto", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"],
   ),
   [CONTROL]: oneOf("fixed", "increment", "decrement", "randomize"),
   release: oneOf("when ComfyUI needs memory", "after the prompt", "after the node"),
-  diagnostics: oneOf("summary", "full", "off"),
-  thinking: oneOf("auto", "on", "off"),
-  download: oneOf("auto", "never"),
-  sampling: oneOf("as set", "model's own"),
-  image_mode: oneOf("together", "one answer per image"),
-  image_resolution: oneOf(
-    ...["auto", "low (256x28x28)", "medium (512x28x28)", "high (768x28x28)", "ultra (1024x28x28)", "original"],
-  ),
 };
 
-const SAMPLING = "do_sample temperature top_p top_k min_p repetition_penalty max_new_tokens seed " + CONTROL;
-const LOADING = "model quantization attention_mode keep_model_loaded bypass";
-const FIRST = "model quantization keep_model_loaded temperature max_new_tokens seed " + CONTROL;
-const VISION_HEADS = [
-  `system text ${LOADING} ${SAMPLING} video_path`,
-  `text ${FIRST} video_path system attention_mode bypass do_sample top_p top_k min_p repetition_penalty`,
+// The orders of the older packs, the oldest first. The last one of SCG_LocalVLM is the beginning of today's.
+const SAMPLING = `do_sample temperature top_p top_k min_p repetition_penalty max_new_tokens seed ${CONTROL}`;
+const FIRST = `model quantization keep_model_loaded temperature max_new_tokens seed ${CONTROL}`;
+const SWITCHES = "keep_model_loaded bypass";
+const SCG = [
+  `model quantization ${SWITCHES} temperature max_new_tokens seed ${CONTROL}`,
+  `model quantization ${SWITCHES} temperature max_new_tokens repetition_penalty seed ${CONTROL}`,
+  `model quantization ${SWITCHES} ${SAMPLING}`,
+  `model quantization attention_mode ${SWITCHES} ${SAMPLING}`,
 ];
-const TEXT_HEAD = `system prompt ${LOADING} ${SAMPLING}`;
-
-// What this pack had after those, one line for each time that something came in between.
-const MORE = "presence_penalty frequency_penalty no_repeat_ngram_size min_new_tokens thinking_budget stop thinking";
-const LOOK = "image_mode image_resolution fps sample_fps max_frames max_frame_pixels max_video_tokens";
-const TAILS = [
-  "",
-  "release",
-  "release diagnostics",
-  "release device",
-  "release device sampling",
-  `release ${MORE} ${LOOK}`,
-  `release diagnostics ${MORE} ${LOOK}`,
-  `release diagnostics ${MORE} ${LOOK} preset`,
-  `release diagnostics ${MORE} download ${LOOK}`,
-  `release diagnostics ${MORE} device sampling ${LOOK}`,
-  `release diagnostics ${MORE} download ${LOOK} preset`,
-  `release diagnostics ${MORE} download device sampling ${LOOK} preset`,
-];
-
 const VISION_LAYOUTS = [
-  ...VISION_HEADS.flatMap((head) => TAILS.map((tail) => words(`${head} ${tail}`))),
-  // A fork that had image_resolution in the middle.
-  words(`system text ${LOADING} ${SAMPLING} image_resolution video_path`),
-  // The oldest files: with a path for a video, and without.
-  words(`text ${FIRST} video_path`),
-  words(`text ${FIRST}`),
-];
-const TEXT_LAYOUTS = [
-  ...TAILS.map((tail) => words(`${TEXT_HEAD} ${tail.replace(LOOK, "")}`)),
-  words(`system prompt ${FIRST}`),
-];
+  `text ${FIRST}`,
+  `text ${FIRST} video_path`,
+  ...SCG.map((names) => `system text ${names} video_path`),
+  // A fork of SCG_LocalVLM. The first and the last of these stood for minutes only.
+  `system text model quantization attention_mode image_quality enable_image_cache ${SWITCHES} ${SAMPLING} video_path`,
+  `system text model quantization attention_mode ${SWITCHES} ${SAMPLING} image_resolution video_path`,
+  `system text model quantization attention_mode ${SWITCHES} ${SAMPLING} image_resolution thread_count video_path`,
+].map(words);
+const TEXT_LAYOUTS = [FIRST, ...SCG].map((names) => words(`system prompt ${names}`));
 
 /** Whether the values can have been saved from widgets of these names, in this order. */
 function fits(values, names) {

@@ -1,0 +1,292 @@
+"""Whom questions are put to: a model here, or an engine elsewhere that is asked in the same way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from PIL import Image
+
+from . import catalog, host, media, prompt
+from .answer import Writer, why_no_answer
+from .batch import MOST_ROWS, Room, later_seed, run_seed
+from .budget import prompt_tokens
+from .cache import ModelCache
+from .devices import current, peak_bytes, reset_peak
+from .diagnostics import Diagnosis
+from .families import family_of
+from .faults import ran_out, with_room
+from .keyvalues import capacity_for
+from .loader import PICTURE_PIXELS, ModelHandle
+from .log import log
+from .prompt import Prompt, side_by_side
+from .remote import EngineSession
+from .report import tell_of
+from .request import (
+    DecodeStats,
+    LoadStats,
+    Outcome,
+    PromptStats,
+    Question,
+    Request,
+    Stats,
+)
+from .rows import Generation
+from .settings import RELEASES, RESOLUTIONS
+from .source import ModelSource, find_source
+from .watch import Listener, Telling, Watch
+
+_, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
+
+
+class Session(Protocol):
+    """Whom the questions of one run are put to. Batch is its own affair: what encode makes and generate takes."""
+
+    diagnosis: Diagnosis
+
+    def load(self, first: Question, expected: int) -> None:
+        """Make ready for about so many questions, of which the first is there."""
+
+    def encode(self, questions: Iterable[Question]) -> Iterator[Any]:
+        """The questions as the other side takes them, as many at a time as it can answer."""
+
+    def generate(self, batch: Any, telling: Telling) -> Iterator[Outcome]:
+        """Ask them, tell of every token, and give what came of each question as soon as it is known."""
+
+    def stats(self) -> Stats:
+        """The figures of all that was asked."""
+
+
+@contextmanager
+def opened(request: Request, models: ModelCache, watch: Watch, most: int | None = None) -> Iterator[Session]:
+    """Within the block, questions can be put to the model or engine that the request names.
+
+    Args:
+        most: questions at a time; None takes what fits.
+    """
+    diagnosis = Diagnosis(request.diagnostics)
+    if engine := catalog.engine(request.load.model):
+        with EngineSession(engine, request, watch, diagnosis, most) as elsewhere:
+            yield elsewhere
+        return
+    # A turn may end with the model gone, so whoever holds it has to be done before.
+    with (
+        models.turn(request.load, request.release != AFTER_THE_NODE, watch.check),
+        ModelSession(request, models, watch, diagnosis, most or MOST_ROWS) as here,
+    ):
+        yield here
+    if request.release == AFTER_THE_PROMPT:
+        host.when_prompt_ends(partial(models.forget, request.load, unless_used_after=time.monotonic()))
+
+
+class ModelSession:
+    """A model on this machine, with all that one run measures of it.
+
+    Args:
+        most: questions at a time.
+    """
+
+    def __init__(self, request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int) -> None:
+        self.diagnosis = diagnosis
+        self._request = request
+        self._models = models
+        self._watch = watch
+        self._most = most
+        self._videos: Sequence[media.Video] = ()
+        self._model: ModelHandle | None = None
+        # What is begun once the model is there and ends with the last token.
+        self._around = ExitStack()
+        self._load_s = self._first_token_s = 0.0
+        self._made: list[Generation] = []
+        self._seen_sizes: list[tuple[tuple[int, int], ...]] = []
+        self._answers = self._batch_size = self._prompt_tokens = self._new_tokens = self._thoughts_cut = 0
+
+    def __enter__(self) -> ModelSession:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Hold the model no longer."""
+        model, self._model = self._model, None
+        self._around.__exit__(*error)
+        if model is not None and self._batch_size > 1:
+            # Made for many rows, its buffers are too large to keep.
+            model.decoder.drop_buffers()
+
+    @property
+    def _handle(self) -> ModelHandle:
+        if self._model is None:
+            raise RuntimeError("no model is loaded yet")
+        return self._model
+
+    def load(self, first: Question, expected: int) -> None:
+        with self.diagnosis.phases("media"):
+            self._videos = media.videos(self._request)
+        self._watch.check()
+        start = time.perf_counter()
+        asked = self._request
+        self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
+        self._request = self._source.sampled(asked)
+        self._need = _bytes_of(self._source, self._request, first.pictures, self._videos)
+        self._model = self._models.get(self._source, self._need * min(expected, self._most))
+        self._load_s = time.perf_counter() - start
+        tell_of(self._model.family, family_of(self._model.family).linear_attention)
+        self._watch.check()
+        self._begin()
+
+    def _begin(self) -> None:
+        model, sampling = self._handle, self._request.sampling
+        device = model.machine.device
+        self._room = Room(host.free_bytes(device), self._source.request_bytes, sampling.longest, self._most)
+        self._seed = run_seed(sampling)
+        reset_peak(device)
+        self._around.enter_context(self.diagnosis.watching(model.model))
+        self._around.enter_context(current(device))
+
+    def encode(self, questions: Iterable[Question]) -> Iterator[list[Prompt]]:
+        batch: list[Prompt] = []
+        for question in questions:
+            encoded = self._encode(question)
+            if batch and not self._room.holds([*batch, encoded]):
+                yield batch
+                batch = []
+            batch.append(encoded)
+            if len(batch) >= self._room.most:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _encode(self, question: Question) -> Prompt:
+        phases, number = self.diagnosis.phases, question.number
+        work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
+        return with_room(work, self._handle.decoder.drop_buffers, self._make_room)
+
+    def generate(self, batch: list[Prompt], telling: Telling) -> Iterator[Outcome]:
+        """In parts where memory runs out; what is finished stays finished."""
+        again = False
+        while batch:
+            part = batch[: self._room.most]
+            writers = self._write(part, telling)
+            if writers is not None:
+                for each, writer in zip(part, writers, strict=True):
+                    yield Outcome(each.number, writer.end() or why_no_answer(self._request))
+                batch, again = batch[len(part) :], False
+            elif len(part) > 1:
+                self._room.halve(len(part))
+            else:
+                self._make_room(again)
+                again = True
+
+    def _write(self, prompts: list[Prompt], telling: Telling) -> list[Writer] | None:
+        """The answers of the prompts, side by side; None where memory ran out, with all that was made given back."""
+        started, sampling, model = time.perf_counter(), self._request.sampling, self._handle
+        writers = [Writer(model.tokenizer, each.thinks, sampling) for each in prompts]
+        try:
+            made = self._generations(prompts, writers, telling)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            model.decoder.drop_buffers()
+            return None
+        if not self._made:
+            self._first_token_s = started - self.diagnosis.began - self._load_s + made[0].prefill_s
+        self._made += made
+        self._answers += len(prompts)
+        self._batch_size = max(self._batch_size, len(prompts))
+        self._prompt_tokens += sum(each.tokens for each in prompts)
+        self._new_tokens += sum(writer.tokens for writer in writers)
+        self._seen_sizes += [each.sizes for each in prompts]
+        self._thoughts_cut += sum(len(each.rows) for each in made[1:])
+        return writers
+
+    def _generations(self, prompts: list[Prompt], writers: list[Writer], telling: Telling) -> list[Generation]:
+        """One of all prompts, and one more of those whose thoughts were cut short."""
+        sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
+        decoder, check = self._handle.decoder, self._watch.check
+        both = replace(sampling, max_new_tokens=sampling.longest)
+        hear = Listener(writers, writers, telling)
+        made = [decoder.generate(side_by_side(prompts), both, seed, hear, check, _media(prompts))]
+        if cut := [row for row, writer in enumerate(writers) if writer.over_budget]:
+            # A single row finds its prompt and its thought in memory still.
+            longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
+            rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
+            hear = Listener([writers[row] for row in cut], writers, telling)
+            seed = later_seed(seed, 1)
+            made.append(decoder.generate(side_by_side(longer), rest, seed, hear, check, _media(longer)))
+        return made
+
+    def stats(self) -> Stats:
+        self._around.close()
+        model, request, made = self._handle, self._request, self._made
+        stats = Stats(
+            loaded=_loaded(model, request, self._load_s),
+            prompt=PromptStats(
+                prompt_tokens=self._prompt_tokens,
+                reused_tokens=made[0].reused_tokens,
+                first_token_s=self._first_token_s,
+                prefill_s=sum(each.prefill_s for each in made),
+                coordinates=family_of(model.family).coordinates,
+                seen_sizes=tuple(self._seen_sizes),
+            ),
+            decode=self._decode_stats(),
+            peak_bytes=peak_bytes(model.machine.device),
+            total_s=time.perf_counter() - self.diagnosis.began,
+        )
+        return self.diagnosis.finish(stats, made, request.load)
+
+    def _decode_stats(self) -> DecodeStats:
+        made = self._made
+        steps, decode_s = sum(each.steps for each in made), sum(each.decode_s for each in made)
+        return DecodeStats(
+            answers=self._answers,
+            batch_size=self._batch_size,
+            new_tokens=self._new_tokens,
+            decode_tokens_per_s=steps / decode_s if steps and decode_s > 0 else 0.0,
+            thoughts_cut=self._thoughts_cut,
+            tier=made[0].tier,
+            tier_reason=made[0].tier_reason,
+            sampling=self._request.sampling,
+            sampling_from=self._request.sampling_from,
+            seed=self._seed,
+        )
+
+    def _make_room(self, again: bool) -> None:
+        """Where not even one answer fits: free what others hold, or raise if that was tried already."""
+        if again:
+            raise self._source.out_of_memory("answer", self._need)
+        self._models.make_room(self._request.load, self._need)
+
+
+def _media(prompts: Sequence[Prompt]) -> str:
+    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
+    return prompts[0].media if len(prompts) == 1 else ""
+
+
+def _bytes_of(
+    source: ModelSource, request: Request, pictures: Sequence[Image.Image], videos: Sequence[media.Video]
+) -> int:
+    """What a question needs beside the weights, estimated before there is a model."""
+    pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
+    tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
+    # The buffer of keys and values has the size of a bucket, not of the text.
+    return source.request_bytes(capacity_for(tokens + request.sampling.longest), tokens)
+
+
+def _loaded(model: ModelHandle, request: Request, load_s: float) -> LoadStats:
+    no_switch = prompt.why_no_switch(model, request)
+    if no_switch:
+        log.warning("%s", no_switch)
+    return LoadStats(
+        model=model.spec.model,
+        device=", ".join(model.machine.devices),
+        dtype=str(model.machine.dtype).removeprefix("torch."),
+        quantization=model.plan.quantization,
+        attention=model.plan.attention,
+        decode_attention=model.decoder.attention,
+        fallbacks=(*model.plan.fallbacks, *([no_switch] if no_switch else [])),
+        load_s=load_s,
+    )
