@@ -81,7 +81,6 @@ class DenseStep:
         self._embed = stack.embed_tokens.weight
         self._norm_out = stack.norm.weight
         self._head = model.lm_head
-        self.vocabulary = self._head.weight.shape[0]
         self.dtype, self.device = self._embed.dtype, self._embed.device
         self._fused_norm = self._embed.is_cuda if fused_norm is None else fused_norm
         self._eps = config.rms_norm_eps

@@ -40,7 +40,6 @@ class CachedLanes:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.version = 0
         self._cache: Any = None
         # Its layers with all of their keys and values, of which they are shown as much as there is text.

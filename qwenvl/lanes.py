@@ -44,7 +44,6 @@ class DenseLanes:
     def __init__(self, model: Any, attention: str) -> None:
         self._model = model
         self._step = DenseStep(model, attention)
-        self.vocabulary = self._step.vocabulary
         self._kv: KeyValues | None = None
         self._remembered: _Remembered | None = None
         self.version = 0

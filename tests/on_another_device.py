@@ -177,7 +177,7 @@ def test_captured_and_replayed_it_says_the_same(handle, step, expected):
 def test_nothing_in_a_step_waits_for_the_host(handle, step):
     lanes, inputs = STEPS[step](handle.model), side_by_side(prompts(handle))
     ids = inputs["input_ids"]
-    choose = Chooser(GREEDY, len(ids), lanes.vocabulary, ids.device)
+    choose = Chooser(GREEDY, len(ids), handle.model.get_output_embeddings().weight.shape[0], ids.device)
     with torch.no_grad():
         choose.start(GREEDY, None, ids, inputs["attention_mask"], [1])
         _, logits = lanes.prefill(inputs, 64, ignore, "")

@@ -81,7 +81,7 @@ def test_nothing_in_a_step_waits_for_the_device(handle, sampling, padded):
     step = DenseStep(handle.model, "sdpa", fused_norm=True)
     kv, tokens = prefilled(handle, step, padded)
     assert kv.even == (not padded)
-    choose = Chooser(sampling, len(tokens), step.vocabulary, "cpu")
+    choose = Chooser(sampling, len(tokens), handle.model.get_output_embeddings().weight.shape[0], "cpu")
     choose.start(sampling, 1, tokens[:, None], torch.ones(len(tokens), 1, dtype=torch.long))
     with Waits() as waits:
         whole_step(step, kv, tokens, choose, 256)

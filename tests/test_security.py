@@ -10,6 +10,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from qwenvl.packages import FLASH
+
 FILES = sorted([*(ROOT / "qwenvl").glob("*.py"), ROOT / "nodes.py", ROOT / "__init__.py"])
 TREES = {file.name: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 # What runs text, or hands the terminal to somebody.
@@ -75,10 +77,15 @@ def test_no_call_starts_a_shell_or_a_program_or_makes_objects_out_of_a_file():
     assert [name for _, name, _ in settings() if name in ("allow_pickle", "weights_only", "shell")] == []
 
 
-def test_modules_are_imported_by_name_in_two_places_only():
-    """FlashAttention's, to see whether they load."""
-    named = [ast.unparse(node.args[0]) for _, name, node in calls() if name.rpartition(".")[2] == "import_module"]
-    assert sorted(named) == ["'flash_attn_2_cuda'", "module"]
+def test_modules_are_imported_by_name_in_one_place_only():
+    """FlashAttention's, to see whether they load; none by a name that comes from anywhere else."""
+
+    def given_to(function):
+        return sorted(ast.unparse(node.args[0]) for _, name, node in calls() if name.rpartition(".")[2] == function)
+
+    assert given_to("import_module") == ["module"]
+    assert given_to("why_not_imported") == ["'flash_attn_2_cuda'", "flash.module"]
+    assert {flash.module for flash in FLASH.values()} == {"flash_attn", "flash_attn_interface", "flash_attn.cute"}
 
 
 def test_the_one_program_that_is_started_is_python_with_a_fixed_text():
