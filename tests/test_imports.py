@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "media": LOW | {"opening"},
     "engines": LOW,
     "builtin": {"engines"},
-    "custom": LOW | {"builtin", "paths"},
+    "custom": LOW | {"builtin", "engines", "paths"},
     "discovery": LOW | {"builtin", "checkpoint", "download"},
     "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),
