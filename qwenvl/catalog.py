@@ -10,10 +10,10 @@ from pathlib import Path
 from . import builtin
 from .builtin import Model
 from .checks import shown, text_of
-from .custom import custom_models
+from .custom import custom_engines, custom_models
 from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
-from .engines import SUFFIX, Engine, read_engines
+from .engines import SUFFIX, Engine
 
 PACK = Path(__file__).resolve().parent.parent
 CUSTOM_MODELS = PACK / "custom_models.json"
@@ -132,7 +132,7 @@ def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]
 
 def _elsewhere() -> list[Model]:
     """Models that an engine holds."""
-    return [Model(f"{each.name}{SUFFIX}", engine=each) for each in read_engines(CUSTOM_MODELS)]
+    return [Model(f"{each.name}{SUFFIX}", engine=each) for each in custom_engines(CUSTOM_MODELS)]
 
 
 def _by_name(models: Iterable[Model]) -> dict[str, Model]:

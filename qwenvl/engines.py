@@ -5,13 +5,10 @@ Standard library only.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,27 +56,12 @@ class Engine:
         return urlsplit(self.base_url).netloc
 
 
-def read_engines(path: Path) -> tuple[Engine, ...]:
-    """The entries of the file's `engines`, in its order. A bad one costs itself only, and is named in the log once."""
-    try:
-        state = path.stat()
-    except OSError:
-        return ()
-    return _read(path, state.st_mtime_ns, state.st_size)
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: Path, modified: int, size: int) -> tuple[Engine, ...]:
-    """Cached by what changes when the file does."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return ()  # whoever reads the models of the same file says so
-    section = content.get("engines", {}) if isinstance(content, dict) else {}
+def engines_of(file: str, section: object) -> tuple[Engine, ...]:
+    """What the file has under `engines`, in its order. A bad entry costs itself only, and is named in the log."""
     if not isinstance(section, dict):
-        log.warning("%s: engines is ignored: it must map names to engines", path.name)
+        log.warning("%s: engines is ignored: it must map names to engines", file)
         return ()
-    return tuple(_usable(path.name, section))
+    return tuple(_usable(file, section))
 
 
 def _usable(file: str, section: dict[str, Any]) -> Iterator[Engine]:

@@ -27,15 +27,12 @@ class FolderError(ValueError):
     """A folder of pictures cannot be used as it was asked for."""
 
 
-def find_pictures(
-    folder: Path, pattern: str = "", sort: str = "name", limit: int = 0, recursive: bool = False
-) -> list[Path]:
+def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive: bool = False) -> list[Path]:
     """The picture files in a folder. Hidden files and folders are passed over.
 
     Args:
         pattern: what the file's name must look like, e.g. "*cat*.png", small and capital letters alike; "" is any.
         sort: one of SORTS. "name" puts 2 before 10, and each folder's files together.
-        limit: the first so many of them; 0 is all.
         recursive: those in the folders below as well. Links to folders are not followed.
 
     Raises:
@@ -55,7 +52,7 @@ def find_pictures(
     found.sort(key=lambda file: _natural(file.relative_to(folder)))
     if sort != "name":
         found.sort(key=lambda file: file.stat().st_mtime_ns, reverse=sort == "newest first")
-    return found[:limit] if limit else found
+    return found
 
 
 def caption_files(files: Sequence[Path], suffix: str = ".txt") -> dict[Path, Path]:

@@ -89,8 +89,8 @@ def _custom_models(data: bytes) -> None:
 
 def _engines(data: bytes) -> None:
     file = _written("engines", "custom_models.json", b'{"engines": {"studio": ' + data + b"}}")
-    engines._read.cache_clear()
-    for engine in outcome(engines.read_engines, file):
+    custom._read.cache_clear()
+    for engine in outcome(custom.custom_engines, file):
         assert 0 < engine.timeout_s < float("inf")
         assert engine.place
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from qwenvl import catalog
-from qwenvl.engines import Engine, read_engines
+from qwenvl.custom import custom_engines
+from qwenvl.engines import Engine
 
 GOOD = {"base_url": "http://127.0.0.1:8000/v1", "model": "Qwen/Qwen3-VL-4B-Instruct"}
 
@@ -15,7 +16,7 @@ def engines(tmp_path):
     def read(section):
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
         file.write_text(json.dumps({"engines": section}))
-        return list(read_engines(file))
+        return list(custom_engines(file))
 
     return read
 
@@ -139,12 +140,14 @@ def test_an_engine_is_in_both_lists_beside_the_models_and_found_by_its_name(tmp_
     assert catalog.find("Mine").engine is None
 
 
-def test_a_file_that_is_not_there_or_no_json_has_no_engines(tmp_path, warnings):
-    for content in ("{", "[]", "3", '{"hf_models": {}}'):
-        (tmp_path / "file.json").write_text(content)
-        assert read_engines(tmp_path / "file.json") == ()
-    assert read_engines(tmp_path / "none.json") == ()
-    assert warnings() == [], "the reader of the models says so"
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "line 1, column 2"), ("[]", "an object"), ("3", "an object"), ('{"hf_models": {}}', None)],
+)
+def test_a_file_that_holds_no_engines_has_none_and_is_named_where_it_is_broken(tmp_path, warnings, content, says):
+    (tmp_path / "file.json").write_text(content)
+    assert custom_engines(tmp_path / "file.json") == custom_engines(tmp_path / "none.json") == ()
+    assert [says in warning for warning in warnings()] == ([True] if says else [])
 
 
 def test_a_bad_entry_is_named_once_until_the_file_changes(tmp_path, warnings):
@@ -152,12 +155,12 @@ def test_a_bad_entry_is_named_once_until_the_file_changes(tmp_path, warnings):
     for content in ({"bad": {}}, {"bad": {}, "good": GOOD}):
         file.write_text(json.dumps({"engines": content}))
         for _ in range(3):
-            read_engines(file)
+            custom_engines(file)
     assert len(warnings()) == 2
-    assert [each.name for each in read_engines(file)] == ["good"]
+    assert [each.name for each in custom_engines(file)] == ["good"]
 
 
 @pytest.mark.parametrize("content", ['{"engines": ' + "[" * 5000, "1" * 5000])
 def test_a_file_that_no_reader_follows_holds_no_engines(tmp_path, content):
     (tmp_path / "custom_models.json").write_text(content)
-    assert read_engines(tmp_path / "custom_models.json") == ()
+    assert custom_engines(tmp_path / "custom_models.json") == ()

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "media": LOW | {"opening"},
     "engines": LOW | {"families"},
     "builtin": {"engines", "units"},
-    "custom": LOW | {"builtin", "paths"},
+    "custom": LOW | {"builtin", "engines", "paths"},
     "discovery": LOW | {"builtin", "checkpoint", "download", "families", "files"},
     "catalog": LOW | {"builtin", "custom", "discovery", "download", "engines"},
     "part": set(),

@@ -5,7 +5,7 @@ import pytest
 
 from qwenvl import catalog
 from qwenvl.__main__ import main
-from qwenvl.engines import read_engines
+from qwenvl.custom import custom_engines
 from qwenvl.serving import served
 
 
@@ -37,7 +37,7 @@ def test_the_entry_that_is_printed_is_one_that_is_read(vision, caplog, tmp_path)
     for name, command in found.commands.items():
         file = tmp_path / f"{name}.json"
         file.write_text(found.entry(name))
-        (engine,) = read_engines(file)
+        (engine,) = custom_engines(file)
         port = shlex.split(command)[shlex.split(command).index("--port") + 1]
         assert (engine.place, engine.model, engine.vision) == (f"127.0.0.1:{port}", found.repo_id, vision)
         assert engine.family == "qwen3_vl"
