@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import draw, write_video
+from pictures import draw, write_video
 
 # For every input that is a path.
 PATHS = (

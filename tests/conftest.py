@@ -1,4 +1,6 @@
-"""Fixtures: generated pictures and videos, the demo model, and the pack as ComfyUI loads it."""
+"""Fixtures: the demo model, and the pack as ComfyUI loads it. Each imports what it needs: a test that has no use for
+films is collected where there is no PyAV.
+"""
 
 from __future__ import annotations
 
@@ -7,65 +9,36 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import av
-import numpy as np
 import pytest
-import torch
-import transformers
-from comfy_double import ComfyDouble
-from engine import Served
-from PIL import Image, ImageDraw
+from pictures import ROOT
 
-from qwenvl import catalog, host  # noqa: F401 (before the double: this copy must see no ComfyUI)
-from qwenvl.cache import ModelCache
-from qwenvl.capabilities import machine
-from qwenvl.loader import ModelHandle, load
-from qwenvl.request import LoadSpec
+if TYPE_CHECKING:
+    from comfy_double import ComfyDouble
+    from engine import Served
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# Tiny models are faster on one thread, and on a machine that does something else besides many times so.
-torch.set_num_threads(1)
+    from qwenvl.cache import ModelCache
+    from qwenvl.loader import ModelHandle
 
 
-def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 192)) -> Image.Image:
-    """A shape in the middle of a picture, in colours that PIL knows by name."""
-    picture = Image.new("RGB", size, background)
-    x, y = size[0] / 2, size[1] / 2
-    r = 0.32 * min(size)
-    pen = ImageDraw.Draw(picture)
-    if shape == "circle":
-        pen.ellipse([x - r, y - r, x + r, y + r], fill=color)
-    elif shape == "square":
-        pen.rectangle([x - r, y - r, x + r, y + r], fill=color)
-    else:
-        pen.polygon([(x, y - r), (x + r, y + 0.82 * r), (x - r, y + 0.82 * r)], fill=color)
-    return picture
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models are faster so, and on a machine that does something else besides many times so."""
+    import torch
 
-
-def image(*pictures: Image.Image) -> torch.Tensor:
-    """Pictures of one size as ComfyUI's IMAGE: (B, H, W, C) float32 in [0, 1]."""
-    return torch.stack([torch.from_numpy(np.asarray(picture).astype(np.float32) / 255) for picture in pictures])
-
-
-def write_video(path: Path, scenes: list[Image.Image], seconds_each: float = 3.0, fps: int = 8) -> Path:
-    """A video file that shows each picture in turn."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = *scenes[0].size, "yuv420p"
-        for scene in scenes:
-            for _ in range(round(seconds_each * fps)):
-                container.mux(stream.encode(av.VideoFrame.from_image(scene)))
-        container.mux(stream.encode())
-    return path
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def demo() -> ModelHandle:
     """The shipped model, loaded once."""
+    from qwenvl import catalog
+    from qwenvl.capabilities import machine
+    from qwenvl.loader import load
+    from qwenvl.request import LoadSpec
+
     folder = catalog.find(catalog.DEMO).folder
     return load(LoadSpec(catalog.DEMO), folder, machine("cpu"))
 
@@ -73,6 +46,8 @@ def demo() -> ModelHandle:
 @pytest.fixture
 def models() -> Iterator[ModelCache]:
     """An empty cache, emptied again at the end."""
+    from qwenvl.cache import ModelCache
+
     cache = ModelCache()
     yield cache
     cache.clear()
@@ -80,6 +55,10 @@ def models() -> Iterator[ModelCache]:
 
 @pytest.fixture(scope="session")
 def _comfy_and_pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[ComfyDouble, ModuleType]:
+    from comfy_double import ComfyDouble
+
+    from qwenvl import host  # noqa: F401 (before the double: this copy must see no ComfyUI)
+
     double = ComfyDouble(tmp_path_factory.mktemp("comfyui") / "models")
     double.install()
     # As ComfyUI does it: the folder is a package, whatever its name.
@@ -111,6 +90,11 @@ def pack(_comfy_and_pack: tuple[ComfyDouble, ModuleType]) -> ModuleType:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The demo model in `transformers serve`, which draws only where the model's own settings allow it."""
+    import transformers
+    from engine import Served
+
+    from qwenvl import catalog
+
     if transformers.__version__.startswith("4."):
         pytest.skip("transformers serve of version 4 is another program")
     from transformers.utils.import_utils import is_serve_available

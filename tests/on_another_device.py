@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from asking import ask, ignore
-from conftest import draw
+from pictures import draw
 from transformers.cache_utils import StaticLayer
 
 from qwenvl import catalog

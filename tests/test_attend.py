@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernels import reference_kernel
 
 from qwenvl.attend import FLASH_FROM, ByLength, Eager, Flash, Sdpa, choose, flash_kernel, why_not_flash
 from qwenvl.keyvalues import KeyValues
@@ -10,22 +11,6 @@ CPU = torch.device("cpu")
 HEADS, KV_HEADS, DIM = 6, 2, 16
 SIZES = (HEADS, KV_HEADS, DIM, torch.float32, CPU)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-
-
-def reference_kernel(query, keys, values, rows, slots, span, used):
-    """What flash_kernel computes, in loops, from exactly what it is given."""
-    assert all(each.dtype == torch.int32 for each in (rows, slots, used))
-    group = query.shape[1] // keys.shape[1]
-    made = torch.empty_like(query)
-    for row in range(len(rows) - 1):
-        assert rows[row + 1] - rows[row] == 1, "one query each"
-        assert used[row] <= min(span, slots[row + 1] - slots[row])
-        own = slice(int(slots[row]), int(slots[row] + used[row]))
-        for head in range(query.shape[1]):
-            k, v = keys[own, head // group], values[own, head // group]
-            weights = (k @ query[int(rows[row]), head] * query.shape[-1] ** -0.5).softmax(0)
-            made[row, head] = weights @ v
-    return made
 
 
 def reads_everything(query, keys, values, rows, slots, span, used):

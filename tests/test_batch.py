@@ -5,7 +5,7 @@ from itertools import cycle, islice
 import pytest
 import torch
 from asking import ask
-from conftest import draw
+from pictures import draw
 from PIL import Image
 from transformers.cache_utils import StaticLayer
 

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import draw, image
+from pictures import draw, image
 
 DEMO = "Demo-Shapes (5 MB, offline)"
 ASK = {"model": DEMO, "do_sample": False, "text": "Locate the red circle, output bbox_2d JSON"}

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import draw as draw_shape
+from pictures import draw as draw_shape
 from PIL import Image
 
 from qwenvl.boxes import Mark, as_bounding_boxes, counts_pixels, draw, mask, place, read

@@ -13,9 +13,9 @@ if not os.environ.get("COMFYUI_DIR"):
     pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to test its page in a browser.", allow_module_level=True)
 
 from comfyui_page import ComfyPage, browser
+from comfyui_scene import DEMO, ENDLESS, started
 from comfyui_server import Server
 from saved_workflows import SAVED, in_a_subgraph, workflow_of_all_cases
-from test_comfyui import DEMO, ENDLESS, started
 
 PACK = "ComfyUI_QwenVL"
 FIRST_SEEN = [

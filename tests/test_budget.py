@@ -3,7 +3,7 @@ import json
 import pytest
 import tiny
 import torch
-from conftest import draw
+from pictures import draw
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, draw
+from pictures import ROOT, draw
 
 from qwenvl.__main__ import main
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from pictures import ROOT
 from saved_workflows import SAVED
 
 NODE = shutil.which("node")

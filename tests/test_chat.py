@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from pictures import draw
 from PIL import Image
 
 from qwenvl import chat

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,8 +23,9 @@ from urllib.request import urlopen
 import node_texts
 import pytest
 import templates
-from comfyui_server import PACK, Client, Graph, Run, Server, record_event, websocket, with_the_pack
-from conftest import draw, write_video
+from comfyui_scene import DEMO, ENDLESS, draw_pictures, started
+from comfyui_server import PACK, Client, Graph, Run, Server, record_event, websocket
+from pictures import draw
 from PIL import Image, ImageDraw
 
 if not os.environ.get("COMFYUI_DIR"):
@@ -35,10 +35,6 @@ if not os.environ.get("COMFYUI_DIR"):
         allow_module_level=True,
     )
 
-DEMO = "Demo-Shapes (5 MB, offline)"
-# The demo model changed so that it never ends its text, in the folder of a model that the pack knows.
-ENDLESS = "Qwen3-VL-2B-Instruct"
-UNUSED_TOKEN = "<|vision_pad|>"
 NODES = {
     "QwenVL": "text",
     "Qwen2.5VL": "text",
@@ -55,17 +51,6 @@ CANCEL_LIMIT_S = 2.0  # the promise, and room for a machine that is shared
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from started(tmp_path_factory.mktemp("comfyui"))
-
-
-def started(base: Path) -> Iterator[Server]:
-    make_endless_model(base / "models" / "LLM" / ENDLESS)
-    draw_pictures(base / "input")
-    server = with_the_pack(base)
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -95,34 +80,6 @@ def defaults(node: dict[str, Any]) -> dict[str, Any]:
         first = kind[0] if isinstance(kind, list) else None
         values[name] = options[0].get("default", first) if options else first
     return values
-
-
-def draw_pictures(folder: Path) -> None:
-    folder.mkdir()
-    for name, shape, colour, background in (
-        ("circle.png", ImageDraw.ImageDraw.ellipse, "red", "blue"),
-        ("square.png", ImageDraw.ImageDraw.rectangle, "yellow", "green"),
-    ):
-        picture = Image.new("RGB", (160, 160), background)
-        shape(ImageDraw.Draw(picture), (40, 40, 120, 120), fill=colour)
-        picture.save(folder / name)
-    circle, square = (Image.new("RGB", (128, 128), "white") for _ in "ab")
-    ImageDraw.Draw(circle).ellipse((24, 24, 104, 104), fill="red")
-    ImageDraw.Draw(square).rectangle((24, 24, 104, 104), fill="blue")
-    write_video(folder / "scenes.mp4", [circle, square])
-
-
-def make_endless_model(folder: Path) -> None:
-    """Another end token, and other names for the think tokens: the rambling must not look like a thought."""
-    shutil.copytree(PACK / "demo" / "model", folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = folder / name
-        path.write_text(path.read_text(encoding="utf-8").replace("think>", "mark>"), encoding="utf-8")
-    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    unused = next(token["id"] for token in tokens if token["content"] == UNUSED_TOKEN)
-    settings = folder / "generation_config.json"
-    changed = json.loads(settings.read_text(encoding="utf-8")) | {"eos_token_id": [unused]}
-    settings.write_text(json.dumps(changed), encoding="utf-8")
 
 
 def load_images(graph: Graph, **files: str) -> Graph:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from conftest import draw
+from pictures import draw
 from tiny import batch_of, by_transformers, cancelled
 from transformers.cache_utils import StaticLayer
 

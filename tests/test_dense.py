@@ -1,9 +1,9 @@
 import pytest
 import tiny
 import torch
-from conftest import draw
+from kernels import reference_kernel
+from pictures import draw
 from shortage import Shortage
-from test_attend import reference_kernel
 
 from benchmarks.launches import Launches
 from qwenvl.attend import FLASH_FROM, ByLength, Flash, Sdpa

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from asking import stats_of
-from conftest import draw, image
 from nvml_double import RTX_5090, UUID, NvmlDouble
+from pictures import draw, image
 
 from qwenvl import diagnostics, nvml
 from qwenvl.catalog import DEMO

@@ -8,8 +8,8 @@ import time
 
 import hub_server
 import pytest
-from conftest import ROOT, draw, image
 from disks import PAGE, fill, read_only, small_disk
+from pictures import ROOT, draw, image
 from test_captions import ASK, CAPTIONS, SCENES
 from tiny import DEMO_FOLDER
 

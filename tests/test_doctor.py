@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 from nvml_double import RTX_5090, NvmlDouble
+from pictures import ROOT
 
 from qwenvl import catalog, doctor, host, nvml
 from qwenvl.doctor import copy_bandwidth, examine, without_home

@@ -9,7 +9,7 @@ import filelock
 import hub_server
 import pytest
 import torch
-from conftest import ROOT
+from pictures import ROOT
 from safetensors.torch import save_file
 
 from qwenvl.catalog import DEMO, find

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from pictures import ROOT
 
 from benchmarks.levels import look, watched_loads
 from benchmarks.mixed import GREEDY, SYSTEM, Cancel, Scene, Watch

@@ -3,7 +3,7 @@ import weakref
 import pytest
 import tiny
 import torch
-from conftest import draw, image
+from pictures import draw, image
 from shortage import MESSAGE, Shortage
 
 from qwenvl import graph, loader

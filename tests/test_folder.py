@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from pictures import ROOT
 
 from qwenvl.folder import FolderError, caption_files, find_pictures, remove_leftovers, write_whole
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_double import InterruptProcessingException
-from conftest import draw
+from pictures import draw
 
 SCENES = {
     "2.png": ("circle", "red", "blue", (160, 120)),

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from conftest import draw
+from pictures import draw
 from tiny import batch_of, by_transformers
 from transformers.cache_utils import StaticLayer
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import tiny
 import torch
-from conftest import ROOT, draw
-from test_attend import reference_kernel
+from kernels import reference_kernel
+from pictures import ROOT, draw
 from tiny import cancelled
 
 from qwenvl.attend import ByLength, Flash, Sdpa

@@ -8,7 +8,7 @@ import time
 
 import memory_scenario
 import pytest
-from conftest import ROOT
+from pictures import ROOT
 
 
 @pytest.fixture

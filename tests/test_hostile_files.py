@@ -5,10 +5,10 @@ that benchmarks/fuzz.py feeds by the million; an input that it finds becomes a t
 """
 
 import json
-import math
 
 import guarded
 import pytest
+from anything import ANYTHING, places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seeds import DEEP
@@ -21,16 +21,6 @@ SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
 # Slow to decode, and no reader of text.
 BINARY = ("picture", "video", "tensor")
 
-ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(), max_size=9)
-    | st.sampled_from([10**300, -1, 0, 2**64, "\ud800", "\0", "../x", "/" + "n" * 300, math.nan, math.inf, "x" * 5000]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 # How a document becomes what the target reads.
 WRITTEN = {
     "custom_models": lambda text: text,
@@ -65,15 +55,6 @@ DOCUMENTS = {
     ],
     "boxes": [[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, {"point_2d": [5, 6], "text": "b"}]],
 }
-
-
-def places(document):
-    """(container, key) of every value in it, at any depth."""
-    pairs = document.items() if isinstance(document, dict) else enumerate(document)
-    for key, value in list(pairs):
-        yield document, key
-        if isinstance(value, (dict, list)):
-            yield from places(value)
 
 
 @st.composite

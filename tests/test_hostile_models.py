@@ -11,13 +11,13 @@ import struct
 from dataclasses import replace
 
 import pytest
-from conftest import draw, image
+from anything import ANYTHING, places
 from fault_proxy import STREAM, fault_proxy, piece, raw, streamed
 from guarded import outcome, unchanged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import draw, image
 from seeds import DEMO
-from test_hostile_files import ANYTHING, places
 
 from qwenvl import download, loader, pipeline, wire
 from qwenvl.cache import ModelCache

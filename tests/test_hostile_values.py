@@ -16,8 +16,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import image, write_video
 from guarded import outcome, unchanged
+from pictures import image, write_video
 from PIL import Image
 from transformers import PreTrainedModel
 

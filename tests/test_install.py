@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
+from pictures import ROOT
 
 # An older torch than an installer would choose.
 TORCH = "torch==2.13.0"

@@ -11,7 +11,7 @@ from shutil import rmtree
 import hub_server
 import psutil
 import pytest
-from conftest import draw
+from pictures import draw
 from test_captions import CAPTIONS, SCENES
 from tiny import DEMO_FOLDER
 

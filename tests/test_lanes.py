@@ -3,8 +3,8 @@
 import pytest
 import tiny
 import torch
-from conftest import draw
-from test_attend import reference_kernel
+from kernels import reference_kernel
+from pictures import draw
 from tiny import by_transformers
 
 from qwenvl.attend import ByLength, Eager, Flash, Sdpa

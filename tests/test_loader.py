@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model
-from conftest import ROOT, draw
+from pictures import ROOT, draw
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -259,7 +259,7 @@ def test_without_accelerate_a_model_answers_and_only_quantization_is_missed():
     ask = """
 import sys
 sys.modules["accelerate"] = None
-from conftest import draw, image
+from pictures import draw, image
 from qwenvl import loader
 from qwenvl.cache import ModelCache
 from qwenvl.capabilities import Machine

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, draw, write_video
+from pictures import ROOT, draw, write_video
 
 from qwenvl.__main__ import main
 from qwenvl.catalog import DEMO

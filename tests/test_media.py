@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import draw, image, write_video
+from pictures import draw, image, write_video
 from PIL import Image, features
 
 from qwenvl import media

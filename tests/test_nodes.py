@@ -9,7 +9,7 @@ import hub_server
 import pytest
 import torch
 from comfy_double import InterruptProcessingException, Rejected
-from conftest import ROOT, draw, image, write_video
+from pictures import ROOT, draw, image, write_video
 
 DEMO = "Demo-Shapes (5 MB, offline)"
 

@@ -2,7 +2,7 @@
 
 import pytest
 from comfy_double import Rejected
-from conftest import draw, image
+from pictures import draw, image
 
 from qwenvl.older_prompts import complete
 

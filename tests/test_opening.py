@@ -9,7 +9,7 @@ import threading
 import av
 import numpy as np
 import pytest
-from conftest import draw, write_video
+from pictures import draw, write_video
 from PIL import Image
 
 from qwenvl.media import MediaError, pictures, read_video

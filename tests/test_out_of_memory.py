@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import draw, image
+from pictures import draw, image
 from shortage import Shortage, new_tensors
 from transformers.cache_utils import StaticLayer
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import draw, image
+from pictures import draw, image
 
 from qwenvl.panel import is_cross_site
 

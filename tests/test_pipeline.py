@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import draw, image, write_video
+from pictures import draw, image, write_video
 from PIL import Image
 
 from qwenvl import catalog, host, loader

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from conftest import draw
+from pictures import draw
 
 from qwenvl import capabilities
 from qwenvl.capabilities import Machine, machine

@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import draw
+from pictures import draw
 
 from qwenvl import presets
 from qwenvl.catalog import DEMO

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import draw
+from pictures import draw
 
 from qwenvl.capabilities import Machine
 from qwenvl.loader import load

@@ -5,7 +5,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from conftest import ROOT
+from pictures import ROOT
 
 from qwenvl import catalog
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 from comfy_double import InterruptProcessingException
-from conftest import draw, image, write_video
 from fault_proxy import cut_after, dropped, fault_proxy, passed_on, piece, stalled, status, stream, streamed
+from pictures import draw, image, write_video
 
 from qwenvl import catalog, loader, wire
 from qwenvl.__main__ import main

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import ROOT, draw, image, write_video
+from pictures import ROOT, draw, image, write_video
 
 from qwenvl import catalog, media
 from qwenvl.__main__ import main

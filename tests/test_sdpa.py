@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from conftest import draw
+from pictures import draw
 from tiny import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

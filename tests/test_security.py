@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from pictures import ROOT
 
 from qwenvl.packages import FLASH
 

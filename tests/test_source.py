@@ -5,7 +5,7 @@ import hub_server
 import pytest
 import tiny
 import torch
-from conftest import draw, image
+from pictures import draw, image
 
 from qwenvl import capabilities, catalog, host
 from qwenvl.capabilities import Machine

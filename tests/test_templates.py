@@ -9,7 +9,7 @@ import pytest
 import templates
 import torch
 from comfy_double import _check as check_value
-from conftest import draw, write_video
+from pictures import draw, write_video
 from PIL import Image
 
 DEMO = "Demo-Shapes (5 MB, offline)"

@@ -8,7 +8,7 @@ import help_pages
 import node_texts
 import pytest
 import texts
-from conftest import ROOT
+from pictures import ROOT
 
 
 class UntranslatedWarning(UserWarning):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT
+from pictures import ROOT
 
 from qwenvl import catalog, host
 from qwenvl.files import LARGEST

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import draw
+from pictures import draw
 from safetensors.torch import load_file, save_file
 
 from qwenvl import catalog

@@ -1,0 +1,56 @@
+"""What a running ComfyUI is given for the tests: pictures, a film, and a model that never ends its answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from comfyui_server import PACK, Server, with_the_pack
+from pictures import write_video
+from PIL import Image, ImageDraw
+
+DEMO = "Demo-Shapes (5 MB, offline)"
+# The demo model changed so that it never ends its text, in the folder of a model that the pack knows.
+ENDLESS = "Qwen3-VL-2B-Instruct"
+UNUSED_TOKEN = "<|vision_pad|>"
+
+
+def started(base: Path) -> Iterator[Server]:
+    make_endless_model(base / "models" / "LLM" / ENDLESS)
+    draw_pictures(base / "input")
+    server = with_the_pack(base)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def draw_pictures(folder: Path) -> None:
+    folder.mkdir()
+    for name, shape, colour, background in (
+        ("circle.png", ImageDraw.ImageDraw.ellipse, "red", "blue"),
+        ("square.png", ImageDraw.ImageDraw.rectangle, "yellow", "green"),
+    ):
+        picture = Image.new("RGB", (160, 160), background)
+        shape(ImageDraw.Draw(picture), (40, 40, 120, 120), fill=colour)
+        picture.save(folder / name)
+    circle, square = (Image.new("RGB", (128, 128), "white") for _ in "ab")
+    ImageDraw.Draw(circle).ellipse((24, 24, 104, 104), fill="red")
+    ImageDraw.Draw(square).rectangle((24, 24, 104, 104), fill="blue")
+    write_video(folder / "scenes.mp4", [circle, square])
+
+
+def make_endless_model(folder: Path) -> None:
+    """Another end token, and other names for the think tokens: the rambling must not look like a thought."""
+    shutil.copytree(PACK / "demo" / "model", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace("think>", "mark>"), encoding="utf-8")
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    unused = next(token["id"] for token in tokens if token["content"] == UNUSED_TOKEN)
+    settings = folder / "generation_config.json"
+    changed = json.loads(settings.read_text(encoding="utf-8")) | {"eos_token_id": [unused]}
+    settings.write_text(json.dumps(changed), encoding="utf-8")
