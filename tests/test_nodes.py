@@ -19,8 +19,8 @@ def without(names, *left_out):
 
 
 SYSTEM = "You are a helpful assistant."
-# The order of the inputs, each with its default: saved workflows hold values by position. A new name may only be added at
-# the end of OPTIONAL. Where Qwen has one too, that is all; what only QwenVL has goes to LOOKING as well.
+# The order of the inputs, each with its default: saved workflows hold values by position, so new names may only be
+# added at the end of OPTIONAL. LOOKING names those that Qwen has not.
 REQUIRED = {
     "system": SYSTEM,
     "text": "",

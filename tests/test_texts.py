@@ -1,7 +1,5 @@
 """The files that are made of others are up to date. What lacks a translation is a warning, until it is published."""
 
-import subprocess
-import sys
 import warnings
 
 import help_pages
@@ -50,8 +48,13 @@ def test_a_page_whose_english_has_changed_is_named(pack, monkeypatch):
     assert "fr/help/Qwen.md was made of an older English text" in texts.untranslated(pack)
 
 
-def test_the_command_changes_nothing_that_is_up_to_date():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "texts.py")], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+def test_the_command_makes_what_is_stale_and_nothing_else(pack, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(node_texts, "ROOT", tmp_path)
+    monkeypatch.setattr(node_texts, "pack", lambda: pack)
+    monkeypatch.setattr(texts, "made", lambda _: {tmp_path / "folder" / "é.md": "né", tmp_path / "there": "same"})
+    monkeypatch.setattr(texts, "untranslated", lambda _: ["zh lacks a text"])
+    (tmp_path / "there").write_text("same")
+    for told in ("made folder/é.md\n", ""):
+        assert texts.main() == 0
+        assert capsys.readouterr() == (told, "zh lacks a text\n")
+    assert (tmp_path / "folder" / "é.md").read_text(encoding="utf-8") == "né"

@@ -29,9 +29,7 @@ def made(pack: ModuleType) -> dict[Path, str]:
         for name in (*help_pages.NODES, *help_pages.OLD)
         for language in LANGUAGES
     }
-    graphs = {
-        templates.graph_file(name): _json(templates.converted(templates.workflow(name))) for name in templates.names()
-    }
+    graphs = {templates.graph_file(name): _graph(name) for name in templates.names()}
     return {**nodes, **pages, **graphs}
 
 
@@ -72,7 +70,7 @@ def main() -> int:
     for file, text in stale(pack).items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-        print(f"made {file.relative_to(node_texts.ROOT)}")
+        print(f"made {file.relative_to(node_texts.ROOT).as_posix()}")
     for line in untranslated(pack):
         print(line, file=sys.stderr)
     return 0
