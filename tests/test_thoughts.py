@@ -7,10 +7,12 @@ import torch
 from fault_proxy import fault_proxy, piece, status, stream
 
 from qwenvl import catalog
+from qwenvl.answer import NoAnswerError
 from qwenvl.cache import ModelCache
-from qwenvl.pipeline import NoAnswerError, run
+from qwenvl.pipeline import run
 from qwenvl.process import PROCESS
-from qwenvl.request import IMAGE_MODES, LoadSpec, Request, Sampling
+from qwenvl.request import LoadSpec, Request, Sampling
+from qwenvl.settings import IMAGE_MODES
 from qwenvl.watch import Nobody
 
 CUT = stream(piece("Okay, the user wants"), piece(" a caption."), piece(end="length"))
