@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .checkpoint import part
+from .checkpoint import part, read_json_object
 from .download import weight_headers
 from .faults import OUT_OF_MEMORY
-from .files import read_json_object
+from .log import gigabytes
 from .media import Video
 from .request import LoadSpec
-from .units import gigabytes
 
 # Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
 STORED = {"4bit": 0.52, "8bit": 1.01}

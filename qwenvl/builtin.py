@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .engines import Engine
-from .units import gigabytes
+from .log import gigabytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from . import nvml, sdpa
-from .log import log
+from .log import gigabytes, log
 from .process import PROCESS
 from .request import LoadSpec, Stats
 from .rows import Generation
 from .settings import DIAGNOSTICS
 from .slow import why_slow
 from .stalls import Onlooker, pace, telling_s
-from .units import gigabytes
 
 FULL, OFF = DIAGNOSTICS[1:]
 # What torch keeps from other programs without using it is worth a warning from here on.

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .builtin import Model, Size
-from .checkpoint import read_checkpoint
+from .checkpoint import UnreadableError, read_checkpoint
 from .download import UNFINISHED, why_incomplete
 from .families import FAMILIES
-from .files import UnreadableError
 from .log import log
 
 

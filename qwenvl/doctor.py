@@ -12,14 +12,14 @@ import torch
 from . import catalog, host
 from .cache import ModelCache
 from .capabilities import Machine, machine
+from .checkpoint import read_json_object
 from .diagnostics import in_words
 from .facts import PACKAGES, Facts, probe
 from .families import family_of
-from .files import read_json_object
+from .log import gigabytes
 from .pipeline import run
 from .report import findings
 from .request import LoadSpec, Request, Result, Sampling
-from .units import gigabytes
 from .watch import Nobody
 
 SAMPLE = catalog.PACK / "demo" / "sample.png"

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from .checkpoint import UnreadableError, read_json_object
 from .checks import shown
-from .files import UnreadableError, read_json_object
 from .hub_errors import redacted
-from .log import log
+from .log import amount, log
 from .paths import is_plain_name
 from .settings import DOWNLOADS
 from .transfer import INDEX, UNFINISHED
-from .units import amount
 
 _PACK = Path(__file__).resolve().parent.parent
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -13,9 +13,8 @@ from . import host, media, paths
 from .checks import checked, one_of, require_text, text_of
 from .folder import SORTS, FolderError, caption_files, find_pictures, write_whole
 from .lists import first
-from .log import log
+from .log import gigabytes, log
 from .opening import BROKEN_PICTURE, open_picture
-from .units import gigabytes
 
 _WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
 # A picture in memory: three channels of 4 bytes.

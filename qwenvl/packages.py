@@ -1,4 +1,5 @@
-"""Whether bitsandbytes and flash-attn can be had, and why not: for the report and for the loader alike.
+"""Which versions are installed; whether bitsandbytes and flash-attn can be had, and why not: for the report and for the
+loader alike.
 
 Each of them finds out for itself what is installed and what loads, the report without importing anything.
 """
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .versions import release
+# transformers needs it too.
+from packaging.version import Version
 
 # The first that has kernels for a CPU.
 OLDEST_ON_CPU = "0.49"
@@ -132,3 +134,12 @@ def lack_of_flash(flash: Flash, version: str | None, problem: str = "", torch: s
         what = f"{flash.package} {version} was built for torch {built_for[1]}, and this is torch {torch}"
         return Lack(what, mend)
     return None
+
+
+def release(version: str | None) -> tuple[int, ...]:
+    """2.9.1+cu128 -> (2, 9, 1), 5.2.0.dev0 -> (5, 2, 0); (0,) of what is none, as a broken installation may have."""
+    try:
+        # HIP puts a hash behind a hyphen, which no version may have there.
+        return Version((version or "").partition("-")[0]).release
+    except ValueError:
+        return (0,)

@@ -11,9 +11,17 @@ from typing import Literal
 
 from .facts import Facts, Gpu, capability_of, probe
 from .log import log
-from .packages import FLASH, Lack, has_build, lack_of_bitsandbytes, lack_of_flash, not_installed, without_kernels
+from .packages import (
+    FLASH,
+    Lack,
+    has_build,
+    lack_of_bitsandbytes,
+    lack_of_flash,
+    not_installed,
+    release,
+    without_kernels,
+)
 from .process import PROCESS
-from .versions import release
 
 OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
 # The oldest driver that starts any version of this CUDA (NVIDIA's minor version compatibility).

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from .checkpoint import part
+from .checkpoint import part, read_json_object
 from .download import weight_headers
-from .files import read_json_object
 from .understood import LoadError
 
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.

@@ -24,10 +24,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
-from .files import UnreadableError, read_json_object
+from .checkpoint import UnreadableError, read_json_object
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
+from .log import amount
 from .part import Part, RemoteFile
-from .units import amount
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import LARGEST, UnreadableError, read_json_object
+from .checkpoint import LARGEST, UnreadableError, read_json_object
 from .paths import is_plain_name
 
 # A subfolder that tokenizers read from.

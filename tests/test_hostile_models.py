@@ -22,8 +22,8 @@ from seeds import DEMO
 from qwenvl import download, loader, pipeline, wire
 from qwenvl.cache import ModelCache
 from qwenvl.capabilities import machine
+from qwenvl.checkpoint import UnreadableError
 from qwenvl.engines import Engine
-from qwenvl.files import UnreadableError
 from qwenvl.refusals import EngineError
 from qwenvl.reply import Reply
 from qwenvl.request import LoadSpec, Request, Sampling

@@ -12,7 +12,7 @@ import tiny
 from pictures import ROOT
 
 from qwenvl import catalog, host
-from qwenvl.files import LARGEST
+from qwenvl.checkpoint import LARGEST
 from qwenvl.loader import LoadError
 from qwenvl.request import LoadSpec
 from qwenvl.source import find_source

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwenvl.files import UnreadableError
+from qwenvl.checkpoint import UnreadableError
 from qwenvl.understood import LoadError, Understood, UnusableError
 
 

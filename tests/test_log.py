@@ -1,6 +1,6 @@
 import pytest
 
-from qwenvl.units import amount, gigabytes
+from qwenvl.log import amount, gigabytes
 
 
 def test_gigabytes_are_those_of_disks_with_as_many_digits_as_asked():
