@@ -2,9 +2,9 @@
 
 if __package__:  # pytest imports this file too, as a module without a package
     from .nodes import MODELS, NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, Qwen, QwenVL
-    from .qwenvl.older_prompts import take_them
-    from .qwenvl.panel import add_routes
-    from .qwenvl.report import startup_report
+    from .qwenvl.nodes.older_prompts import take_them
+    from .qwenvl.nodes.panel import add_routes
+    from .qwenvl.report.findings import startup_report
 
     startup_report()
     add_routes(MODELS)

@@ -6,14 +6,18 @@ import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .qwenvl import catalog, host, lists, paths, presets, widgets
-from .qwenvl.box_node import QwenVLBoxes
-from .qwenvl.cache import ModelCache
+from .qwenvl import paths
 from .qwenvl.checks import checked, text_of
-from .qwenvl.devices import require_device
-from .qwenvl.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
-from .qwenvl.host import NodeWatch, memory_manager, model_roots
+from .qwenvl.comfyui import host
+from .qwenvl.comfyui.host import NodeWatch, memory_manager, model_roots
+from .qwenvl.loading.cache import ModelCache
+from .qwenvl.loading.devices import require_device
+from .qwenvl.models import catalog
+from .qwenvl.nodes import lists, widgets
+from .qwenvl.nodes.box_node import QwenVLBoxes
+from .qwenvl.nodes.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.pipeline import run
+from .qwenvl.prompting import presets
 from .qwenvl.request import LoadSpec, Request
 from .qwenvl.settings import IMAGE_MODES, RELEASES
 

@@ -110,7 +110,7 @@ def _block_class(patcher: type) -> type:
 def _answer(pack: Any, models: Any) -> str:
     names = ("pipeline", "request", "watch")
     pipeline, request, watch = (sys.modules[f"{pack.__name__}.qwenvl.{name}"] for name in names)
-    demo = sys.modules[f"{pack.__name__}.qwenvl.catalog"].DEMO
+    demo = sys.modules[f"{pack.__name__}.qwenvl.models.catalog"].DEMO
     picture = Image.new("RGB", (192, 192), "blue")
     ImageDraw.Draw(picture).ellipse([35, 35, 157, 157], fill="red")
     image = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, 192, 192, 3) / 255

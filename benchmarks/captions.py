@@ -28,11 +28,11 @@ import torch
 import transformers
 from PIL import Image, ImageDraw
 
-from qwenvl.cache import ModelCache
-from qwenvl.catalog import DEMO
+from qwenvl.loading.cache import ModelCache
+from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
+from qwenvl.prompting.watch import Nobody
 from qwenvl.request import Answer, LoadSpec, Request, Sampling, Stats
-from qwenvl.watch import Nobody
 
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "gray", "white")
 SHAPES = ("circle", "square", "triangle", "diamond")

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.measure import Side, clock_for, command, device_name, ratio, rounds, versions
 from benchmarks.models import DECODE, SHAPES, Shape, build, prompt
-from qwenvl.decode import Decoder
+from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
 

@@ -30,9 +30,9 @@ from benchmarks.measure import (
     versions,
 )
 from benchmarks.models import DECODE, SHAPES, build, bytes_per_token, prompt, quantize
-from qwenvl import attend
-from qwenvl.decode import Decoder
-from qwenvl.doctor import copy_bandwidth
+from qwenvl.cli.doctor import copy_bandwidth
+from qwenvl.decoding import step_attention
+from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
 SAMPLED = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
@@ -79,7 +79,7 @@ def main() -> None:
 
 def _decoder(model: Any, options: argparse.Namespace) -> Decoder:
     if options.step_attention == "flash":
-        attend.FLASH_FROM = 1
+        step_attention.FLASH_FROM = 1
     decoder = Decoder(model, "sdpa", options.tier, decode=DECODE)
     if options.step_attention == "sdpa" and decoder.tier == "own step":
         decoder._lanes._step.attention.all_as_short()  # type: ignore[union-attr]

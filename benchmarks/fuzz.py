@@ -1,8 +1,8 @@
 """Millions of hostile files and texts, guided by the coverage they reach: python -m benchmarks.fuzz --target boxes
 
 Needs atheris (pip install atheris), which is no requirement of anything else. The targets are those of
-tests/targets.py, and what they hold to is said there. Without --target every target runs, each in a process of its own
-and for --executions in all; the last line is one JSON object. A finding ends its target, and its input is written to
+tests/support/targets.py, and what they hold to is said there. Without --target every target runs, each in a process
+of its own and for --executions in all; the last line is one JSON object. A finding ends its target, and its input is written to
 --findings, from where it should become a test.
 """
 
@@ -30,7 +30,9 @@ LONGEST_S, MOST_MB = 10, 4096
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", action="append", help="one of tests/targets.py, or one:executions; may be repeated")
+    parser.add_argument(
+        "--target", action="append", help="one of tests/support/targets.py, or one:executions; may be repeated"
+    )
     parser.add_argument("--executions", type=int, default=10_000, help="of each target")
     parser.add_argument("--seconds", type=int, default=3600, help="the most for each target")
     parser.add_argument("--seed", type=int, default=1)
@@ -99,8 +101,9 @@ def _fuzz(options: argparse.Namespace) -> None:
 
     # Before ours are imported: instrumentation happens at import.
     with atheris.instrument_imports(include=list(OURS), enable_loader_override=False):
-        from qwenvl.log import log
         from tests.targets import TARGETS
+
+        from qwenvl.log import log
     (name,) = options.target
     target = TARGETS[name]
     log.logger.propagate = False

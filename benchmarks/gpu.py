@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # ComfyUI sets the second one by default.
 NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
-TESTS = ("tests/test_graph.py", "tests/test_attend.py")
+TESTS = ("tests/decoding/test_cuda_graph.py", "tests/decoding/test_step_attention.py")
 LAST = 6
 
 

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import command, device_name, synced_clock, versions
 from benchmarks.models import DECODE, SHAPES, build, prompt
-from qwenvl.decode import Decoder
+from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from qwenvl import loader
+from qwenvl.loading import loader
 
 # A file, a thread or a few tensors may come late and once; what leaks does so again and again.
 MORE_FILES, MORE_THREADS, MORE_TENSORS = 2, 1, 16

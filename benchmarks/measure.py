@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.launches import Launches
-from qwenvl.decode import Decoder
+from qwenvl.decoding.decoder import Decoder
 
 Side = Callable[[int], Any]
 

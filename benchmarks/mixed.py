@@ -1,4 +1,4 @@
-"""Runs of changing kinds, drawn from a seed, and what must come of each: for soak.py and tests/test_endurance.py."""
+"""Runs of changing kinds, drawn from a seed, and what must come of each: for soak.py and test_endurance.py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from qwenvl.answer import NoAnswerError
-from qwenvl.cache import ModelCache
-from qwenvl.catalog import DEMO
-from qwenvl.media import MediaError
+from qwenvl.loading.cache import ModelCache
+from qwenvl.media.media import MediaError
+from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import run
-from qwenvl.prompt import PromptError
+from qwenvl.prompting.answer import NoAnswerError
+from qwenvl.prompting.prompt import PromptError
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenvl.families import family_of
+from qwenvl.models.families import family_of
 
 IMAGE, VIDEO, VISION_START, VISION_END = 5, 6, 7, 8
 # The decode step of our own that fits them.

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from qwenvl import catalog, loader, precision
-from qwenvl.capabilities import machine
+from qwenvl.loading import loader, precision
+from qwenvl.loading.capabilities import machine
+from qwenvl.models import catalog
 from qwenvl.request import LoadSpec
 
 ROOT = Path(__file__).resolve().parent.parent

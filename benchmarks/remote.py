@@ -33,16 +33,18 @@ from urllib.parse import urlsplit
 import torch
 import transformers
 from PIL import Image
-
-from benchmarks.captions import draw_pictures
-from qwenvl import catalog, chat, media
-from qwenvl.cache import ModelCache
-from qwenvl.pipeline import caption, run
-from qwenvl.process import PROCESS
-from qwenvl.request import Answer, LoadSpec, Request, Sampling
-from qwenvl.watch import Nobody
 from tests.engine import Served
 from tests.fault_proxy import Fault, fault_proxy, piece, streamed
+
+from benchmarks.captions import draw_pictures
+from qwenvl.loading.cache import ModelCache
+from qwenvl.media import media
+from qwenvl.models import catalog
+from qwenvl.pipeline import caption, run
+from qwenvl.process import PROCESS
+from qwenvl.prompting.watch import Nobody
+from qwenvl.remote import chat
+from qwenvl.request import Answer, LoadSpec, Request, Sampling
 
 AT_A_TIME = (1, 4, 16)
 # What the stand-in takes for each question in the second part.

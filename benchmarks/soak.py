@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from qwenvl.cache import ModelCache
-from qwenvl.catalog import DEMO
+from qwenvl.loading.cache import ModelCache
+from qwenvl.models.catalog import DEMO
 from qwenvl.request import LoadSpec, Request
 
 from .levels import Levels, look, watched_loads

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import command, device_name, versions
 from benchmarks.models import DECODE, SHAPES, build, prompt
-from qwenvl.decode import Decoder
+from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
 DRAWN = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}

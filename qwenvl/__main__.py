@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from . import captions, catalog, command, doctor, presets, serving
-from .cache import ModelCache
-from .host import model_roots
+from .cli import caption, common, doctor, serve_info
+from .comfyui.host import model_roots
+from .loading.cache import ModelCache
+from .models import catalog
 from .pipeline import run
+from .prompting import presets
 from .request import Request
 from .settings import ASK
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
-    return command.status_of(lambda: _answer(options), options)
+    return common.status_of(lambda: _answer(options), options)
 
 
 def _answer(options: argparse.Namespace) -> int:
@@ -69,7 +71,7 @@ def _answer(options: argparse.Namespace) -> int:
         print()
         if options.stats:
             print(result.stats.to_json(), file=sys.stderr)
-    return command.DONE
+    return common.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,13 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--list-models", action="store_true", help="print the models and exit")
     add("--list-presets", action="store_true", help="print the presets and exit")
     add("--stats", action="store_true", help="print the figures of the run as JSON on standard error")
-    command.add_flags(parser, ASK)
+    common.add_flags(parser, ASK)
     return parser
 
 
 def _request(options: argparse.Namespace) -> Request:
     question = sys.stdin.read() if options.text == "-" else options.text
-    return command.request(options, question, {f"image{number}": path for number, path in enumerate(options.image, 1)})
+    return common.request(options, question, {f"image{number}": path for number, path in enumerate(options.image, 1)})
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -103,9 +105,9 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 # Commands by the first word; a question that is one of these words can be asked after --.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "caption": captions.main,
+    "caption": caption.main,
     "doctor": _doctor,
-    "serve-info": serving.main,
+    "serve-info": serve_info.main,
 }
 
 

@@ -8,13 +8,15 @@ from itertools import chain
 from operator import length_hint
 from typing import Any
 
-from . import media, prompt, session
-from .batch import MOST_ROWS, read_ahead
-from .cache import ModelCache
+from . import session
+from .loading.cache import ModelCache
+from .media import media
+from .prompting import prompt
+from .prompting.batch import MOST_ROWS, read_ahead
+from .prompting.watch import Telling, Watch
 from .request import Answer, Outcome, Question, Request, Result, Stats
 from .session import Session
 from .settings import IMAGE_MODES
-from .watch import Telling, Watch
 
 
 def run(request: Request, models: ModelCache, watch: Watch) -> Result:

@@ -11,34 +11,29 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from . import catalog, host, media, prompt
-from .answer import Writer, why_no_answer
-from .batch import MOST_ROWS, Room, later_seed, run_seed
-from .budget import prompt_tokens
-from .cache import ModelCache
-from .devices import current, peak_bytes, reset_peak
-from .diagnostics import Diagnosis
-from .families import family_of
+from .comfyui import host
+from .decoding.kv_cache import capacity_for
+from .decoding.rows import Generation
 from .faults import ran_out, with_room
-from .keyvalues import capacity_for
-from .loader import PICTURE_PIXELS, ModelHandle
+from .loading.budget import prompt_tokens
+from .loading.cache import ModelCache
+from .loading.devices import current, peak_bytes, reset_peak
+from .loading.loader import PICTURE_PIXELS, ModelHandle
+from .loading.source import ModelSource, find_source
 from .log import log
-from .prompt import Prompt, side_by_side
-from .remote import EngineSession
-from .report import tell_of
-from .request import (
-    DecodeStats,
-    LoadStats,
-    Outcome,
-    PromptStats,
-    Question,
-    Request,
-    Stats,
-)
-from .rows import Generation
+from .media import media
+from .models import catalog
+from .models.families import family_of
+from .prompting import prompt
+from .prompting.answer import Writer, why_no_answer
+from .prompting.batch import MOST_ROWS, Room, later_seed, run_seed
+from .prompting.prompt import Prompt, side_by_side
+from .prompting.watch import Listener, Telling, Watch
+from .remote.session import EngineSession
+from .report.diagnostics import Diagnosis
+from .report.findings import tell_of
+from .request import DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Stats
 from .settings import RELEASES, RESOLUTIONS
-from .source import ModelSource, find_source
-from .watch import Listener, Telling, Watch
 
 _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from comfy_double import ComfyDouble
     from engine import Served
 
-    from qwenvl.cache import ModelCache
-    from qwenvl.loader import ModelHandle
+    from qwenvl.loading.cache import ModelCache
+    from qwenvl.loading.loader import ModelHandle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,9 +34,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def demo() -> ModelHandle:
     """The shipped model, loaded once."""
-    from qwenvl import catalog
-    from qwenvl.capabilities import machine
-    from qwenvl.loader import load
+    from qwenvl.loading.capabilities import machine
+    from qwenvl.loading.loader import load
+    from qwenvl.models import catalog
     from qwenvl.request import LoadSpec
 
     folder = catalog.find(catalog.DEMO).folder
@@ -46,7 +46,7 @@ def demo() -> ModelHandle:
 @pytest.fixture
 def models() -> Iterator[ModelCache]:
     """An empty cache, emptied again at the end."""
-    from qwenvl.cache import ModelCache
+    from qwenvl.loading.cache import ModelCache
 
     cache = ModelCache()
     yield cache
@@ -57,7 +57,7 @@ def models() -> Iterator[ModelCache]:
 def _comfy_and_pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[ComfyDouble, ModuleType]:
     from comfy_double import ComfyDouble
 
-    from qwenvl import host  # noqa: F401 (before the double: this copy must see no ComfyUI)
+    from qwenvl.comfyui import host  # noqa: F401 (before the double: this copy must see no ComfyUI)
 
     double = ComfyDouble(tmp_path_factory.mktemp("comfyui") / "models")
     double.install()
@@ -93,7 +93,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     import transformers
     from engine import Served
 
-    from qwenvl import catalog
+    from qwenvl.models import catalog
 
     if transformers.__version__.startswith("4."):
         pytest.skip("transformers serve of version 4 is another program")

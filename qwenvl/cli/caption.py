@@ -1,0 +1,150 @@
+"""A folder of pictures, start to end: python -m qwenvl caption FOLDER --prompt "Describe this image." """
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..loading.cache import ModelCache
+from ..media import folder
+from ..pipeline import caption
+from ..prompting import presets
+from ..request import Answer, Request
+from ..settings import CAPTION
+from . import common
+
+# tqdm turns the rate over where it is below one; always in this direction, two runs can be compared.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 every picture has its caption, 1 some have none, 2 an error that stopped it all, 130 cancelled."""
+    options = _parser().parse_args(arguments)
+    return common.status_of(lambda: _run(options), options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m qwenvl caption",
+        description="Write a text file beside each picture of a folder. Pictures that have one are passed over, so it "
+        "can be stopped at any time and started again.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--prompt", default="", help="the question about each picture")
+    add("--recursive", action="store_true", help="the folders below as well")
+    add("--overwrite", action="store_true", help="make new captions where there are some")
+    add("--suffix", default=".txt", help="of the text files (default: %(default)s)")
+    add("--batch-size", type=_batch_size, metavar="N", help="pictures at a time (default: auto, what fits in memory)")
+    add("--jsonl", type=Path, metavar="FILE", help="write the captions of the whole folder into one file as well")
+    common.add_flags(parser, CAPTION)
+    return parser
+
+
+def _batch_size(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"must be auto or a number from 1 on, got {value!r}")
+    return int(value)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.prompt.strip() and options.preset == presets.NONE:
+        raise folder.FolderError("There is nothing to ask: give --prompt, --preset or both.")
+    if options.jsonl and not options.jsonl.parent.is_dir():
+        raise folder.FolderError(f"--jsonl: there is no folder {str(options.jsonl.parent)!r}.")
+    request = common.request(options, options.prompt, {})
+    pictures = folder.find_pictures(options.folder, recursive=options.recursive)
+    if not pictures:
+        raise folder.FolderError(f"There is no picture in {str(options.folder)!r} ({', '.join(folder.SUFFIXES)}).")
+    captions = folder.caption_files(pictures, options.suffix)
+    folder.remove_leftovers({picture.parent for picture in pictures})
+    waiting = [picture for picture in pictures if options.overwrite or not captions[picture].exists()]
+    folder.require_writable({captions[picture].parent for picture in waiting})
+    outcome = Outcome(waiting, options.folder)
+    try:
+        if waiting:
+            _write_captions(request, options.batch_size, captions, outcome)
+    finally:
+        # After Ctrl-C and errors too.
+        outcome.report(had_one=len(pictures) - len(waiting))
+        if options.jsonl:
+            _write_jsonl(options.jsonl, options.folder, captions)
+    return common.SOME_FAILED if outcome.failures else common.DONE
+
+
+@dataclass
+class Outcome:
+    """What became of the pictures that had no caption."""
+
+    waiting: list[Path]
+    root: Path
+    written: int = 0
+    failures: dict[Path, str] = field(default_factory=dict)
+
+    def report(self, had_one: int) -> None:
+        """The pictures without a caption, and why, to standard error; the sum to standard output."""
+        for picture, error in self.failures.items():
+            name = str(picture.relative_to(self.root))
+            print(f"no caption: {error if name in error else f'{name}: {error}'}", file=sys.stderr)
+        left = len(self.waiting) - self.written - len(self.failures)
+        parts = [f"{self.written} captioned", f"{len(self.failures)} not", f"{had_one} had a caption"]
+        print(", ".join([*parts, f"{left} left to do"] if left else parts))
+
+
+def _write_captions(request: Request, batch_size: int | None, captions: dict[Path, Path], outcome: Outcome) -> None:
+    """Every caption is on the disk as soon as it is made."""
+    waiting = outcome.waiting
+    with logging_redirect_tqdm(), tqdm(total=len(waiting), unit=" images", bar_format=_BAR) as bar:
+
+        def done(index: int, answer: Answer) -> None:
+            if not answer.text:
+                failed(index, RuntimeError("the model answered nothing"))
+                return
+            folder.write_whole(captions[waiting[index]], answer.text)
+            outcome.written += 1
+            bar.update()
+
+        def failed(index: int, error: Exception) -> None:
+            outcome.failures[waiting[index]] = str(error)
+            bar.update()
+
+        items = [(str(picture.relative_to(outcome.root)), picture) for picture in waiting]
+        caption(request, items, ModelCache(), _BesideBar(bar), batch_size, done, failed)
+
+
+class _BesideBar:
+    """The bar says how far it is, and the files hold what was written. Ctrl-C comes as an exception."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+
+    def check(self) -> None: ...
+
+    def report(self, done: int, total: int, text: str) -> None:
+        """A download, before the first picture."""
+        self._bar.set_postfix_str("" if done == total else text)
+
+    def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
+
+    def advance(self, done: int, total: int | None, text: str) -> None: ...
+
+    def end(self, text: str) -> None: ...
+
+
+def _write_jsonl(file: Path, root: Path, captions: dict[Path, Path]) -> None:
+    """A line for each picture that has a caption, from the files: what earlier runs wrote is there too."""
+    lines = [
+        {"file_name": picture.relative_to(root).as_posix(), "text": text.read_text(encoding="utf-8", errors="replace")}
+        for picture, text in captions.items()
+        if text.is_file()
+    ]
+    folder.write_whole(file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))

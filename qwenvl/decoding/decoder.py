@@ -1,0 +1,221 @@
+"""The token loop: token ids in, token ids and times out. Knows no text and no ComfyUI.
+
+Three tiers, of which the first that fits is used: our own step for dense Qwen models (lanes.py, own_step.py); on a GPU,
+transformers' forward on a static cache (static_cache.py); and transformers' generate() (hf_generate.py). On a GPU the
+steps of the first two are captured (cuda_graph.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import Understood, UnusableError
+from ..log import log
+from ..request import Sampling
+from . import hf_generate
+from .cuda_graph import CapturedStep, CaptureError, ReadLater
+from .lanes import DenseLanes
+from .own_step import why_not_dense
+from .prefill import Check
+from .rows import Generation, OnTokens, Rows
+from .sampling import Chooser
+from .static_cache import CachedLanes, why_not_generic
+
+Lanes = DenseLanes | CachedLanes
+PLAIN = "generate"
+# How many tokens late the host sees what a GPU makes: cancel, live text and the end of the text wait for that long.
+LAG = 3
+# Kinds of sampling for which captured steps are kept: each has a graph and its memory.
+KEPT_KINDS = 4
+
+
+def best_tier(model: Any, decode: str) -> tuple[str, str]:
+    """The fastest tier that fits the model where it is, and why no faster one does.
+
+    Args:
+        decode: the step of our own that fits the model's family; "" where none does.
+    """
+    not_dense = why_not_dense(model, decode)
+    if not_dense is None:
+        return DenseLanes.name, ""
+    if model.device.type != "cuda":
+        return PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains little"
+    if not_generic := why_not_generic(model):
+        return PLAIN, f"{not_dense}, and {not_generic}"
+    return CachedLanes.name, not_dense
+
+
+class Decoder:
+    """Generates with one model; holds its fused weights, buffers and captured steps, and goes when the model goes.
+
+    Args:
+        model: a transformers model.
+        attention: what the model was loaded with.
+        tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
+        decode: the step of our own that fits the model's family; "" where none does.
+    """
+
+    def __init__(self, model: Any, attention: str, tier: str | None = None, *, decode: str = "") -> None:
+        self._model = model
+        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model, decode)
+        # What a token attends with, which need not be what the prompt did.
+        self.attention = attention
+        self._lanes: Lanes | None = None
+        if self.tier == DenseLanes.name:
+            self._lanes = DenseLanes(model, attention)
+            self.attention = self._lanes.attention(False)
+        elif self.tier == CachedLanes.name:
+            self._lanes = CachedLanes(model)
+        self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._choosers: dict[tuple[Any, ...], Chooser] = {}
+        # LLM.int8 looks at its outliers on the host, which no capture survives.
+        self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
+        self._steps: dict[tuple[Chooser, int], CapturedStep] = {}
+        self._tokens: dict[int, torch.Tensor] = {}
+        # Around the model's own arithmetic.
+        self._computed = Understood(
+            f"{model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
+            "installed transformers: download it again, or ask whoever made it",
+            UnusableError,
+        )
+        self._version = -1
+
+    def generate(
+        self,
+        inputs: dict[str, Any],
+        sampling: Sampling,
+        seed: int | None,
+        on_tokens: OnTokens,
+        check: Check,
+        media: str = "",
+    ) -> Generation:
+        """Continue each row until the model or on_tokens ends it or max_new_tokens is reached.
+
+        Args:
+            inputs: keywords of the model's generate(); input_ids (B, L), padded on the left.
+            seed: seeds the run's own generator; None where sampling is greedy.
+            on_tokens: called in this thread after every token with one list per row, empty where the row has ended;
+                it may return rows that are to end.
+            check: called in this thread before every layer of the prefill, the vision tower's too.
+            media: names the content of the pictures and videos, so that a prompt about the same ones is recognised.
+
+        Raises:
+            UnusableError: the model's forward pass fails.
+            Whatever on_tokens and check raise, at the token or layer at which they do.
+        """
+        ids = inputs["input_ids"]
+        end_ids = _end_ids(self._model)
+        rows = Rows(len(ids), end_ids, on_tokens)
+        reused = 0
+        with torch.inference_mode():
+            choose = self._chooser(sampling, len(ids))
+            choose.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
+            if self._lanes is None:
+                with self._computed:
+                    hf_generate.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
+            else:
+                with self._computed:
+                    reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
+                tokens = choose(logits)
+                rows.push(tokens.tolist())
+                if self._captures and not Chooser.why_not_captured(sampling):
+                    tokens = self._captured_loop(self._lanes, tokens, sampling, choose, rows)
+                self._loop(self._lanes, tokens, sampling, choose, rows)
+                captured = self._captures and not Chooser.why_not_captured(sampling)
+                self.attention = self._lanes.attention(captured)
+                self._lanes.finish(inputs, rows.all_ids, media)
+        reasons = (self.tier_reason, self._captures and Chooser.why_not_captured(sampling))
+        return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
+
+    def drop_buffers(self) -> None:
+        """Give back everything but the weights."""
+        self._steps.clear()
+        self._choosers.clear()
+        self._tokens.clear()
+        if self._lanes is not None:
+            self._lanes.drop()
+
+    def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
+        """One for each kind of sampling: captured steps go on using its tensors."""
+        key = (batch, *Chooser.kind(sampling))
+        # Last in the order is what was used last.
+        chooser = self._choosers.pop(key, None) or Chooser(sampling, batch, self._vocabulary, self._model.device)
+        self._choosers[key] = chooser
+        if len(self._choosers) > KEPT_KINDS:
+            oldest = self._choosers.pop(next(iter(self._choosers)))
+            self._steps = {key: step for key, step in self._steps.items() if key[0] is not oldest}
+        return chooser
+
+    def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
+        """Token by token, until every row has ended."""
+        while not rows.all_ended and rows.steps < sampling.max_new_tokens:
+            lanes.make_room()
+            with self._computed:
+                logits = lanes.step(tokens)
+            lanes.count_on_device()
+            lanes.count_on_host()
+            tokens = choose(logits)
+            rows.push(tokens.tolist())
+
+    def _captured_loop(
+        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows
+    ) -> torch.Tensor:
+        """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
+
+        Returns:
+            The last tokens: where a capture fails, the eager loop goes on from there.
+        """
+        batch = len(tokens)
+        static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
+        later: ReadLater | None = None
+        for _ in range(rows.steps, sampling.max_new_tokens):
+            if rows.all_ended:
+                return static
+            lanes.make_room()
+            step = self._captured_step(lanes, static, choose)
+            if step is None:
+                break
+            later = later or ReadLater(batch, LAG)
+            step()
+            lanes.count_on_host()
+            later.send(static)
+            if later.waiting > LAG:
+                rows.push(later.take())
+        while later and later.waiting and not rows.all_ended:
+            rows.push(later.take())
+        return static
+
+    def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, choose: Chooser) -> CapturedStep | None:
+        """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
+        if self._version != lanes.version:
+            self._steps.clear()  # they point into a buffer that is gone
+            self._version = lanes.version
+        span = lanes.span()
+        key = (choose, span)
+        if key not in self._steps:
+            state = [*lanes.state, *choose.state]
+            try:
+                self._steps[key] = CapturedStep(
+                    lambda given: lanes.step(given, span),
+                    choose,
+                    lanes.count_on_device,
+                    tokens,
+                    state,
+                    choose.random,
+                )
+            except CaptureError as error:
+                if lanes.simplify():
+                    log.warning("this model's decode step is made simpler: %s", error)
+                    self._steps.clear()
+                    return self._captured_step(lanes, tokens, choose)
+                log.warning("this model's decode step runs without a CUDA graph: %s", error)
+                self._captures = False
+                return None
+        return self._steps[key]
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    ids = model.generation_config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -1,0 +1,108 @@
+"""The prompt goes through transformers' own forward, eager: vision tower, deepstack and positions as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .kv_cache import KeyValues
+from .own_step import text_stack
+
+# Called often while there is no token yet; raising in it stops the prefill.
+Check = Callable[[], None]
+
+
+def forward(model: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The whole prompt.
+
+    generate() for one token prepares positions and masks as each family and version wants them; the positions are
+    read where they are used, since versions count them differently.
+
+    Args:
+        inputs: keywords of the model's generate(); input_ids and attention_mask (B, L), padded on the left.
+
+    Returns:
+        transformers' cache; the last logits, (B, V) float32; and the rotary position of each row's next token less
+        the number of its tokens, (B,) int64.
+    """
+    from transformers import LogitsProcessorList
+
+    keep = _KeepLogits()
+    positions: list[torch.Tensor] = []
+    hook = text_stack(model).rotary_emb.register_forward_pre_hook(
+        lambda _, args, kwargs: positions.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1]),
+        with_kwargs=True,
+    )
+    try:
+        made = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=1,
+            use_cache=True,
+            return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([keep]),
+        )
+    finally:
+        hook.remove()
+    # The last token is text, which has one position on every axis.
+    last = positions[0].reshape(-1, *positions[0].shape[-2:])[0, :, -1]
+    return made.past_key_values, keep.logits, last + 1 - inputs["attention_mask"].sum(1)
+
+
+def extend(model: Any, ids: torch.Tensor, kv: KeyValues, known: int) -> tuple[Any, torch.Tensor]:
+    """The rest of a prompt of which the first `known` tokens are in the buffer; text only from there on.
+
+    Args:
+        ids: (1, L), the whole prompt.
+
+    Returns:
+        transformers' cache of the whole prompt, and the last logits, (1, V) float32.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
+        cache.update(keys[:, :, :known], values[:, :, :known], layer)
+    positions = torch.arange(known, ids.shape[1], device=ids.device)[None] + kv.offset[:, None]
+    if hasattr(model.config, "vision_config"):
+        # Text has one position on all three axes: time, height and width.
+        positions = positions.expand(3, *positions.shape)
+    made = model(
+        input_ids=ids[:, known:],
+        attention_mask=torch.ones_like(ids),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return made.past_key_values, made.logits[:, -1].float()
+
+
+@contextmanager
+def checked(model: torch.nn.Module, check: Check) -> Iterator[Callable[[], None]]:
+    """Within the block, check is called before every transformer layer; calling what is given ends that earlier."""
+    lists = [m for name, m in model.named_modules() if name.endswith((".layers", ".blocks"))]
+    layers = [layer for each in lists if isinstance(each, torch.nn.ModuleList) for layer in each]
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
+
+    def unhook() -> None:
+        while hooks:
+            hooks.pop().remove()
+
+    try:
+        yield unhook
+    finally:
+        unhook()
+
+
+class _KeepLogits:
+    """A logits processor that only looks."""
+
+    logits: torch.Tensor
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logits = scores
+        return scores

@@ -1,0 +1,272 @@
+"""How a row of logits becomes the next token: pure functions, no state but the generator that is passed in.
+
+Parameters may be numbers or 0-dimensional tensors on the logits' device: a captured step reads them from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from ..request import Sampling
+
+MASKED = float("-inf")
+# More tokens than this that tie with the last of the top_k best are dropped.
+TIES = 32
+
+Number = float | torch.Tensor
+
+
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: Number) -> torch.Tensor:
+    """Make tokens that already occurred less likely (Keskar et al., 2019).
+
+    Args:
+        logits: (B, V) float. Not changed.
+        seen: (B, V) bool, tokens of the prompt and of the answer so far.
+        penalty: 1 changes nothing; positive logits are divided by it, negative ones multiplied.
+
+    Returns:
+        (B, V), same dtype and device.
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number, frequency: Number) -> torch.Tensor:
+    """Lower the logits of tokens of the answer, as OpenAI's interface defines the two penalties.
+
+    Args:
+        logits: (B, V) float. Not changed.
+        counts: (B, V) float, how often each token has occurred in the answer so far.
+        presence: subtracted from every token that has occurred.
+        frequency: subtracted as often as it has.
+
+    Returns:
+        (B, V), same dtype and device.
+    """
+    return logits - frequency * counts - presence * counts.clamp(max=1)
+
+
+def keep_top_k(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The top_k best tokens and those that tie with the last of them: (B, V) -> values and ids, (B, K), best first.
+
+    K is a little more than top_k; what is not kept is -inf.
+    """
+    values, ids = logits.topk(min(top_k + TIES, logits.shape[-1]), dim=-1)
+    last = values[:, min(top_k, values.shape[-1]) - 1, None]
+    return values.masked_fill(values < last, MASKED), ids
+
+
+def keep_top_p(logits: torch.Tensor, top_p: Number) -> torch.Tensor:
+    """Mask all but the smallest set of tokens whose probability reaches top_p (Holtzman et al., 2020).
+
+    Args:
+        logits: (B, V) float, best first. Not changed.
+        top_p: share of probability to keep, in [0, 1]. 0 keeps the best token, 1 keeps all.
+
+    Returns:
+        (B, V), same dtype and device. Dropped tokens are -inf; at least one token per row stays.
+    """
+    # The tail is summed from its small end, as transformers does: from the large end it would round differently.
+    rest = logits.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
+    dropped = rest <= 1 - top_p
+    dropped[:, 0] = False
+    return logits.masked_fill(dropped, MASKED)
+
+
+def keep_min_p(logits: torch.Tensor, min_p: Number) -> torch.Tensor:
+    """Mask tokens less probable than min_p times the best one (Nguyen et al., 2024). (B, V) -> (B, V)."""
+    probability = logits.softmax(dim=-1)
+    floor = min_p * probability.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(probability < floor, MASKED)
+
+
+def candidates(
+    logits: torch.Tensor, sampling: Sampling, temperature: Number, top_p: Number, min_p: Number
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What may be drawn, after every filter that is on, in the order of transformers' generate.
+
+    Returns:
+        Logits (B, K), and the token of each (B, K), or None where column i is token i.
+    """
+    ids = None
+    logits = logits / temperature
+    if sampling.top_k:
+        logits, ids = keep_top_k(logits, sampling.top_k)
+    elif sampling.top_p < 1:
+        logits, ids = logits.sort(dim=-1, descending=True)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, min_p)
+    return logits, ids
+
+
+class NoRepeats:
+    """Which tokens would make a row of so many tokens that has occurred before; kept on the host.
+
+    Args:
+        size: tokens of such a row.
+        texts: the prompt of each row, without padding.
+    """
+
+    def __init__(self, size: int, texts: list[list[int]]) -> None:
+        self._size = size
+        self._texts: list[list[int]] = [[] for _ in texts]
+        # Of each row: what has followed the tokens.
+        self._followed: list[dict[tuple[int, ...], list[int]]] = [{} for _ in texts]
+        for row, text in enumerate(texts):
+            for token in text:
+                self._append(row, token)
+
+    def mask(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, V) -> the same with -inf at what would repeat."""
+        logits = logits.clone()
+        for row in range(len(logits)):
+            logits[row, self._followed[row].get(self._end(row), [])] = MASKED
+        return logits
+
+    def push(self, tokens: list[int]) -> None:
+        """The next token of each row."""
+        for row, token in enumerate(tokens):
+            self._append(row, token)
+
+    def _append(self, row: int, token: int) -> None:
+        if len(self._texts[row]) >= self._size - 1:
+            self._followed[row].setdefault(self._end(row), []).append(token)
+        self._texts[row].append(token)
+
+    def _end(self, row: int) -> tuple[int, ...]:
+        text = self._texts[row]
+        return tuple(text[len(text) - self._size + 1 :])
+
+
+class Chooser:
+    """Chooses the next token of each row, and remembers which have occurred where that matters.
+
+    Its state lies in tensors that stay where they are, so that a captured step goes on using them in later runs.
+
+    Args:
+        sampling: what to do. start() may change the values, not which filters are on.
+        rows: B.
+        vocabulary: V.
+        device: where the logits are.
+    """
+
+    def __init__(self, sampling: Sampling, rows: int, vocabulary: int, device: torch.device | str) -> None:
+        self._sampling = sampling
+        self.random = None if sampling.greedy else torch.Generator(device)
+        self._parameters = {name: torch.zeros((), device=device) for name in _PARAMETERS}
+        filters = _filters(sampling)
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if filters["seen"] else None
+        self.counts = torch.zeros(rows, vocabulary, device=device) if filters["counts"] else None
+        self.made = torch.zeros((), device=device) if filters["made"] else None
+        self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._repeats: NoRepeats | None = None
+
+    @staticmethod
+    def kind(sampling: Sampling) -> tuple[Any, ...]:
+        """Equal for samplings that can share a chooser."""
+        filters = tuple(_filters(sampling).values())
+        if sampling.greedy:
+            return ("greedy", *filters)
+        return ("drawn", sampling.top_k, sampling.top_p < 1, sampling.min_p > 0, *filters)
+
+    @staticmethod
+    def why_not_captured(sampling: Sampling) -> str | None:
+        """The reason why a step with this sampling cannot be captured, or None."""
+        return "no_repeat_ngram_size looks at every token on the host" if sampling.no_repeat_ngram_size else None
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What a choice changes, beside the generator."""
+        return [each for each in (self.seen, self.counts, self.made) if each is not None]
+
+    def start(
+        self,
+        sampling: Sampling,
+        seed: int | None,
+        prompt: torch.Tensor,
+        mask: torch.Tensor,
+        end_ids: Collection[int] = (),
+    ) -> None:
+        """Begin with a prompt.
+
+        Args:
+            prompt, mask: (B, L) ids, and 0 where a row is padded on its left.
+            end_ids: tokens that end a text.
+        """
+        for name, value in self._parameters.items():
+            value.fill_(float(getattr(sampling, name)))
+        if self.random is not None and seed is not None:
+            self.random.manual_seed(seed)
+        for each in self.state:
+            each.zero_()
+        if self.made is not None:
+            self._ends.zero_()[list(end_ids)] = True
+        if self.seen is not None:
+            # Padding must not count as seen: the row's last token, which has been, stands in for it.
+            self.seen.scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
+        if sampling.no_repeat_ngram_size:
+            texts = [row[there].tolist() for row, there in zip(prompt, mask.bool(), strict=True)]
+            self._repeats = NoRepeats(sampling.no_repeat_ngram_size, texts)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, V) logits -> (B,) int64."""
+        logits = self._filtered(logits.float())
+        chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen[:, None], True)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, chosen[:, None], torch.ones_like(self.counts[:, :1]))
+        if self.made is not None:
+            self.made.add_(1)
+        if self._repeats is not None:
+            self._repeats.push(chosen.tolist())
+        return chosen
+
+    def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
+        """What greedy choices too must heed."""
+        p = self._parameters
+        if self.seen is not None:
+            logits = penalize_repetition(logits, self.seen, p["repetition_penalty"])
+        if self.counts is not None:
+            logits = penalize_count(logits, self.counts, p["presence_penalty"], p["frequency_penalty"])
+        if self._repeats is not None:
+            logits = self._repeats.mask(logits)
+        if self.made is not None:
+            logits = logits.masked_fill(self._ends & (self.made < p["min_new_tokens"]), MASKED)
+        return logits
+
+    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+        p = self._parameters
+        logits, ids = candidates(logits, self._sampling, p["temperature"], p["top_p"], p["min_p"])
+        # argmax(p / e) with e ~ Exp(1) draws from p, and unlike torch.multinomial never waits for the device.
+        noise = torch.empty_like(logits).exponential_(generator=self.random)
+        # An exact 0 would turn the 0 / 0 of a masked token into NaN, which argmax prefers to every number.
+        noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+        drawn = (logits.softmax(dim=-1) / noise).argmax(dim=-1, keepdim=True)
+        return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)
+
+
+def _filters(sampling: Sampling) -> dict[str, Any]:
+    """Which of the filters that greedy choices heed too are on."""
+    return {
+        "seen": sampling.repetition_penalty != 1,
+        "counts": bool(sampling.presence_penalty or sampling.frequency_penalty),
+        "made": sampling.min_new_tokens > 0,
+        "repeats": sampling.no_repeat_ngram_size,
+    }
+
+
+# What a captured step reads from the device, so that it follows when they change.
+_PARAMETERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_new_tokens",
+)

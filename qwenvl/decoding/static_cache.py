@@ -1,0 +1,198 @@
+"""The generic step: transformers' forward on a static cache, for models that our own step does not cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .kv_cache import LARGEST_DOUBLING, capacity_for, span_for
+from .prefill import Check, checked
+
+# Layers of which transformers' static cache keeps all state in tensors that never move or grow.
+STATIC_LAYERS = {"full_attention", "linear_attention"}
+# New tokens for which there is room at first; the cache grows where an answer is longer.
+HEADROOM = 1024
+
+
+def why_not_generic(model: Any) -> str | None:
+    """The reason why the model cannot step on a static cache, or None."""
+    from transformers import cache_utils
+
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "it is spread over several devices"
+    if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
+        return f"its static cache needs attention_mode sdpa, and the model has {attention}"
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return "transformers does not offer a static cache for it"
+    if not hasattr(cache_utils.StaticLayer(1), "cumulative_length"):
+        return "this version of transformers keeps the position of its static cache on the host"
+    kinds = {*(getattr(model.config.get_text_config(), "layer_types", None) or STATIC_LAYERS)}
+    if others := kinds - STATIC_LAYERS:
+        return f"its {', '.join(sorted(others))} layers keep what grows with every token"
+    return None
+
+
+class CachedLanes:
+    """The same interface as DenseLanes, with transformers' cache and mask in the place of ours."""
+
+    name = "generic step"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.version = 0
+        self._cache: Any = None
+        # Its layers with all of their keys and values, of which they are shown as much as there is text.
+        self._whole: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+        self._capacity = self._batch = self._filled = 0
+        # SDPA takes what may be attended to, eager attention what is added to the scores.
+        self._adds = model.config._attn_implementation == "eager"
+        self._mask = self._slot = self._positions = torch.empty(0)
+
+    @property
+    def _seen(self) -> float | bool:
+        """What the mask holds where there is a token."""
+        return 0.0 if self._adds else True
+
+    @property
+    def _unseen(self) -> float | bool:
+        """And where there is none."""
+        return float("-inf") if self._adds else False
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """What a step changes: its own counters, and every tensor of the cache that is no plain key or value."""
+        held = (vars(layer) for layer in self._cache.layers)
+        others = [value for each in held for name, value in each.items() if name not in ("keys", "values")]
+        # Linear attention keeps its states in dictionaries, one entry per kind of state.
+        flat = [part for value in others for part in (value.values() if isinstance(value, dict) else [value])]
+        return [self._slot, self._positions, self._mask, *(each for each in flat if isinstance(each, torch.Tensor))]
+
+    def prefill(
+        self, inputs: dict[str, Any], max_new_tokens: int, check: Check, media: str
+    ) -> tuple[int, torch.Tensor]:
+        """Run the prompt into the cache; nothing of an earlier one is used: recurrent states cannot be cut."""
+        from transformers import StaticCache
+
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        batch, length = ids.shape
+        needed = capacity_for(length + min(max_new_tokens, HEADROOM))
+        if not self._whole or self._batch != batch or self._capacity < needed:
+            self.drop()
+            # As long as the prompt, so that this is all that the prompt attends to.
+            self._cache = StaticCache(config=self._model.config, max_cache_len=length)
+            self._batch = batch
+            self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
+            self._positions = torch.empty(0)
+        else:
+            self._show(length)
+        self._cache.reset()
+        positions = self._model._prepare_position_ids_for_generation(ids, dict(inputs))
+        given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        with checked(self._model, check):
+            made = self._model(
+                **given,
+                attention_mask=None if bool(mask.all()) else mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        if not self._whole:
+            self._lengthen(needed)
+        following = positions[..., -1:] + 1
+        if self._positions.shape != following.shape:
+            self._positions = following.clone()
+        self._positions.copy_(following)
+        self._mask.fill_(self._unseen)
+        self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._seen)
+        self._slot.fill_(length)
+        self._filled = length
+        return 0, made.logits[:, -1].float()
+
+    def make_room(self) -> None:
+        """Grow the cache if the next token has no place in it."""
+        if self._filled < self._capacity:
+            return
+        larger = capacity_for(self._capacity + 1)
+        self._show(self._capacity)
+        mask = self._mask
+        self._lengthen(larger)
+        self._mask[..., : mask.shape[-1]] = mask
+
+    def _lengthen(self, capacity: int) -> None:
+        """Give the layers room for so many tokens, and what they hold already with it."""
+        # Layers of linear attention have no keys.
+        layers = [layer for layer in self._cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
+        self._whole.clear()
+        for layer in layers:
+            # One after the other, so that the text is never there twice.
+            layer.keys, layer.values = _lengthened(layer.keys, capacity), _lengthened(layer.values, capacity)
+            layer.max_cache_len = capacity
+        self._whole = [(layer, layer.keys, layer.values) for layer in layers]
+        kind = self._model.dtype if self._adds else torch.bool
+        shape = (self._batch, 1, 1, capacity)
+        self._mask = torch.full(shape, self._unseen, dtype=kind, device=self._slot.device)
+        self._capacity = capacity
+        self.version += 1
+
+    def _show(self, slots: int) -> None:
+        """Have the layers know of so many slots only, the first ones."""
+        for layer, keys, values in self._whole:
+            if layer.max_cache_len != slots:
+                layer.keys, layer.values = keys[:, :, :slots], values[:, :, :slots]
+                layer.max_cache_len = slots
+
+    def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
+        """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
+        # Where nothing is captured, a step is as long as the text.
+        span = span or self._filled + 1
+        self._show(span)
+        self._mask.index_fill_(3, self._slot, self._seen)
+        made = self._model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask[..., :span],
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return made.logits[:, -1]
+
+    def count_on_device(self) -> None:
+        self._positions.add_(1)
+        self._slot.add_(1)
+
+    def count_on_host(self) -> None:
+        self._filled += 1
+
+    def span(self) -> int:
+        """How many slots the next captured step attends to."""
+        return min(span_for(self._filled + 1), self._capacity)
+
+    def attention(self, static: bool) -> str:
+        """What transformers attends with."""
+        return self._model.config._attn_implementation
+
+    def simplify(self) -> bool:
+        """There is nothing simpler."""
+        return False
+
+    def drop(self) -> None:
+        """Give the cache back."""
+        self._cache = None
+        self._whole = []
+        self.version += 1
+
+    def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
+        """Nothing is kept but the cache's memory, and not a large one's."""
+        if self._capacity > LARGEST_DOUBLING:
+            self.drop()
+
+
+def _lengthened(tensor: torch.Tensor, slots: int) -> torch.Tensor:
+    """(B, heads, slots, dim) -> a copy with more slots."""
+    batch, heads, before, dim = tensor.shape
+    longer = tensor.new_zeros(batch, heads, slots, dim)
+    longer[:, :, :before] = tensor
+    return longer

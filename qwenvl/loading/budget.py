@@ -1,0 +1,126 @@
+"""How many bytes a model and a question need: estimates from headers and configurations, before anything is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..faults import OUT_OF_MEMORY
+from ..log import gigabytes
+from ..media.media import Video
+from ..models.checkpoint import part, read_json_object
+from ..models.download import weight_headers
+from ..request import LoadSpec
+
+# Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
+STORED = {"4bit": 0.52, "8bit": 1.01}
+# Matrices that bitsandbytes leaves as they are: embeddings, the output head, and the vision tower.
+_KEPT = re.compile(r"embed_tokens\.weight$|lm_head\.weight$|(^|\.)visual\.")
+_EXPERTS = re.compile(r"\.experts\.")
+# Heads for several tokens at once, which transformers leaves on disk.
+_UNREAD = re.compile(r"^(model\.)?mtp\.")
+# Bits of a number in a safetensors file that is no plain weight.
+_PACKED = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+# A token of a prompt passes every layer's widest activation once; this many of them are alive at a time.
+_ALIVE = 6
+# No model has so many of anything.
+_NO_COUNT = 1 << 32
+
+
+def model_bytes(
+    folder: Path, dtype: torch.dtype, quantization: str, expands: str = "", fused_experts: bool = True
+) -> int:
+    """Size of the loaded weights, from the headers of the safetensors files.
+
+    Args:
+        quantization: "4bit" and "8bit" are made by bitsandbytes; any other leaves weights as they are stored.
+        expands: how stored weights that are made plain are stored; "" where none are.
+        fused_experts: the experts of a mixture are one tensor, which bitsandbytes leaves as it is.
+    """
+    bits = _stored_bits(folder) if expands else 0
+    total = 0.0
+    for name, tensor in weight_headers(folder):
+        count, packed = math.prod(tensor["shape"]), _PACKED.get(tensor["dtype"], 0)
+        if _UNREAD.match(name):
+            continue
+        if packed:
+            total += count * packed / bits * dtype.itemsize if bits else count * packed / 8
+        elif quantization in STORED and _is_replaced(name, tensor["shape"], fused_experts):
+            total += count * STORED[quantization]
+        else:
+            total += count * dtype.itemsize
+    return round(total)
+
+
+def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
+    """Whether bitsandbytes quantizes that tensor."""
+    matrix = len(shape) == 2 and name.endswith(".weight") and not _KEPT.search(name)
+    return matrix and not (fused_experts and _EXPERTS.search(name))
+
+
+def _stored_bits(folder: Path) -> int:
+    """How many bits the checkpoint's own quantization gives a weight."""
+    config = read_json_object(folder / "config.json")
+    settings = part(config, "quantization_config") or part(config, "compression_config")
+    groups = part(settings, "config_groups")
+    return next((bits for name in groups if (bits := _count(part(part(groups, name), "weights"), "num_bits"))), 8)
+
+
+def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:
+    """Keys and values of so many tokens, and the activations of the prompt among them, beside the weights."""
+    config = read_json_object(folder / "config.json")
+    text = part(config, "text_config") or config
+    hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads") or 1
+    head_dim = _count(text, "head_dim") or hidden // heads
+    cache = 2 * _count(text, "num_hidden_layers") * (_count(text, "num_key_value_heads") or heads) * head_dim
+    widest = max(_count(text, "intermediate_size"), 2 * hidden)
+    return dtype.itemsize * (cache * tokens + _ALIVE * widest * prompt_tokens)
+
+
+def _count(settings: dict[str, Any], name: str) -> int:
+    """A number of a configuration; 0 for what can be none, which is for the loader to refuse."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and 0 < value < _NO_COUNT else 0
+
+
+def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], largest_picture: int) -> int:
+    """About how many tokens a question has: a token is three characters, or 28 x 28 pixels.
+
+    Args:
+        largest_picture: pixels to which a picture is scaled down.
+    """
+    pixels = sum(min(picture.width * picture.height, largest_picture) for picture in pictures)
+    for video in videos:
+        frames, height, width, _ = video.frames.shape
+        pixels += frames * height * width // 2
+    return len(text) // 3 + pixels // (28 * 28) + 64
+
+
+class OutOfMemoryError(OUT_OF_MEMORY):  # type: ignore[misc, valid-type]
+    """Memory ran out. ComfyUI recognises it by its base class and unloads everything."""
+
+
+def why_out_of_memory(spec: LoadSpec, doing: str, sizes: dict[str, int], request: int, free: int) -> OutOfMemoryError:
+    """The error: what was needed, what is free, and which settings would fit. Pure.
+
+    Args:
+        doing: "load" or "answer".
+        sizes: bytes of the weights by quantization.
+        request: bytes beside the weights.
+        free: bytes that are free with the model gone; while answering, with the model there.
+    """
+    needed, there = (sizes[spec.quantization] + request, free) if doing == "load" else (request, free)
+    room = free if doing == "load" else free + sizes[spec.quantization]
+    smaller = {name: size for name, size in sizes.items() if size < sizes[spec.quantization] and size + request < room}
+    fits = [f"quantization {name} needs about {gigabytes(size)}" for name, size in smaller.items()]
+    advice = [*fits, "a smaller model", "a lower max_new_tokens", "smaller pictures"]
+    return OutOfMemoryError(
+        f"Not enough memory to {doing} with {spec.model} ({spec.quantization}): it needs about {gigabytes(needed)}, "
+        f"and {gigabytes(there)} are free. What may fit: {'; '.join(advice)}."
+    )

@@ -1,0 +1,295 @@
+"""LoadSpec -> ModelHandle: model class, precision, quantization, attention, device. Imports transformers late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..decoding.own_step import release_fused
+from ..errors import LoadError, Understood
+from ..faults import running_out_at_once
+from ..log import log
+from ..models.checkpoint import Checkpoint, read_checkpoint, why_too_old
+from ..request import LoadSpec
+from ..settings import ALL_GPUS_AND_CPU
+from .attention import plan_attention
+from .capabilities import Machine, has_package
+from .consistency import require_backing, why_unfit
+from .devices import own_random_numbers, placement, strays
+from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
+
+# What Qwen pictures are scaled to, in pixels: as the older packs had it.
+PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
+# A model is kept in RAM only where this many times its size is free.
+PARK_SHARE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What will be loaded: the request, less what this machine lacks, and a sentence for each thing it lacks.
+
+    Attributes:
+        quantization: as it was asked for, or as the checkpoint brings it.
+        expands: how the checkpoint stores weights that are made plain while they are read; "" where none are.
+        hint: what may go wrong with it; "" where nothing is known.
+    """
+
+    quantization: str
+    attention: str
+    fallbacks: tuple[str, ...] = ()
+    expands: str = ""
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class ModelHandle:
+    """A loaded model and what belongs to it. `processor` is None for a model without vision."""
+
+    spec: LoadSpec
+    plan: LoadPlan
+    machine: Machine
+    model: Any
+    tokenizer: Any
+    processor: Any
+    load_s: float
+    # The model_type in its folder's config.json.
+    family: str = ""
+    # Set by the pipeline: what generates with the model, and goes with it.
+    decoder: Any = None
+
+
+def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadPlan:
+    """Resolve "auto" and every fallback before weights are read.
+
+    Raises:
+        LoadError: this machine, or the installed transformers, cannot load the checkpoint at all.
+    """
+    if reason := why_too_old(checkpoint.family, version("transformers")):
+        raise LoadError(f"{spec.model} cannot be loaded. {reason}")
+    if machine.spreads and not has_package("accelerate"):
+        raise LoadError(f"{spec.model} cannot be spread over GPUs without accelerate: pip install accelerate")
+    try:
+        precision = plan_precision(spec.quantization, checkpoint, machine)
+    except PrecisionError as error:
+        raise LoadError(f"{spec.model} cannot be loaded. {error}") from error
+    attention = plan_attention(spec.attention, checkpoint, machine)
+    fallbacks = [each.reason for each in (precision, attention) if each.reason]
+    if machine.offloads and not _can_offload(precision.name):
+        fallbacks.append(f"{precision.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
+    return LoadPlan(precision.name, attention.name, tuple(fallbacks), precision.expands, attention.hint)
+
+
+def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
+    """from_pretrained keywords. Pure, so a test can check every case without weights."""
+    return {
+        "dtype": machine.dtype,
+        "attn_implementation": plan.attention,
+        **placement(machine),
+        **precision_options(plan.quantization, machine.dtype),
+    }
+
+
+def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
+    """Read the model in the folder onto the machine's devices.
+
+    Raises:
+        LoadError: the folder holds a model that cannot be loaded here; it says why.
+        UnreadableError: the folder's own description cannot be read.
+    """
+    start = time.perf_counter()
+    checkpoint = read_checkpoint(folder)
+    plan = plan_load(spec, machine, checkpoint)
+    for reason in plan.fallbacks:
+        log.warning("%s: %s", spec.model, reason)
+    if plan.hint:
+        log.warning("%s: %s", spec.model, plan.hint)
+    machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
+    config = _config(folder)
+    with Understood(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
+        processor = _processor(folder, config) if checkpoint.sees else None
+        tokenizer = processor.tokenizer if processor else _tokenizer(folder)
+    model = _read(checkpoint, config, plan, machine)
+    if checkpoint.quantized:
+        # Some ways of storing weights are computed with in one precision only.
+        machine = replace(machine, dtype=model.config.dtype)
+        in_one_dtype(model, machine.dtype)
+    # A kernel of the hub may stand in for a package of the same name.
+    plan = replace(plan, attention=model.config._attn_implementation)
+    patch_embedding_as_matmul(model)
+    _keep_only_token_ids(model)
+    seconds = time.perf_counter() - start
+    where = ", ".join(machine.devices)
+    log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, where, seconds)
+    return ModelHandle(spec, plan, machine, model, tokenizer, processor, seconds, checkpoint.family)
+
+
+def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None:
+    """Move a model's weights to RAM, which reads back many times faster than a disk.
+
+    Args:
+        free_ram: bytes.
+
+    Returns:
+        What brings it back to its device, or None where it must be dropped instead: quantized weights and layers on
+        several devices cannot be moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
+    """
+    size = sum(weight.numel() * weight.element_size() for weight in handle.model.parameters())
+    where = handle.machine
+    stays = handle.plan.quantization != "none" or where.device == "cpu" or where.spreads
+    if stays or free_ram < PARK_SHARE * size:
+        return None
+    # Its buffers and captured steps point to where the weights were.
+    handle.decoder = None
+    release_fused(handle.model)
+    handle.model.to("cpu")
+
+    def bring_back() -> ModelHandle:
+        start = time.perf_counter()
+        handle.model.to(handle.machine.device)
+        log.info("%s brought back from RAM in %.1f s", handle.spec.model, time.perf_counter() - start)
+        return handle
+
+    return bring_back
+
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+class PatchLinear(torch.nn.Module):
+    """A convolution whose stride is its kernel size, computed as the matrix product that it is."""
+
+    def __init__(self, conv: torch.nn.Conv3d) -> None:
+        super().__init__()
+        # A view: no second copy of the weights.
+        self.weight = torch.nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
+        self.bias = conv.bias
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(N, channels, frames, height, width), one patch each -> (N, out channels)."""
+        return torch.nn.functional.linear(patches.flatten(1), self.weight, self.bias)
+
+
+def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
+    """Replace the vision patch embedding's Conv3d, which some torch and cuDNN builds run 10 to 20 times too slow.
+
+    transformers can do the same (`fusion_config`), but only from 5.6 on and by changing the class for
+    every other user of it in the process.
+    """
+    for name, module in list(model.named_modules()):
+        conv = getattr(module, "proj", None)
+        # Where its weights wait in RAM, a hook of its own brings them.
+        if not isinstance(conv, torch.nn.Conv3d) or hasattr(conv, "_hf_hook"):
+            continue
+        if name.endswith("patch_embed") and conv.stride == conv.kernel_size:
+            module.proj = PatchLinear(conv)
+
+
+def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine) -> Any:
+    """The weights, in transformers' class for them.
+
+    Raises:
+        LoadError: transformers has no class for this family, a package or a part of the weights is missing, or the
+            weights fit nowhere.
+    """
+    import transformers
+
+    folder = checkpoint.folder
+    auto: Any = transformers.AutoModelForImageTextToText if checkpoint.sees else transformers.AutoModelForCausalLM
+    if type(config) not in auto._model_mapping:
+        raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
+    if plan.expands:
+        have_expanded(config)
+    if plan.quantization.endswith("8bit"):
+        quiet_casts()
+    options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
+    # Which is then told in words of ours.
+    options["ignore_mismatched_sizes"] = True
+    with Understood(f"{folder} cannot be loaded"), own_random_numbers(machine):
+        # Not as config.json says: it may name a kernel to be fetched.
+        require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
+        with running_out_at_once():
+            model, report = auto.from_pretrained(folder, config=config, **options)
+    # transformers gives random numbers to what it does not find, and goes on.
+    if missing := sorted(report["missing_keys"]):
+        raise LoadError(
+            f"{folder} cannot be loaded: its files lack {len(missing)} of the weights that a {config.model_type!r} "
+            f"model has, {missing[0]} among them. Download it again, or ask for another version of it."
+        )
+    if wrong := sorted(map(str, report["mismatched_keys"])):
+        raise LoadError(
+            f"{folder} cannot be loaded: {len(wrong)} of its weights have another shape than config.json says, "
+            f"{wrong[0]} among them. Download it again."
+        )
+    if strays(model, machine):
+        raise LoadError(
+            f"{folder} does not fit in what is free on {', '.join(machine.devices)}. Pick a quantization, "
+            f"device {ALL_GPUS_AND_CPU!r} (slow), or a smaller model."
+        )
+    if not options.get("device_map"):
+        model.to(machine.device)
+    return model.eval()
+
+
+def _can_offload(quantization: str) -> bool:
+    """Whether weights of that precision can wait in RAM and be computed with on a GPU."""
+    return not quantization.endswith(("4bit", "8bit"))
+
+
+def _config(folder: Path) -> Any:
+    import transformers
+
+    with Understood(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}"):
+        return transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
+
+
+def _tokenizer(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
+
+
+def _processor(folder: Path, config: Any) -> Any:
+    """The processor, with its picture size set to ours. What differs between transformers 4 and 5 is hidden here."""
+    import transformers
+
+    # Version 5 takes the torchvision backend by itself and warns about the old name for it.
+    fast = {"use_fast": True} if transformers.__version__.startswith("4.") else {}
+    processor = transformers.AutoProcessor.from_pretrained(folder, **_LOCAL, **fast)
+    images = processor.image_processor
+    if reason := why_unfit(images, config.vision_config):
+        raise LoadError(f"{folder} cannot be loaded: {reason}. Download it again.")
+    low, high = PICTURE_PIXELS
+    # A model trained on smaller pictures than ours keeps its own size.
+    if images.size["longest_edge"] >= high:
+        images.size = {"shortest_edge": low, "longest_edge": high}
+        if getattr(images, "max_pixels", None):
+            images.min_pixels, images.max_pixels = low, high
+    return processor
+
+
+def _keep_only_token_ids(model: Any) -> None:
+    """Take the checkpoint's sampling defaults away: generate() would mix them into what the user set."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = {name: _token_ids(name, getattr(own, name), vocabulary) for name in _TOKEN_IDS}
+    model.generation_config = GenerationConfig(**ids)
+
+
+def _token_ids(name: str, given: Any, vocabulary: int) -> Any:
+    """What of it are tokens of the model: an index beyond its tables may break a GPU for the whole process."""
+    if given is None:
+        return None
+    listed = given if isinstance(given, list) else [given]
+    sound = [each for each in listed if isinstance(each, int) and 0 <= each < vocabulary]
+    if len(sound) < len(listed):
+        log.warning("the model's files name a token that it does not have: %s is %.99r", name, given)
+    return (sound or None) if isinstance(given, list) else next(iter(sound), None)

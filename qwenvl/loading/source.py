@@ -1,0 +1,127 @@
+"""Where a model comes from: its folder and its machine; what it needs, how it is read, how it is set aside."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..comfyui import host
+from ..decoding.decoder import Decoder
+from ..errors import Understood, UnusableError
+from ..faults import unless_out_of_memory
+from ..log import log
+from ..models import catalog, download
+from ..models.checkpoint import read_checkpoint
+from ..models.families import family_of
+from ..models.trust import why_unsafe
+from ..request import LoadSpec, Request
+from ..settings import AS_SET, QUANTIZATIONS
+from . import loader
+from .budget import OutOfMemoryError, model_bytes, request_bytes, why_out_of_memory
+from .capabilities import Machine
+from .devices import current, machine_for
+from .precision import experts_are_fused
+
+
+def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
+    """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
+
+    Args:
+        policy: one of settings.DOWNLOADS.
+    """
+    # First, because a device that does not exist should not cost a download.
+    where = machine_for(spec.device, host.device())
+    roots = host.model_roots()
+    model = catalog.find(spec.model, roots)
+    folder = catalog.locate(model, roots)
+    if folder is None:
+        folder = catalog.candidates(model, roots)[0]
+        if not model.repo_id:
+            raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
+        if reason := download.why_forbidden(policy):
+            raise download.DownloadError(
+                f"{spec.model} is not on this machine, and {reason}, so it is not downloaded. Searched: "
+                f"{catalog.searched(roots)}. This fetches it: {download.command(model.repo_id, folder)}"
+            )
+        download.fetch(model.repo_id, folder, watch)
+    if reason := why_unsafe(folder):
+        raise loader.LoadError(f"{spec.model} is not opened: in {folder}, {reason}.")
+    return ModelSource(spec, folder, where)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Everything that is known of a model before it is read."""
+
+    spec: LoadSpec
+    folder: Path
+    machine: Machine
+
+    def size(self) -> int:
+        """Bytes of the weights, as they will be loaded."""
+        return self._size(self.spec.quantization)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it will be, in equal parts."""
+        return self.machine.devices
+
+    def sampled(self, request: Request) -> Request:
+        """The request with the sampling that it asks for: as set, or what the model's makers recommend."""
+        if request.sampling_from == AS_SET:
+            return request
+        own = read_checkpoint(self.folder).sampling
+        if not own:
+            log.warning("%s recommends no sampling; using what is set instead", self.spec.model)
+            return replace(request, sampling_from=AS_SET)
+        return replace(request, sampling=request.sampling.with_own(own))
+
+    def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
+        """Bytes beside the weights for a question of so many tokens, answer included."""
+        return request_bytes(self.folder, self.machine.dtype, tokens, prompt_tokens)
+
+    def load(self) -> loader.ModelHandle:
+        """Read it.
+
+        Raises:
+            LoadError: what is in the folder cannot be loaded.
+            OutOfMemoryError: it does not fit; everything that was read of it is free again.
+        """
+        handle = unless_out_of_memory(self._read)
+        if handle is not None:
+            return handle
+        gc.collect()
+        raise self.out_of_memory("load", 0)
+
+    def _read(self) -> loader.ModelHandle:
+        with current(self.machine.device):
+            handle = loader.load(self.spec, self.folder, self.machine)
+            with Understood(f"{self.folder} was loaded, but no decode step can be made of it", UnusableError):
+                return _with_decoder(handle)
+
+    def park(self, handle: loader.ModelHandle) -> Callable[[], loader.ModelHandle] | None:
+        """Move it to RAM if it may stay there; returns what brings it back."""
+        bring_back = loader.park(handle, host.free_ram())
+        return None if bring_back is None else lambda: _with_decoder(bring_back())
+
+    def out_of_memory(self, doing: str, request: int) -> OutOfMemoryError:
+        """The error that says what was needed, what is free, and what would fit."""
+        sizes = {each: self._size(each) for each in QUANTIZATIONS}
+        free = sum(host.free_bytes(device) for device in self.devices)
+        return why_out_of_memory(self.spec, doing, sizes, request, free)
+
+    def _size(self, quantization: str) -> int:
+        """Of what would really be loaded if that were asked for."""
+        asked = replace(self.spec, quantization=quantization)
+        plan = loader.plan_load(asked, self.machine, read_checkpoint(self.folder))
+        return model_bytes(self.folder, self.machine.dtype, plan.quantization, plan.expands, experts_are_fused())
+
+
+def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:
+    made = Decoder(handle.model, handle.plan.attention, decode=family_of(handle.family).decode)
+    if made.tier_reason:
+        log.info("%s makes its tokens by the %s: %s", handle.spec.model, made.tier, made.tier_reason)
+    handle.decoder = made
+    return handle

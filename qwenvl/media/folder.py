@@ -1,0 +1,138 @@
+"""A folder of pictures and the caption files beside them. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..checks import shown, whole_characters
+from ..log import log
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+SORTS = ("name", "oldest first", "newest first")
+_TEMPORARY = ".qwenvl-"
+# A caption is written in far less, so a temporary file that is older belongs to nobody.
+_LEFT_AFTER_S = 60.0
+
+
+class FolderError(ValueError):
+    """A folder of pictures cannot be used as it was asked for."""
+
+
+def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive: bool = False) -> list[Path]:
+    """The picture files in a folder. Hidden files and folders are passed over.
+
+    Args:
+        pattern: what the file's name must look like, e.g. "*cat*.png", small and capital letters alike; "" is any.
+        sort: one of SORTS. "name" puts 2 before 10, and each folder's files together.
+        recursive: those in the folders below as well. Links to folders are not followed.
+
+    Raises:
+        FolderError: there is no such folder, or the pattern or the order does not exist.
+    """
+    if not folder.is_dir():
+        raise FolderError(f"There is no folder {str(folder)!r}.")
+    if "/" in pattern or "\\" in pattern:
+        raise FolderError(f"pattern {shown(pattern)} must be that of a file's name, without a folder, such as '*.png'.")
+    if sort not in SORTS:
+        raise FolderError(f"sort {shown(sort)} does not exist. Pick one of: {', '.join(SORTS)}.")
+    try:
+        wanted = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FolderError(f"pattern {shown(pattern)} is none ({error}).") from error
+    found = [file for file in _files(folder, recursive) if _is_picture(file) and wanted.match(file.name)]
+    found.sort(key=lambda file: _natural(file.relative_to(folder)))
+    if sort != "name":
+        found.sort(key=lambda file: file.stat().st_mtime_ns, reverse=sort == "newest first")
+    return found
+
+
+def caption_files(files: Sequence[Path], suffix: str = ".txt") -> dict[Path, Path]:
+    """Picture -> its caption's file: the name with another suffix, or behind the whole name where two would share it.
+
+    Raises:
+        FolderError: captions with this suffix would not be files of their own.
+    """
+    if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower() in SUFFIXES:
+        raise FolderError(f"suffix {suffix!r} must be a dot and a name that is no picture's, such as '.txt'.")
+    short = {file: file.with_name(_without_suffix(file.name) + suffix) for file in files}
+    # Windows and macOS take names that differ in capitals for the same.
+    shared = Counter(str(caption).casefold() for caption in short.values())
+    return {
+        file: caption if shared[str(caption).casefold()] == 1 else file.with_name(file.name + suffix)
+        for file, caption in short.items()
+    }
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written to.
+    """
+    temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as opened:
+            opened.write(whole_characters(text))
+            opened.flush()
+            os.fsync(opened.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        raise _cannot_write(file, error) from error
+    finally:
+        with suppress(OSError):  # it is gone already, or was never made
+            temporary.unlink()
+
+
+def require_writable(folders: Iterable[Path]) -> None:
+    """Raise FolderError where one of the folders takes no files, as far as the system tells without trying."""
+    for folder in folders:
+        if not os.access(folder, os.W_OK):
+            raise _cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Delete what a run that was killed in the middle of a caption left in these folders."""
+    for file in (file for folder in folders for file in folder.glob(f"{_TEMPORARY}*.tmp")):
+        with suppress(OSError):  # another run was faster, or the folder is read-only
+            # From the future are those of a clock that has been put back since.
+            if abs(time.time() - file.stat().st_mtime) > _LEFT_AFTER_S:
+                file.unlink()
+
+
+def _cannot_write(file: Path, error: OSError) -> FolderError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "Make room and run it again" if full else "Allow writing there, or choose another folder"
+    return FolderError(f"{str(file)!r} cannot be written ({error.strerror or error}). {advice}: what is there stays.")
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder, onerror=lambda error: log.warning("left out: %s", error)):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        yield from (Path(where, name) for name in names if not name.startswith("."))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+def _without_suffix(name: str) -> str:
+    """Only a picture's suffix is one: a name may have other dots."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in SUFFIXES and stem else name
+
+
+def _natural(path: Path) -> list[list[tuple[int, int | str]]]:
+    """A key that sorts numbers in names by their value."""
+    return [
+        [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in re.split(r"(\d+)", part.casefold()) if piece]
+        for part in path.parts
+    ]

@@ -1,0 +1,139 @@
+"""Which models can be asked for, and where each lives on disk. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..checks import shown, text_of
+from . import builtin
+from .builtin import Model
+from .custom import custom_engines, custom_models
+from .discovery import describe, discovered, hub_cache, in_hub_cache
+from .download import why_incomplete
+from .engines import SUFFIX, Engine
+
+PACK = Path(__file__).resolve().parents[2]
+CUSTOM_MODELS = PACK / "custom_models.json"
+DEMO = "Demo-Shapes (5 MB, offline)"
+
+
+class UnknownModelError(ValueError):
+    """A model was asked for that is in no list."""
+
+
+def vision_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
+    custom = [model for model in custom_models(CUSTOM_MODELS) if _may_see(model)]
+    return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
+
+
+def text_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
+    listed = [*builtin.text(), *custom_models(CUSTOM_MODELS)]
+    return _listed(listed, [model for model, sees in _others(roots) if not sees])
+
+
+def all_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+    """Both lists. A user's own model wins over one of ours with that name, as in each list."""
+    return {**vision_models(roots), **text_models(roots), **_by_name(custom_models(CUSTOM_MODELS))}
+
+
+def find(name: str, roots: Sequence[Path] = ()) -> Model:
+    """The model of that name, whichever node lists it: a vision model answers text as well.
+
+    Raises:
+        UnknownModelError: no list has it; the message names those that come close.
+    """
+    models = all_models(roots)
+    if text_of("model", name) not in models:
+        holding = [known for known in models if name.lower() in known.lower()]
+        close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
+        raise UnknownModelError(
+            f"Model {shown(name)} is not in the list, and no model folder has that name. Put its folder into "
+            f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "
+            f"{', '.join(close)}."
+        )
+    return models[name]
+
+
+def engine(name: str) -> Engine | None:
+    """The engine that the name stands for; None for a model on this machine, and for what is in no list."""
+    return next((model.engine for model in _elsewhere() if model.name == name), None)
+
+
+def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
+    """Folders in which the model may lie, best first; the first is where a download goes."""
+    if model.engine:
+        return []
+    if model.folder:
+        return [model.folder]
+    owner, last = model.owner, model.last
+    places = [root / f"{owner}--{last}" for root in roots]
+    places += [root / owner / last for root in roots]
+    # LLM/<last part> is the place of the older packs. It cannot tell two owners apart, so it counts
+    # only where no other entry could mean it.
+    if last in _sole_names(_named_ones()):
+        places += [root / last for root in roots]
+        places += [place for root in roots for place in sorted(root.glob(f"*/{last}")) if place not in places]
+    cached = in_hub_cache(model.repo_id)
+    return [*places, cached] if cached else places
+
+
+def locate(model: Model, roots: Sequence[Path]) -> Path | None:
+    """The first folder that holds the whole model, or None."""
+    return next((place for place in candidates(model, roots) if why_incomplete(place) is None), None)
+
+
+def searched(roots: Sequence[Path]) -> str:
+    """For a message: where models are looked for."""
+    return ", ".join(map(str, [*roots, hub_cache()]))
+
+
+def _named_ones() -> list[Model]:
+    """Models that are listed wherever they lie."""
+    return [*builtin.vision(), *builtin.text(), *custom_models(CUSTOM_MODELS)]
+
+
+def _sole_names(models: Iterable[Model]) -> set[str]:
+    """Last parts that belong to one repository only."""
+    repositories = {model.repo_id: model.last for model in models if model.repo_id}
+    return {last for last, owners in Counter(repositories.values()).items() if owners == 1}
+
+
+def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
+    """Models on this machine that no entry of the lists stands for."""
+    named = _named_ones()
+    taken = {model.name for model in named} | {model.repo_id for model in named}
+    folders, sole = {model.folder for model in named}, _sole_names(named)
+
+    def is_new(model: Model) -> bool:
+        if model.folder is None:
+            return model.repo_id not in taken
+        return not (model.name in taken or model.folder in folders or model.folder.name in sole)
+
+    return [(model, sees) for model, sees in discovered(roots) if is_new(model)]
+
+
+def _may_see(model: Model) -> bool:
+    """Of a user's own model it is known only where it is a folder; one to download may see."""
+    known = describe(model.folder) if model.folder else None
+    return known is None or known.sees
+
+
+def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]:
+    # The first of several folders with one name counts, as ComfyUI has it with files.
+    first = {model.name: model for model in reversed(others)}
+    in_order = {model.name: first[model.name] for model in others}
+    return {**_by_name(named), **in_order, **_by_name(_elsewhere()), DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+
+
+def _elsewhere() -> list[Model]:
+    """Models that an engine holds."""
+    return [Model(f"{each.name}{SUFFIX}", engine=each) for each in custom_engines(CUSTOM_MODELS)]
+
+
+def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+    return {model.name: model for model in models}

@@ -1,0 +1,139 @@
+"""What a model folder says of itself in its JSON files, whatever its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..packages import release
+from ..settings import SETTINGS
+from .families import family_of
+
+# What its makers may recommend.
+_SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
+# The index of a model of a terabyte has 5 MB.
+LARGEST = 64 << 20
+
+
+class UnreadableError(ValueError):
+    """A file that does not hold what it should; reason says why, without the path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be read: {reason}.")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder by what is in it.
+
+    Attributes:
+        family: the config's model_type.
+        sees: it reads pictures and videos.
+        moe: only some experts of a layer work on each token.
+        quantized: how the weights are stored, as transformers names it ("fp8", "awq", "gptq", "compressed-tensors",
+            "bitsandbytes-4bit", ...); None where they are plain.
+        sampling: the sampling parameters that its makers recommend, by the names of generation_config.json.
+    """
+
+    folder: Path
+    family: str
+    sees: bool = False
+    moe: bool = False
+    quantized: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read what the folder says of itself in config.json and generation_config.json.
+
+    Raises:
+        UnreadableError: one of them is broken, or config.json is missing.
+    """
+    config = read_json_object(folder / "config.json")
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
+        raise UnreadableError(folder / "config.json", "it names no model_type, so this is no transformers model")
+    text = part(config, "text_config") or config
+    return Checkpoint(
+        folder=folder,
+        family=family,
+        sees=_sees(config, family),
+        moe=bool(text.get("num_experts") or text.get("num_local_experts")),
+        quantized=_quantized(config) or _quantized(text),
+        sampling=_sampling(folder),
+    )
+
+
+def why_too_old(family: str, transformers_version: str) -> str | None:
+    """Why this transformers cannot load that family, and the command that mends it; None where it can."""
+    needed = family_of(family).transformers
+    if not needed or release(transformers_version) >= release(needed):
+        return None
+    return (
+        f"A {family!r} model needs transformers {needed} or later, and {transformers_version} is installed: "
+        "pip install -U transformers"
+    )
+
+
+def _sees(config: dict[str, Any], family: str) -> bool:
+    """A finetune may have dropped the tower: its architecture then is the language model's alone."""
+    names = config.get("architectures")
+    text_only = isinstance(names, list) and bool(names) and all(str(name).endswith("ForCausalLM") for name in names)
+    return family_of(family).sees and bool(part(config, "vision_config")) and not text_only
+
+
+def _quantized(config: dict[str, Any]) -> str | None:
+    settings = part(config, "quantization_config") or part(config, "compression_config")
+    method = settings.get("quant_method")
+    if method in (None, "bitsandbytes"):
+        bits = [bits for bits in ("4bit", "8bit") if settings.get(f"load_in_{bits}")]
+        return f"bitsandbytes-{bits[0]}" if bits else method
+    return str(method)
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    settings = read_json_object(path) if path.is_file() else {}
+    return {name: settings[name] for name in _SAMPLING if isinstance(settings.get(name), int | float)}
+
+
+def part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of a configuration; {} where there is none."""
+    section = config.get(key)
+    return section if isinstance(section, dict) else {}
+
+
+def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        largest: bytes of a file that is still read.
+
+    Raises:
+        UnreadableError: there is no such file, it is too large or no text, or it holds anything but one JSON object.
+    """
+    try:
+        content = json.loads(_text(path, largest))
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, nested too deep
+        raise UnreadableError(path, str(error)) from error
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UnreadableError(path, reason) from error
+    if not isinstance(content, dict):
+        raise UnreadableError(path, "it must hold a JSON object")
+    return content
+
+
+def _text(path: Path, largest: int) -> str:
+    # Opening what is no file may wait for ever.
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(f"it is larger than {largest:,} bytes")
+    return content.decode()

@@ -1,0 +1,123 @@
+"""Models that are on this machine already, wherever they came from. Standard library only.
+
+Little is read, and nothing twice: ComfyUI asks for the list whenever it looks at its nodes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..log import log
+from .builtin import Model, Size
+from .checkpoint import UnreadableError, read_checkpoint
+from .download import UNFINISHED, why_incomplete
+from .families import FAMILIES
+
+
+def discovered(roots: Sequence[Path]) -> Iterator[tuple[Model, bool]]:
+    """Every model folder of a supported family below the roots and in Hugging Face's cache, and whether it sees.
+
+    A folder counts with its config, a tokenizer and safetensors weights; whether it is whole is looked at when it is
+    used. In a root: <name>, <owner>--<name>, or one folder deeper.
+    """
+    for name, repo_id, folder in [*_in_roots(roots), *_in_hub_cache()]:
+        known = describe(folder)
+        if known:
+            # One that says its repository is looked for everywhere when it is used, and can be fetched again.
+            yield Model(name, repo_id, None if repo_id else folder, Size(known.bytes_on_disk)), known.sees
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the list needs to know of a folder."""
+
+    sees: bool
+    bytes_on_disk: int
+
+
+def describe(folder: Path) -> Description | None:
+    """What is in the folder, or None where it is no model of ours. Read again when a file of it comes or goes."""
+    try:
+        changed = folder.stat().st_mtime_ns, (folder / "config.json").stat().st_mtime_ns
+    except OSError:
+        return None
+    return _describe(folder, changed)
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what others downloaded. Asking the library would mean importing it."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(os.path.expandvars(cache)).expanduser()
+
+
+def in_hub_cache(repo_id: str) -> Path | None:
+    """The snapshot that a repository's main branch had when it was last fetched, or the newest."""
+    repository = hub_cache() / f"models--{repo_id.replace('/', '--')}"
+    snapshots = _folders(repository / "snapshots")
+    if not snapshots:
+        return None
+    try:
+        named = repository / "snapshots" / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        named = repository
+    return named if named in snapshots else max(snapshots, key=lambda snapshot: snapshot.stat().st_mtime)
+
+
+def _in_roots(roots: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
+    """Name, repository (as far as the folder's name tells it), folder."""
+    for root in roots:
+        for folder in _folders(root):
+            if _has_config(folder):
+                owner, separator, last = folder.name.partition("--")
+                yield (f"{owner}/{last}", f"{owner}/{last}", folder) if separator else (folder.name, "", folder)
+                continue
+            for deeper in _folders(folder):
+                yield f"{folder.name}/{deeper.name}", "", deeper
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # a folder that may be listed but not entered
+        return False
+
+
+def _in_hub_cache() -> Iterator[tuple[str, str, Path]]:
+    for folder in _folders(hub_cache()):
+        kind, *rest = folder.name.split("--")
+        if kind == "models" and len(rest) == 2:
+            repo_id = "/".join(rest)
+            snapshot = in_hub_cache(repo_id)
+            if snapshot:
+                yield repo_id, repo_id, snapshot
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+
+
+@functools.lru_cache(maxsize=4096)
+def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+        weights = [folder / name for name in names if name.endswith(".safetensors")]
+        if not weights and any(name.endswith(".bin") for name in names):
+            log.info("not in the list of models: %s: %s", folder, why_incomplete(folder))
+        if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
+            return None
+        checkpoint = read_checkpoint(folder)
+        size = sum(file.stat().st_size for file in weights if file.exists())
+    except (UnreadableError, OSError) as error:
+        log.info("not in the list of models: %s", error)
+        return None
+    return Description(checkpoint.sees, size) if checkpoint.family in FAMILIES else None

@@ -1,0 +1,296 @@
+"""One model folder, complete or not at all. Standard library only: the fetching is done by another process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..checks import shown
+from ..log import amount, log
+from ..paths import is_plain_name
+from ..settings import DOWNLOADS
+from .checkpoint import UnreadableError, read_json_object
+from .hub_errors import redacted
+from .transfer import INDEX, UNFINISHED
+
+_PACK = Path(__file__).resolve().parents[2]
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# How often cancel is looked at while nothing arrives.
+_LOOK_S = 0.1
+# Live text and progress bar; and the log, where a line stays.
+_REPORT_S = 0.5
+_LOG_S = 15.0
+# The most that safetensors itself reads.
+_LONGEST_HEADER = 100_000_000
+# The speed shown is that of so many seconds.
+_SPEED_OVER_S = 10.0
+
+
+class DownloadError(RuntimeError):
+    """A model could not be fetched, or must not be."""
+
+
+class Onlooker(Protocol):
+    """Who waits for a download."""
+
+    def check(self) -> None:
+        """Raise to cancel."""
+
+    def report(self, done: int, total: int, text: str) -> None:
+        """How many of how many bytes are there, and a line that says so."""
+
+
+def why_incomplete(folder: Path) -> str | None:
+    """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
+    try:
+        return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
+    except UnreadableError as error:
+        return f"its index cannot be read ({error.reason})"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return f"its index or a weight file cannot be read ({shown(str(error))})"
+
+
+def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and header (dtype, shape, data_offsets) of every tensor of a whole model."""
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            yield from _tensors(file.read(int.from_bytes(file.read(8), "little"))).items()
+
+
+def default_policy() -> str:
+    """What QWENVL_DOWNLOAD says. Whoever sets it wants to forbid something, so a word that is unknown forbids."""
+    policy = os.environ.get("QWENVL_DOWNLOAD", DOWNLOADS[0]).strip().lower()
+    if policy in DOWNLOADS:
+        return policy
+    log.warning("QWENVL_DOWNLOAD is %r, which is none of %s: taken as never", policy, ", ".join(DOWNLOADS))
+    return "never"
+
+
+def why_forbidden(policy: str) -> str | None:
+    """The reason why nothing may be downloaded now, or None."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return f"{name} is set"
+    return "the download policy is never" if policy == "never" else None
+
+
+def command(repo_id: str, folder: Path) -> str:
+    """What a user types to fetch it."""
+    return f'hf download {repo_id} --local-dir "{folder}"'
+
+
+def fetch(repo_id: str, folder: Path, watch: Onlooker) -> None:
+    """Download a repository into the folder; what an earlier try left there is resumed.
+
+    Raises:
+        DownloadError: it could not be fetched, or what came is not a whole model.
+        whatever watch.check raises: the download has stopped; what has come so far stays.
+    """
+    watch.check()
+    log.info("downloading %s to %s", repo_id, folder)
+    progress = _Progress(repo_id, watch)
+    try:
+        for event in _events(repo_id, folder, watch):
+            progress.take(event)
+            if "note" in event:
+                log.warning("%s", event["note"])
+            if "error" in event:
+                raise DownloadError(event["error"])
+    finally:
+        if progress.is_partial():
+            log.warning("download of %s stopped at %s; the next one goes on from there", repo_id, progress.amounts())
+    if reason := why_incomplete(folder):
+        raise DownloadError(f"{repo_id} was fetched to {folder}, but {reason}, so it cannot be loaded.")
+    log.info("downloaded %s in %.0f s", repo_id, progress.seconds())
+
+
+class _Progress:
+    """Of the bytes that are there, and how fast they come."""
+
+    def __init__(self, repo_id: str, watch: Onlooker) -> None:
+        self._name = repo_id.rpartition("/")[2]
+        self._watch = watch
+        self._done = self._total = self._got = 0
+        self._start = self._logged_at = time.monotonic()
+        self._reported_at = 0.0
+        self._received: deque[tuple[float, int]] = deque([(self._start, 0)])
+
+    def take(self, event: dict[str, Any]) -> None:
+        """What the other process said; an empty event where it said nothing for a moment."""
+        self._total = event.get("total", self._total)
+        self._done = event.get("done", self._done)
+        self._got = event.get("received", self._got)
+        now = time.monotonic()
+        if now - self._received[-1][0] >= _LOOK_S:
+            self._received.append((now, self._got))
+            while now - self._received[0][0] > _SPEED_OVER_S and len(self._received) > 2:
+                self._received.popleft()
+        if self._total and (now - self._reported_at >= _REPORT_S or self._done == self._total):
+            self._reported_at = now
+            self._watch.report(self._done, self._total, f"Downloading {self._name}: {self.so_far()}")
+        if self._total and now - self._logged_at >= _LOG_S:
+            self._logged_at = now
+            log.info("%s: %s", self._name, self.so_far())
+
+    def is_partial(self) -> bool:
+        return 0 < self._done < self._total
+
+    def amounts(self) -> str:
+        """2.1 of 8.9 GB"""
+        return amount(self._done, self._total)
+
+    def so_far(self) -> str:
+        """2.1 of 8.9 GB, 85.0 MB/s, 80 s left"""
+        (first, before), (last, now) = self._received[0], self._received[-1]
+        if now == before:
+            return self.amounts()
+        speed = (now - before) / (last - first)
+        left = (self._total - self._done) / speed
+        return (
+            f"{self.amounts()}, {speed / 1e6:.1f} MB/s, {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
+        )
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, Any]]:
+    """What the other process says, until it ends, and {} where it is silent for a moment.
+
+    It is killed as soon as nobody listens any more.
+    """
+    event: dict[str, Any] | None = {}
+    with _start(repo_id, folder) as process:
+        said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        # Not in a file: on a machine whose only disk is full there is no place for one.
+        last_words: deque[str] = deque(maxlen=1)
+        listeners = [
+            threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True),
+            threading.Thread(target=last_words.extend, args=(process.stderr,), name="qwenvl-complaints", daemon=True),
+        ]
+        for listener in listeners:
+            listener.start()
+        try:
+            while event is not None and "complete" not in event:
+                watch.check()
+                event = _next(said)
+                yield event or {}
+        finally:
+            process.kill()
+            for listener in listeners:
+                listener.join()  # it reads from what is about to be closed
+        if event is None:
+            process.wait()
+            raise DownloadError(
+                f"The process that downloads {repo_id} ended by itself "
+                f"({redacted(''.join(last_words)) or f'status {process.returncode}'}). "
+                f"Try again, or run: {command(repo_id, folder)}"
+            )
+
+
+def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    try:
+        return said.get(timeout=_LOOK_S)
+    except queue.Empty:
+        return {}
+
+
+def _start(repo_id: str, folder: Path) -> subprocess.Popen[str]:
+    # Not -m and no script: an embedded Python, as that of portable ComfyUI, looks for neither beside the file.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.models.transfer import main; "
+        "sys.exit(main(*sys.argv[2:]))"
+    )
+    # Xet gives up early, since HTTP goes on; hf_transfer can neither resume nor tell how far it is.
+    environment = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", **os.environ}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0"}
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code, str(_PACK), repo_id, str(folder.absolute())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        # No window of its own on Windows.
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+
+
+def _listen(process: subprocess.Popen[str], said: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    if process.stdout:
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                said.put(json.loads(line))
+    said.put(None)
+
+
+def _why_not_whole(folder: Path) -> str | None:
+    if not (folder / "config.json").is_file():
+        return "config.json is missing"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return "the tokenizer is missing"
+    weights = _weight_files(folder)
+    if not weights:
+        return f"it holds no .safetensors weights{_pickles(folder)}"
+    return next((reason for reason in map(_why_broken, weights) if reason), None)
+
+
+def _pickles(folder: Path) -> str:
+    """What else may be there under the name of weights."""
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if not found:
+        return ""
+    return f", only {found[0]}: a pickle can run code when it is read, so none is ever opened"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    shards = sorted(set(read_json_object(index)["weight_map"].values()))
+    if outside := [name for name in shards if not is_plain_name(name, windows=True)]:
+        raise ValueError(f"{outside[0]!r} is no plain file name")
+    return [folder / name for name in shards]
+
+
+def _why_broken(path: Path) -> str | None:
+    """A safetensors file states where its last tensor ends, so a cut file shows without reading the weights."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 0 < header_size < size:
+            return f"{path.name} is cut short"
+        if header_size > _LONGEST_HEADER:
+            return f"{path.name} is no safetensors file"
+        tensors = _tensors(file.read(header_size))
+    expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
+
+
+def _tensors(header: bytes) -> dict[str, dict[str, Any]]:
+    """Name -> what a safetensors header says of a tensor; ValueError, LookupError or TypeError where it is none."""
+    tensors = json.loads(header)
+    tensors.pop("__metadata__", None)
+    for name, tensor in tensors.items():
+        start, end = tensor["data_offsets"]
+        sides = tensor["shape"]
+        # A number takes half a byte at least.
+        fits = 0 <= start <= end and min(sides, default=0) >= 0 and math.prod(sides) <= 2 * (end - start)
+        if not (fits and isinstance(tensor["dtype"], str) and all(type(each) is int for each in (start, end, *sides))):
+            raise ValueError(f"tensor {shown(name)} is not as long as its shape says")
+    return tensors

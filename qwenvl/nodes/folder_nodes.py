@@ -1,0 +1,201 @@
+"""The nodes QwenVL Load Folder and QwenVL Save Captions: pictures of a folder in, text files beside them out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import paths
+from ..checks import checked, one_of, require_text, text_of
+from ..comfyui import host
+from ..log import gigabytes, log
+from ..media import media
+from ..media.folder import SORTS, FolderError, caption_files, find_pictures, write_whole
+from ..media.opening import BROKEN_PICTURE, open_picture
+from .lists import first
+
+_WHERE = "Any folder of this machine; where ComfyUI listens beyond it, one in its input, output, temp or user folder."
+# A picture in memory: three channels of 4 bytes.
+_BYTES_PER_PIXEL = 12
+EXISTING = ("skip", "overwrite")
+
+
+class QwenVLLoadFolder:
+    """Pictures of different sizes cannot be a batch, so they are a list."""
+
+    DESCRIPTION = (
+        "Load the pictures of a folder as a list, with their names. Thousands of them, which do not fit into memory "
+        "together, are captioned by the command line: python -m qwenvl caption FOLDER."
+    )
+    CATEGORY = "QwenVL"
+    FUNCTION = "load"
+    RETURN_TYPES = ("IMAGE", "STRING", "STRING")
+    RETURN_NAMES = ("images", "names", "folder")
+    OUTPUT_IS_LIST = (True, True, False)
+    OUTPUT_TOOLTIPS = (
+        "A list of pictures, each of its own size. Transparent parts are white.",
+        "The pictures' file names, for QwenVL Save Captions.",
+        "The folder, for QwenVL Save Captions: captions then lie beside their pictures.",
+    )
+    SEARCH_ALIASES = ("load images", "directory", "dataset", "batch", "image list", "caption")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "folder": (
+                    "STRING",
+                    {"default": "", "tooltip": f"A folder's path, or its name in ComfyUI's input folder. {_WHERE}"},
+                ),
+                "pattern": (
+                    "STRING",
+                    {"default": "*", "tooltip": "Which names: * is any text and ? any letter, as in *_front.png."},
+                ),
+                "sort": (
+                    list(SORTS),
+                    {"default": SORTS[0], "tooltip": "By name (2 comes before 10), or by when they were changed."},
+                ),
+                "limit": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1_000_000, "tooltip": "Only the first so many. 0 is all of them."},
+                ),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **values: Any) -> Any:
+        if any(value is None for value in values.values()):
+            return ""  # a value that another node will deliver
+        try:
+            states = [(file.name, file.stat()) for file in _listed(**values)[1]]
+        except (OSError, ValueError):
+            return ""  # what is wrong is said when the node runs
+        return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+
+    def load(self, folder: str, pattern: str, sort: str, limit: int) -> tuple[list[torch.Tensor], list[str], str]:
+        where, files = _listed(folder, pattern, sort, limit)
+        _require_memory(files)
+        watch = host.NodeWatch(max(1, len(files)))
+        images, names, unreadable = [], [], []
+        for number, file in enumerate(files, 1):
+            try:
+                (picture,) = media.pictures({file.name: file})
+            except media.MediaError as error:
+                unreadable.append(file.name)
+                log.warning("left out: %s", error)
+            else:
+                images.append(torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None])
+                names.append(file.name)
+            watch.update(number, f"{number} of {len(files)} pictures")
+        if not images:
+            raise FolderError(f"folder: {folder!r} holds no picture that can be read and is like {pattern!r}.")
+        watch.end(f"{len(images)} pictures" + f"; unreadable: {', '.join(unreadable)}" * bool(unreadable))
+        return images, names, str(where)
+
+
+class QwenVLSaveCaptions:
+    """INPUT_IS_LIST: all texts and names are seen together, so that none is lost unnoticed."""
+
+    DESCRIPTION = "Write each text into a file of its own, named after its picture: a.png gets a.txt."
+    CATEGORY = "QwenVL"
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+    RETURN_TYPES = ()
+    RETURN_NAMES = ()
+    OUTPUT_TOOLTIPS = ()
+    SEARCH_ALIASES = ("save text", "caption files", "dataset", "txt", "tags")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "text": ("STRING", {"forceInput": True, "tooltip": "The captions, one for each name."}),
+                "names": ("STRING", {"forceInput": True, "tooltip": "The pictures' names, of QwenVL Load Folder."}),
+                "folder": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Where to: a folder's path, or a name in ComfyUI's output folder. It is made where "
+                        f"there is none. {_WHERE}",
+                    },
+                ),
+                "existing": (
+                    list(EXISTING),
+                    {"default": EXISTING[0], "tooltip": "What to do where a picture has a caption file already."},
+                ),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return float("nan")  # the files may have been deleted since
+
+    def save(self, text: list[str], names: list[str], folder: list[str], existing: list[str]) -> dict[str, Any]:
+        if len(text) != len(names):
+            raise FolderError(
+                f"There are {len(text)} texts for {len(names)} names. Set the QwenVL node's image_mode to "
+                "'one answer per image', and connect the names that came with its images."
+            )
+        one_of("existing", first(existing), EXISTING)
+        where = paths.resolve("folder", require_text("folder", first(folder)), host.reachable(), host.writing_bases())
+        files = _caption_files(where, [require_text("names", name) for name in names])
+        captions = [text_of("text", each) for each in text]
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            kept = {file for file in files if existing[0] == "skip" and file.exists()}
+            for file, caption in zip(files, captions, strict=True):
+                if file not in kept:
+                    write_whole(file, caption)
+        except OSError as error:
+            raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
+        told = f"{len(files) - len(kept)} captions written to {where}, {len(kept)} were there and stayed"
+        host.NodeWatch(1).end(told)
+        log.info("%s", told)
+        return {"ui": {"text": [told]}}
+
+
+def _listed(folder: str, pattern: str, sort: str, limit: int) -> tuple[Path, list[Path]]:
+    """The folder that the widget names, and its pictures."""
+    given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit}
+    folder, pattern, sort, limit = checked(QwenVLLoadFolder.INPUT_TYPES()["required"], given).values()
+    roots = host.reachable()
+    where = paths.resolve("folder", folder, roots, host.reading_bases())
+    # A link in an allowed folder may lead out of it.
+    files = [file for file in find_pictures(where, pattern, sort) if paths.is_within(file, roots)]
+    if limit < 0:
+        raise FolderError(f"limit must be 0 or more, got {limit}.")
+    return where, files[:limit] if limit else files
+
+
+def _require_memory(files: list[Path]) -> None:
+    """Say it before the machine runs out of memory."""
+    needed, free = sum(map(_bytes_of, files)), host.free_ram()
+    if needed > free:
+        raise FolderError(
+            f"folder: {len(files)} pictures need {gigabytes(needed)} of memory together, and {gigabytes(free)} are "
+            "free. Set a limit or a pattern, or caption the folder with: python -m qwenvl caption FOLDER."
+        )
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        with open_picture(file) as picture:
+            return picture.width * picture.height * _BYTES_PER_PIXEL
+    except BROKEN_PICTURE:
+        return 0  # it will be left out
+
+
+def _caption_files(where: Path, names: list[str]) -> list[Path]:
+    """A file in the folder for each name. Names are a node's output, so they may be anything."""
+    for name in names:
+        if not paths.is_plain_name(name, windows=os.name == "nt"):
+            raise FolderError(f"names: {name!r} is not a file's name. Connect the names of QwenVL Load Folder.")
+    files = caption_files([where / name for name in names])
+    if len(files) < len(names):
+        raise FolderError("names: two pictures have one name, so their captions would be one file.")
+    return list(files.values())

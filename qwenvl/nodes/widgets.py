@@ -1,0 +1,77 @@
+"""The settings as ComfyUI's widgets, with what this machine has: its devices, models and presets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..loading.devices import device_choices
+from ..models import catalog, download
+from ..prompting import presets
+from ..settings import OPTIONAL, REQUIRED, SETTINGS, Setting
+
+ANSWER_TOOLTIP = (
+    "The model's answer, without its thinking and without control tokens: a list, of one where one was asked."
+)
+THINKING_TOOLTIP = "What the model thought before each answer; empty where it did not."
+STATS_TOOLTIP = "JSON: what was loaded and how, tokens, seconds, tokens a second, memory, the seed that was used."
+
+Widget = tuple[Any, dict[str, Any]]
+Inputs = dict[str, dict[str, Widget]]
+
+# The picture inputs of both generations of workflows, in the order in which they are shown.
+PICTURES = ("image", "image1", "image2", "image3", "image4")
+
+
+def widget(setting: Setting, **here: Any) -> Widget:
+    """As INPUT_TYPES holds it.
+
+    Args:
+        here: what this machine says in place of what is declared.
+    """
+    options: dict[str, Any] = {"tooltip": setting.tooltip, **setting.page}
+    if setting.kind not in ("IMAGE", "VIDEO"):
+        options["default"] = setting.default
+    if setting.span is not None:
+        options["min"], options["max"] = setting.span
+    if setting.rare:
+        options["advanced"] = True
+    choices = list(here.pop("choices", setting.choices))
+    return (choices if setting.kind == "COMBO" else setting.kind), options | here
+
+
+_HERE: dict[str, dict[str, Any]] = {
+    "device": {"choices": device_choices()},
+    "download": {"default": download.default_policy()},
+}
+_WIDGETS = {name: widget(setting, **_HERE.get(name, {})) for name, setting in SETTINGS.items()}
+PICTURE, BYPASS = _WIDGETS["image1"], _WIDGETS["bypass"]
+
+
+def inputs(models: dict[str, catalog.Model], looks: bool) -> Inputs:
+    """INPUT_TYPES of a node that asks one of these models.
+
+    Args:
+        looks: whether it is shown pictures and videos.
+    """
+    # Read anew for every look at a node: the user's files may have changed.
+    offered = {**_WIDGETS, "model": _models(models), "preset": _presets()}
+    return {
+        group: {each.name: offered[each.name] for each in settings if looks or not each.looks}
+        for group, settings in (("required", REQUIRED), ("optional", OPTIONAL))
+    }
+
+
+def stops(text: str) -> tuple[str, ...]:
+    """The lines of the stop widget."""
+    return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
+
+
+def _models(models: dict[str, catalog.Model]) -> Widget:
+    setting = SETTINGS["model"]
+    sizes = [f"{model.name}: {model.size}" for model in models.values() if model.size]
+    tooltip = "\n".join([setting.tooltip, *sizes])
+    return widget(setting, choices=models, default=next(iter(models)), tooltip=tooltip)
+
+
+def _presets() -> Widget:
+    return widget(SETTINGS["preset"], choices=presets.names(), default=presets.NONE)

@@ -1,0 +1,1 @@
+"""Questions in, answers of an engine in another process out. Begin with session.py."""

@@ -1,0 +1,221 @@
+"""A request as a chat completion: messages, pictures as data URLs, sampling parameters by the names engines know."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..loading.loader import PICTURE_PIXELS
+from ..media.media import Video
+from ..models.engines import Engine
+from ..models.families import family_of
+from ..request import Request, Sampling, settings_of
+from ..settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting
+
+# Fields of a chat completion -> the settings that they come from.
+FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}
+# Every engine knows these.
+_KNOWN = {"temperature", "max_tokens"}
+# What an engine need not know. Where it says so, it is asked again without.
+MAY_DROP = {*FIELDS, "stream_options"} - _KNOWN
+# Engines hold seeds in signed 64 bits.
+_SEEDS = 1 << 63
+# Tokens that make up the structure of a prompt, as all Qwen families write them.
+_CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
+_ZERO_WIDTH_SPACE = "\u200b"
+# Side of the square of pixels that becomes one token, where the family is not known: a wrong guess costs a second,
+# small scaling.
+_PATCH = 32
+
+
+def plain(text: str) -> str:
+    """The text with its control tokens made harmless. Pure.
+
+    A model here is given such a token as the letters that it is written with. An engine reads text and control tokens
+    from the same string, so a space of no width goes into each: the letters stay, and no token comes of them.
+    """
+    return _CONTROL.sub(f"<{_ZERO_WIDTH_SPACE}", text)
+
+
+def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The request's body. Pure.
+
+    Args:
+        seed: None where sampling is greedy.
+        parts: what is shown before the text.
+    """
+    text = plain(request.text)
+    # Models of text alone have templates that want a string.
+    content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+    messages = [{"role": "system", "content": plain(request.system)}] if request.system else []
+    return {
+        "model": engine.model,
+        "messages": [*messages, {"role": "user", "content": content}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **_sampling(request, seed),
+    }
+
+
+def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
+    own = request.sampling
+    values = {each.name: getattr(own, each.attribute) for each in settings_of(Sampling)} | {
+        "max_new_tokens": own.longest,
+        "seed": None if seed is None else seed % _SEEDS,
+        "stop": list(own.stop),
+        "thinking": None if request.thinking == "auto" else {"enable_thinking": request.thinking == "on"},
+    }
+    fields = {}
+    for name, setting in FIELDS.items():
+        is_off = values[setting.name] in (None, [], setting.off) or (own.greedy and setting.drawn)
+        if _is_sent(setting, request, is_off):
+            fields[name] = _off(setting) if is_off else values[setting.name]
+    return fields
+
+
+def _is_sent(setting: Setting, request: Request, is_off: bool) -> bool:
+    """Values that are off are sent too where the engine would otherwise use those of the model's makers."""
+    if setting.makers:
+        return request.sampling_from == AS_SET
+    return setting.always or not is_off
+
+
+def _off(setting: Setting) -> Any:
+    """What an engine takes for off."""
+    return setting.off if setting.engine_off is None else setting.engine_off
+
+
+def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) -> list[str]:
+    """A sentence for each thing that was asked for and that an engine cannot or does not do. Pure.
+
+    Args:
+        sent: the request's body.
+        unknown: its fields that the engine did not know.
+    """
+    spec, own = request.load, request.sampling
+    sentences = []
+    if (spec.quantization, spec.device) != ("none", AUTO) or spec.attention not in ("sdpa", "auto"):
+        sentences.append("quantization, attention_mode and device have no effect: the model is loaded by the engine")
+    if request.sampling_from != AS_SET:
+        sentences.append("the sampling is the engine's own, whose values are not known here")
+    # An answer ends before a stop here, whether or not the engine knows it.
+    lost = [each.name for name, each in FIELDS.items() if name in unknown - {"stop"} and _counts(each, sent.get(name))]
+    if lost:
+        sentences.append(f"the engine does not know {', '.join(lost)}")
+    if own.thinking_budget and "thinking_token_budget" not in unknown:
+        sentences.append("the thinking budget is the engine's to keep, which not every engine does")
+    for each in settings_of(Sampling):
+        if not each.engine and each.off is not None and getattr(own, each.attribute) != each.off:
+            sentences.append(f"{each.name} has no effect: engines have nothing like it")
+    return sentences
+
+
+def _counts(setting: Setting, sent: Any) -> bool:
+    """Whether it makes a difference that an engine does not know what it was sent."""
+    return sent is not None and sent != _off(setting)
+
+
+def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:
+    """Message parts of pictures and videos, in the order in which a model here sees them.
+
+    One at a time, because each takes a while to pack.
+    """
+    budget, patch = _budget(engine, request), family_of(engine.family).patch or _PATCH
+    for picture in pictures:
+        yield _image(scaled(picture, budget, patch))
+    for video in videos:
+        if engine.video_url:
+            yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
+            continue
+        for frame, time_s in zip(video.frames, video.times_s, strict=True):
+            # As Qwen3-VL is told the times of a video.
+            yield {"type": "text", "text": f"<{time_s:.1f} seconds>"}
+            yield _image(Image.fromarray(frame))
+
+
+def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
+    """(width, height) at which the engine's model sees each picture; none where its family is not known."""
+    patch = family_of(engine.family).patch
+    return tuple(seen_size(*each.size, _budget(engine, request), patch) for each in pictures) if patch else ()
+
+
+def _budget(engine: Engine, request: Request) -> tuple[int, int]:
+    """Pixels of a picture, at least and at most."""
+    return RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
+
+
+def seen_size(width: int, height: int, budget: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(width, height) to which a processor of Qwen's scales a picture. Pure.
+
+    Args:
+        budget: pixels, at least and at most.
+        factor: what sides are rounded to.
+    """
+    low, high = budget
+    rounded = _rounded(width, height, factor)
+    pixels = math.prod(rounded)
+    if low <= pixels <= high:
+        return rounded
+    ratio = math.sqrt((high if pixels > high else low) / (width * height))
+    whole = math.floor if pixels > high else math.ceil
+    across, down = (max(factor, whole(side * ratio / factor) * factor) for side in (width, height))
+    return across, down
+
+
+def _rounded(width: int, height: int, factor: int) -> tuple[int, int]:
+    return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
+
+
+def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.Image:
+    """The picture at the size that a model here would see, where its own is outside the budget.
+
+    One within the budget stays as it is: the engine rounds its sides as the processor does here. The arithmetic
+    of scaling is the processor's, so the engine sees the same pixels.
+
+    Args:
+        budget, factor: as of seen_size.
+    """
+    across, down = seen_size(*picture.size, budget, factor)
+    if (across, down) == _rounded(*picture.size, factor):
+        return picture
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
+    larger = torch.nn.functional.interpolate(
+        pixels, [down, across], mode="bicubic", align_corners=False, antialias=True
+    )
+    return Image.fromarray(larger[0].permute(1, 2, 0).contiguous().numpy())
+
+
+def _image(picture: Image.Image) -> dict[str, Any]:
+    """Without loss, so that the engine sees what a model here would; quickly, because networks are fast."""
+    packed = io.BytesIO()
+    picture.save(packed, "PNG", compress_level=1)
+    return {"type": "image_url", "image_url": {"url": _data_url("image/png", packed.getvalue())}}
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _film(video: Video) -> bytes:
+    """The frames that were picked, as a file that plays them at their pace."""
+    import av
+
+    height, width = (side - side % 2 for side in video.frames.shape[1:3])  # what yuv420p can hold
+    packed = io.BytesIO()
+    with av.open(packed, "w", format="mp4") as container:
+        rate = max(1, round(1000 * len(video.frames) / max(video.duration_s, 0.001)))
+        stream = container.add_stream("libx264", rate=Fraction(rate, 1000), options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in video.frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:height, :width].copy(), format="rgb24")))
+        container.mux(stream.encode())
+    return packed.getvalue()

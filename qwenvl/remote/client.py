@@ -1,0 +1,205 @@
+"""One chat completion over HTTP: asked again while the engine is busy, read piece by piece, given up where it stalls.
+
+aiohttp carries it, because ComfyUI's own server is made of it: whoever has ComfyUI has it, whichever version, at no
+byte more. OpenAI's client would bring 30 MB and 0.8 s of import, follow redirects unless told otherwise, and repeat
+requests by rules of its own; httpx comes with some versions of huggingface_hub and with others not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any
+
+from ..log import log
+from ..models.engines import Engine
+from ..process import PROCESS
+from . import refusals
+from .refusals import EngineError
+from .reply import DONE, Reply, event_of, stream_data
+
+if TYPE_CHECKING:
+    import aiohttp
+
+# Waits before a question is asked again. The engine may ask for more, but not for more than the longest.
+WAITS_S = (0.5, 1.0, 2.0, 4.0)
+LONGEST_WAIT_S = 30.0
+CONNECT_S = 10.0
+BUSY = (429, 503)
+_MOST_WORDS = 1 << 16
+# More characters than the longest tokens have: whoever sends more ignores max_tokens, and may go on for ever.
+_MOST_PER_TOKEN = 512
+
+
+class _TryAgainError(Exception):
+    """Nothing of an answer has come, and it may at another try."""
+
+    def __init__(self, final: EngineError, after_s: float = 0.0) -> None:
+        self.final = final
+        self.after_s = after_s
+
+
+class _UnknownFieldsError(Exception):
+    """The engine does not know some of the fields that it need not know."""
+
+    def __init__(self, names: Set[str]) -> None:
+        self.names = names
+
+
+class Wire:
+    """The connection to an engine for the time of one run.
+
+    Args:
+        engine: the other end.
+        key: what it wants to see; "" for none. Goes into one header of each request and nowhere else.
+
+    Attributes:
+        unknown: the fields that the engine turned out not to know, now or in an earlier run.
+    """
+
+    def __init__(self, engine: Engine, key: str) -> None:
+        self._engine = engine
+        self._key = key
+        self._session: Any = None
+        self.unknown = PROCESS.unknown_fields.setdefault((engine.base_url, engine.model), set())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> Any:
+        """The session, made in the loop that uses it."""
+        import aiohttp
+
+        patience = aiohttp.ClientTimeout(
+            total=None, sock_connect=min(CONNECT_S, self._engine.timeout_s), sock_read=self._engine.timeout_s
+        )
+        connector = aiohttp.TCPConnector(limit=self._engine.max_concurrency)
+        return aiohttp.ClientSession(timeout=patience, connector=connector)
+
+    async def complete(self, body: Mapping[str, Any], may_drop: Set[str], on_piece: Callable[[Reply], None]) -> Reply:
+        """Ask, and return the whole answer.
+
+        Args:
+            body: the request.
+            may_drop: its fields that an engine need not know. What it refuses by name is left out of a second try.
+            on_piece: called with the reply whenever it has grown.
+
+        Raises:
+            QuestionError: this question got no answer.
+            EngineError: no question will get one from this engine.
+        """
+        self._session = self._session or self._open()
+        waits = iter(WAITS_S)
+        while True:
+            known = {name: value for name, value in body.items() if name not in self.unknown}
+            try:
+                return await self._ask(known, may_drop & known.keys(), on_piece)
+            except _UnknownFieldsError as error:
+                self.unknown |= error.names
+            except _TryAgainError as error:
+                wait = next(waits, None)
+                if wait is None:
+                    raise error.final from None
+                # Spread, so that many questions that were turned away together do not come back together.
+                wait = max(wait * random.uniform(0.75, 1.25), min(error.after_s, LONGEST_WAIT_S))  # noqa: S311
+                log.info("%s Asking again in %.1f s.", error.final, wait)
+                await asyncio.sleep(wait)
+
+    async def _ask(self, body: Mapping[str, Any], may_drop: Set[str], on_piece: Callable[[Reply], None]) -> Reply:
+        import aiohttp
+
+        reply = Reply(time.perf_counter())
+        url = f"{self._engine.base_url}/chat/completions"
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        try:
+            # A redirect would carry the key to wherever it points.
+            async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
+                if response.status != 200:
+                    await self._refuse(response, may_drop)
+                await self._read(response, reply, on_piece, _MOST_PER_TOKEN * body.get("max_tokens", _MOST_WORDS))
+                return reply
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            if reply.ended:
+                return reply
+            problem = self._problem(error, reply)
+        # Raised out here: aiohttp's own errors hold the request, and so the key, in their attributes.
+        raise problem
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, reply: Reply, on_piece: Callable[[Reply], None], most: int
+    ) -> None:
+        if response.content_type != "text/event-stream":
+            raise refusals.garbage(self._engine, self._without_key(await _beginning(response)))
+        async for data in stream_data(response.content.iter_any()):
+            if data == DONE:
+                reply.ended = reply.ended or "stop"
+                break
+            if reply.take(self._event(data)):
+                on_piece(reply)
+            if len(reply.text) + len(reply.thinking) > most:
+                raise refusals.broken_off(self._engine, f"it has more than {most:,} characters, and is not at its end")
+        if reply.broken:
+            raise refusals.broken_off(self._engine, f"the engine ended it with {reply.ended!r}")
+        if not reply.ended:
+            raise self._lost(reply, "the stream ended without saying that the answer is complete")
+
+    def _event(self, data: str) -> dict[str, Any]:
+        event = event_of(data)
+        if event is None:
+            raise refusals.garbage(self._engine, self._without_key(data))
+        if event.get("error"):
+            said = refusals.words(self._without_key(data))
+            raise refusals.refused(self._engine, refusals.status_in(event), said)
+        return event
+
+    async def _refuse(self, response: aiohttp.ClientResponse, may_drop: Set[str]) -> None:
+        """Raise what a status other than 200 means."""
+        words = refusals.words(self._without_key(await _beginning(response)))
+        if response.status in BUSY:
+            raise _TryAgainError(refusals.busy(self._engine, words), _seconds(response.headers.get("Retry-After", "")))
+        if response.status in (400, 422) and (names := refusals.unknown_fields(words, may_drop)):
+            raise _UnknownFieldsError(names)
+        if 300 <= response.status < 400:
+            raise refusals.redirected(self._engine, response.headers.get("Location", ""))
+        raise refusals.refused(self._engine, response.status, words)
+
+    def _problem(self, error: Exception, reply: Reply) -> Exception:
+        """What went wrong on the way."""
+        import aiohttp
+
+        words = self._without_key(str(error)) or type(error).__name__
+        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+            return refusals.unreachable(self._engine, words)
+        if isinstance(error, asyncio.TimeoutError):
+            return refusals.stalled(self._engine)
+        if isinstance(error, aiohttp.ClientResponseError):
+            return refusals.garbage(self._engine, words)
+        return self._lost(reply, f"the connection was lost: {words}")
+
+    def _lost(self, reply: Reply, why: str) -> Exception:
+        lost = refusals.broken_off(self._engine, why)
+        return lost if reply.pieces else _TryAgainError(lost)
+
+    def _without_key(self, words: str) -> str:
+        """Engines like to repeat a key that they refuse."""
+        return words.replace(self._key, "***") if self._key else words
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> str:
+    """What a response that is no stream says, as far as anybody will read it."""
+    found = b""
+    async for block in response.content.iter_any():
+        found += block
+        if len(found) > _MOST_WORDS:
+            break
+    return found.decode(errors="replace")
+
+
+def _seconds(retry_after: str) -> float:
+    """Retry-After in seconds; its other form, a date, is left to our own waits."""
+    return float(retry_after) if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after) else 0.0

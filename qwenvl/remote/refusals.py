@@ -1,0 +1,134 @@
+"""Why an engine gave no answer: one sentence each, with the engine's own words. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from ..checks import whole_characters
+from ..models.engines import Engine
+
+_LONGEST_WORDS = 400
+_UNKNOWN_FIELD = re.compile(
+    r"unexpected|unrecogni[sz]ed|unknown|unsupported|not (?:supported|permitted|allowed)|extra inputs|cannot find field"
+)
+_UNKNOWN_MODEL = re.compile(r"\bmodel\b.*(?:not exist|not found|unknown|not available|not serv)|pinned to", re.S)
+_TOO_LONG = re.compile(
+    r"context (?:length|window)|maximum (?:model|sequence|input|context|prompt)|too (?:long|many tokens)|"
+    r"longer than|max_model_len|exceeds? .*(?:length|tokens|context)"
+)
+_PICTURES = re.compile(r"image|picture|multi-?modal|\bmm\b|vision|video")
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be used; another question would fare no better."""
+
+
+class QuestionError(EngineError):
+    """An engine did not answer this question; it may answer others."""
+
+
+def words(body: str) -> str:
+    """What an error response says, in whichever of the usual forms. Pure."""
+    try:
+        said = whole_characters(_said(json.loads(body)))
+    except (ValueError, RecursionError):
+        said = re.sub(r"<[^>]*>", " ", body)
+    said = " ".join(said.split())
+    return said if len(said) <= _LONGEST_WORDS else f"{said[:_LONGEST_WORDS]} ..."
+
+
+def _said(content: Any) -> str:
+    if isinstance(content, dict):
+        for name in ("error", "message", "detail", "msg"):
+            if content.get(name):
+                # FastAPI names the field beside the message.
+                where = content.get("loc") or content.get("param")
+                return f"{_said(content[name])}{f' ({_said(where)})' if where else ''}"
+    if isinstance(content, list):
+        return ", ".join(_said(each) for each in content)
+    return content if isinstance(content, str) else json.dumps(content)
+
+
+def status_in(event: dict[str, Any]) -> int:
+    """The status that an error within a stream tells, 500 where it tells none. Pure."""
+    error = event.get("error")
+    code = error.get("code") if isinstance(error, dict) else event.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def unknown_fields(said: str, candidates: Collection[str]) -> set[str]:
+    """Those of the candidates that a refusal names as fields it does not know. Pure."""
+    if not _UNKNOWN_FIELD.search(said.lower()):
+        return set()
+    return {name for name in candidates if re.search(rf"\b{name}\b", said)}
+
+
+def refused(engine: Engine, status: int, said: str) -> EngineError:
+    """A status other than 200, or an error within a stream."""
+    who, low = _who(engine), said.lower()
+    said = said or f"status {status}"
+    if status in (401, 403):
+        return EngineError(f"{who} refuses the key: {said}. {_about_key(engine)}")
+    if status == 404 and "model" not in low:
+        return EngineError(f"{who} has nothing at its address: {said}. base_url usually ends in /v1.")
+    if status == 404 or (status < 500 and _UNKNOWN_MODEL.search(low)):
+        return EngineError(f"{who} has no model {engine.model!r}: {said}. Set model in its entry to what it serves.")
+    if status == 413 or _TOO_LONG.search(low):
+        return QuestionError(
+            f"The question is too long for {_the(who)}: {said}. "
+            "Lower max_new_tokens, or show fewer or smaller pictures."
+        )
+    if status < 500 and _PICTURES.search(low):
+        return QuestionError(
+            f"{who} refuses the pictures: {said}. If its model cannot see, set vision to false in its entry."
+        )
+    doing = "refuses the question" if status < 500 else "failed"
+    return QuestionError(f"{who} {doing}: {said}.")
+
+
+def busy(engine: Engine, said: str) -> QuestionError:
+    return QuestionError(f"{_who(engine)} is too busy: {said or 'it gives no reason'}.")
+
+
+def redirected(engine: Engine, target: str) -> EngineError:
+    return EngineError(
+        f"{_who(engine)} sends its callers on to {target or 'an address it does not name'}, which is not followed, "
+        "because the key would go there too. Set base_url to where the engine is."
+    )
+
+
+def unreachable(engine: Engine, said: str) -> EngineError:
+    return EngineError(f"{_who(engine)} cannot be reached: {said}. Is it running, and is base_url right?")
+
+
+def stalled(engine: Engine) -> QuestionError:
+    return QuestionError(
+        f"{_who(engine)} sent nothing for {engine.timeout_s:g} s, so the question was given up. "
+        "Raise timeout_s in its entry if it needs longer."
+    )
+
+
+def broken_off(engine: Engine, why: str) -> QuestionError:
+    return QuestionError(f"The answer of {_the(_who(engine))} broke off: {why}. What had come of it is not used.")
+
+
+def garbage(engine: Engine, begin: str) -> QuestionError:
+    shown = begin if len(begin) <= 200 else f"{begin[:200]} ..."
+    return QuestionError(f"{_who(engine)} answered with something that is no chat completion: {shown!r}.")
+
+
+def _who(engine: Engine) -> str:
+    return f"Engine {engine.name!r} at {engine.place}"
+
+
+def _the(who: str) -> str:
+    return f"e{who[1:]}"
+
+
+def _about_key(engine: Engine) -> str:
+    if engine.api_key_env:
+        return f"Set the environment variable {engine.api_key_env} to the right one."
+    return "Name the environment variable that holds it as api_key_env in its entry."

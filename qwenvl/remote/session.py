@@ -1,0 +1,302 @@
+"""The same questions put to an engine: vLLM, SGLang, or whatever else speaks OpenAI's chat completions.
+
+Nothing of it is in memory here: no model is loaded, and ComfyUI's memory manager hears nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from ..checks import whole_characters
+from ..log import log
+from ..media import media
+from ..models.engines import Engine
+from ..models.families import family_of
+from ..prompting.answer import THINK_END, THINK_START, cut_before, split_thinking, why_no_answer
+from ..prompting.batch import later_seed, run_seed
+from ..prompting.watch import Telling, Watch
+from ..report.diagnostics import Diagnosis
+from ..request import Answer, DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Sampling, Stats
+from ..settings import AS_SET
+from . import chat
+from .client import Wire
+from .loop import Loop
+from .refusals import EngineError, QuestionError
+from .reply import Reply
+from .thoughts import Thoughts, known
+
+# How often a cancel is looked for while nothing comes.
+POLL_S = 0.1
+# Questions that are made ready while the others are under way, so that the engine need not wait for packing.
+PACKED_AHEAD = 2
+# What Stats says of things that are the engine's own affair.
+ENGINES_OWN = "engine"
+
+
+class Writer:
+    """One answer while it comes."""
+
+    over_budget = False
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._stops = request.sampling.stop
+        self._may_think = request.thinking != "off"
+        self.auto = request.thinking == "auto"
+        # Whether the template opened the think block; None where that is not known.
+        self.opened = known(engine) if self.auto else self._may_think
+        self.reply = Reply(0.0)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are: the engine's count where it has come, until then the pieces."""
+        return self.reply.count("completion_tokens") or self.reply.pieces
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.reply.ended)
+
+    @property
+    def so_far(self) -> Answer:
+        """What is certain of it."""
+        thinking, text = self._split()
+        return Answer(cut_before(text or "", self._stops), thinking)
+
+    def end(self) -> Answer | None:
+        """The whole of it; None where the model only thought."""
+        thinking, text = self._split()
+        if text is None and self.reply.ended != "length" and not self.reply.text.lstrip().startswith(THINK_START):
+            # It ended by itself and closed no block, so there was none.
+            thinking, text = "", thinking
+        if text is None or (thinking and not text):
+            return None
+        return Answer(cut_before(text, self._stops).strip(), thinking)
+
+    def _split(self) -> tuple[str, str | None]:
+        """(thinking, answer) as far as they have come."""
+        # Only here: the halves of a character may come in two pieces.
+        text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
+        if thinking:
+            return thinking.strip(), text.strip()
+        closed = self._may_think and THINK_END in text
+        return split_thinking(text, bool(self.opened) or closed)
+
+
+class EngineSession:
+    """An engine for the time of one run: the questions under way, and what came of the others.
+
+    An engine makes batches by itself, so all questions are one batch: up to its max_concurrency are under way at a
+    time, and answers come as they are ready.
+
+    Args:
+        most: questions at a time; None takes as many as the engine does.
+    """
+
+    def __init__(self, engine: Engine, request: Request, watch: Watch, diagnosis: Diagnosis, most: int | None) -> None:
+        self.diagnosis = diagnosis
+        self._engine = engine
+        self._request = request
+        self._watch = watch
+        as_set = request.sampling_from == AS_SET
+        # The model's own may be drawn at random whatever is set.
+        self._seed = run_seed(request.sampling if as_set else Sampling(seed=request.sampling.seed))
+        self._most = min(engine.max_concurrency, most or engine.max_concurrency)
+        self._places = asyncio.Semaphore(self._most)
+        self._videos: Sequence[media.Video] = ()
+        # Set whenever there is something to look at.
+        self._news = threading.Event()
+        self._running: dict[Future[None], tuple[int, Writer]] = {}
+        self._done: list[Writer] = []
+        self._sizes: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._sent: dict[str, Any] = {}
+        self._now = self._at_once = 0
+        # What ended the run: nothing more is sent then.
+        self._fatal: EngineError | None = None
+        self._loop = Loop()
+        self._wire = Wire(engine, _key(engine))
+        self._thoughts = Thoughts(engine, self._wire)
+
+    def __enter__(self) -> EngineSession:
+        self._loop.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the connections."""
+        self._loop.cancel()
+        self._loop.run(self._wire.close())
+        self._loop.__exit__(*error)
+
+    def load(self, first: Question, expected: int) -> None:
+        """Nothing is loaded here."""
+        self._videos = media.videos(self._request)
+        self._watch.check()
+
+    def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:
+        """Each is packed on its way, a few ahead of the engine."""
+        yield questions
+
+    def generate(self, batch: Iterable[Question], telling: Telling) -> Iterator[Outcome]:
+        """Put every question, and give what comes of it.
+
+        Raises:
+            EngineError: the engine cannot be used; it says why.
+        """
+        for question in batch:
+            if (question.pictures or self._videos) and not self._engine.vision:
+                raise EngineError(f"{self._request.load.model} answers text only: vision is false in its entry.")
+            while len(self._running) >= self._most + PACKED_AHEAD:
+                yield from self._look(telling)
+            self._start(question)
+        while self._running:
+            yield from self._look(telling)
+
+    def _start(self, question: Question) -> None:
+        """Put a question on its way."""
+        writer = Writer(self._engine, self._request)
+        if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
+            self._sizes[question.number] = sizes
+        future = self._loop.start(self._ask(writer, question))
+        self._running[future] = (question.number, writer)
+        future.add_done_callback(self._heard)
+
+    def _heard(self, _: object) -> None:
+        self._news.set()
+
+    def _grown(self, writer: Writer, reply: Reply) -> None:
+        writer.reply = reply
+        self._news.set()
+
+    async def _ask(self, writer: Writer, question: Question) -> None:
+        parts = []
+        packing = chat.shown(self._engine, self._request, question.pictures, self._videos)
+        # A picture at a time, so that a cancel need not wait for all of them.
+        while part := await asyncio.to_thread(next, packing, None):
+            parts.append(part)
+        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, question.number), parts)
+        async with self._places:
+            if self._fatal:
+                raise self._fatal
+            self._now += 1
+            self._at_once = max(self._at_once, self._now)
+            try:
+                writer.reply = await self._wire.complete(body, chat.MAY_DROP, partial(self._grown, writer))
+                if writer.auto:
+                    writer.opened = await self._thoughts.opened(writer.reply, body)
+            except EngineError as error:
+                if not isinstance(error, QuestionError):
+                    self._fatal = error
+                raise
+            finally:
+                self._now -= 1
+
+    def _look(self, telling: Telling) -> Iterator[Outcome]:
+        """Wait for news, but not for long; then tell of it, and give what is finished.
+
+        Raises:
+            EngineError: the engine failed in a way that concerns every question.
+        """
+        self._news.wait(POLL_S)
+        self._news.clear()
+        done = [future for future in self._running if future.done()]
+        self._watch.check()
+        if grown := [writer for _, writer in self._running.values() if writer.reply.pieces]:
+            telling.look(grown)
+        for future in done:
+            number, writer = self._running.pop(future)
+            error = future.exception()
+            if isinstance(error, (QuestionError, media.MediaError)):
+                yield Outcome(number, error)
+            elif error is not None:
+                raise error
+            else:
+                self._done.append(writer)
+                yield Outcome(number, writer.end() or why_no_answer(self._request))
+
+    def stats(self) -> Stats:
+        stats = Stats(
+            loaded=self._loaded(),
+            prompt=self._prompt_stats(),
+            decode=self._decode_stats(),
+            peak_bytes=0,
+            total_s=time.perf_counter() - self.diagnosis.began,
+        )
+        for sentence in stats.loaded.fallbacks:
+            log.warning("%s: %s", self._request.load.model, sentence)
+        if self._request.diagnostics != "off":
+            log.info("%s", stats)
+        return stats
+
+    def _loaded(self) -> LoadStats:
+        fallbacks = chat.without_effect(self._request, self._sent, self._wire.unknown)
+        if any(not writer.reply.usage for writer in self._done):
+            fallbacks.append("the engine does not count its tokens: the figures count the pieces it sent")
+        return LoadStats(
+            model=self._request.load.model,
+            device=f"{ENGINES_OWN} at {self._engine.place}",
+            dtype=ENGINES_OWN,
+            quantization=ENGINES_OWN,
+            attention=ENGINES_OWN,
+            decode_attention=ENGINES_OWN,
+            fallbacks=tuple(fallbacks),
+            load_s=0.0,
+        )
+
+    def _prompt_stats(self) -> PromptStats:
+        """The engine's own numbers, where it tells them. Times are measured here, so the network is in them."""
+        replies = [writer.reply for writer in self._done]
+        start = self.diagnosis.began
+        return PromptStats(
+            prompt_tokens=sum(reply.count("prompt_tokens") for reply in replies),
+            reused_tokens=sum(reply.cached for reply in replies),
+            first_token_s=self._first(start) - start,
+            prefill_s=sum(reply.first_s - reply.sent_s for reply in replies if reply.pieces),
+            coordinates=family_of(self._engine.family).coordinates,
+            seen_sizes=tuple(self._sizes[number] for number in sorted(self._sizes)),
+        )
+
+    def _decode_stats(self) -> DecodeStats:
+        """Tokens per second are those of all questions together."""
+        first = self._first(self.diagnosis.began)
+        decode_s = max((writer.reply.last_s for writer in self._done if writer.reply.pieces), default=first) - first
+        steps = sum(max(0, writer.tokens - 1) for writer in self._done)
+        return DecodeStats(
+            answers=len(self._done),
+            batch_size=self._at_once,
+            new_tokens=sum(writer.tokens for writer in self._done),
+            decode_tokens_per_s=steps / decode_s if steps and decode_s > 0 else 0.0,
+            thoughts_cut=0,
+            tier=ENGINES_OWN,
+            tier_reason="",
+            sampling=self._request.sampling,
+            sampling_from=self._request.sampling_from,
+            seed=self._seed,
+        )
+
+    def _first(self, otherwise: float) -> float:
+        """When the first piece of all answers came."""
+        return min((writer.reply.first_s for writer in self._done if writer.reply.pieces), default=otherwise)
+
+
+def _key(engine: Engine) -> str:
+    """Read at every run, and held by nothing that outlives it.
+
+    Raises:
+        EngineError: the entry names a variable, and there is none.
+    """
+    if not engine.api_key_env:
+        return ""
+    key = os.environ.get(engine.api_key_env, "").strip()
+    if not key:
+        raise EngineError(
+            f"Engine {engine.name!r} needs a key, and the environment variable {engine.api_key_env} is not set. "
+            "Set it for the process that runs this, and start that again."
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(f"The environment variable {engine.api_key_env} holds characters that no key has.")
+    return key

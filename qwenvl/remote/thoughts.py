@@ -1,0 +1,81 @@
+"""Whether an engine's prompts end in an open think block: a thought then comes without <think>.
+
+The chat template opens the block, and only the engine sees it. Where max_tokens ends a text that holds no mark, nothing
+in it tells a thought from an answer. A short question does: what answers it and ends without </think> was in no block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ..log import log
+from ..models.engines import Engine
+from ..process import PROCESS
+from ..prompting.answer import THINK_END, THINK_START
+from .chat import MAY_DROP
+from .client import Wire
+from .refusals import EngineError
+from .reply import Reply
+
+# A model that does not think needs a token or two for it; one that does is hardly done with its thought by then.
+_QUESTION, _MOST_TOKENS = "Answer with one word: yes.", 64
+# Fields that belong to the question that was cut off.
+_ITS_OWN = ("stop", "min_tokens", "thinking_token_budget")
+
+
+def known(engine: Engine) -> bool | None:
+    """Whether the block is open before the engine's texts; None where that was not found out."""
+    return PROCESS.opens_thought.get((engine.base_url, engine.model))
+
+
+class Thoughts:
+    """Tells thoughts from answers for the time of one run, where a request leaves thinking to the model."""
+
+    def __init__(self, engine: Engine, wire: Wire) -> None:
+        self._engine = engine
+        self._wire = wire
+        self._key = (engine.base_url, engine.model)
+        self._asking = asyncio.Lock()
+
+    async def opened(self, reply: Reply, sent: Mapping[str, Any]) -> bool | None:
+        """Whether the block was open before the text of this reply; None where its marks tell all that matters.
+
+        Args:
+            reply: at its end.
+            sent: what was asked.
+        """
+        marked = _marked(reply)
+        if marked:
+            PROCESS.opens_thought.setdefault(self._key, True)
+        if marked is None and reply.ended == "length" and reply.text.strip():
+            # Many answers may be cut off at a time: one of them asks.
+            async with self._asking:
+                found = known(self._engine)
+                return await self._ask(sent) if found is None else found
+        return known(self._engine)
+
+    async def _ask(self, sent: Mapping[str, Any]) -> bool:
+        """By a short question. True where there is no telling: half a thought must not become an answer."""
+        kept = {name: value for name, value in sent.items() if name not in _ITS_OWN}
+        greedy = {"temperature": 0.0} if "temperature" in sent else {}
+        asked = {**kept, **greedy, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": _MOST_TOKENS}
+        try:
+            reply = await self._wire.complete(asked, MAY_DROP, lambda _: None)
+        except EngineError as error:
+            log.warning("it is not known whether %s thinks unless it is told not to: %s", self._engine.model, error)
+            return True
+        marked = _marked(reply)
+        found = reply.ended == "length" if marked is None else marked
+        log.info("%s %s before it answers", self._engine.model, "thinks" if found else "does not think")
+        PROCESS.opens_thought[self._key] = found
+        return found
+
+
+def _marked(reply: Reply) -> bool | None:
+    """What the marks in a text say of the block before it; None where there are none. Pure."""
+    # An engine that tells thoughts apart sends none as text.
+    if reply.thinking or reply.text.lstrip().startswith(THINK_START):
+        return False
+    return True if THINK_END in reply.text else None

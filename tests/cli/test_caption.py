@@ -1,0 +1,250 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from pictures import ROOT, draw
+
+from qwenvl.__main__ import main
+
+SCENES = {
+    "1.png": ("circle", "red", "blue"),
+    "2.jpg": ("square", "yellow", "green"),
+    "10.webp": ("triangle", "green", "white"),
+    "sub/deep.png": ("circle", "pink", "black"),
+}
+CAPTIONS = {
+    "1.txt": "a red circle on a blue background",
+    "2.txt": "a yellow square on a green background",
+    "10.txt": "a green triangle on a white background",
+    "sub/deep.txt": "a pink circle on a black background",
+}
+ASK = ["--prompt", "Describe this image.", "--no-do-sample"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "sub").mkdir(parents=True)
+    for name, scene in SCENES.items():
+        draw(*scene).save(folder / name, quality=95)
+    return folder
+
+
+def captions(folder, suffix=".txt"):
+    return {file.relative_to(folder).as_posix(): file.read_text() for file in folder.rglob(f"*{suffix}")}
+
+
+def ask(folder, *flags):
+    return main(["caption", str(folder), *ASK, *flags])
+
+
+def test_each_picture_gets_its_own_caption_beside_it(folder, capsys):
+    assert ask(folder, "--recursive") == 0
+    assert captions(folder) == CAPTIONS
+    assert {file.relative_to(folder).as_posix() for file in folder.rglob("*")} == {*SCENES, *CAPTIONS, "sub"}
+    assert capsys.readouterr().out == "4 captioned, 0 not, 0 had a caption\n"
+
+
+def test_folders_below_are_left_alone_unless_asked_for(folder):
+    assert ask(folder) == 0
+    assert set(captions(folder)) == {"1.txt", "2.txt", "10.txt"}
+
+
+def test_captions_that_are_there_stay_and_the_rest_is_made(folder, capsys):
+    (folder / "2.txt").write_text("mine")
+    assert ask(folder) == 0
+    assert captions(folder) == {"1.txt": CAPTIONS["1.txt"], "2.txt": "mine", "10.txt": CAPTIONS["10.txt"]}
+    assert capsys.readouterr().out == "2 captioned, 0 not, 1 had a caption\n"
+
+
+def test_when_all_have_one_no_model_is_loaded(folder, capsys, monkeypatch):
+    for name in CAPTIONS:
+        (folder / name).write_text("mine")
+    monkeypatch.setattr("qwenvl.cli.caption.caption", None)
+    assert ask(folder, "--recursive") == 0
+    assert set(captions(folder).values()) == {"mine"}
+
+
+def test_overwrite_makes_all_of_them_new(folder):
+    for name in CAPTIONS:
+        (folder / name).write_text("mine")
+    assert ask(folder, "--recursive", "--overwrite") == 0
+    assert captions(folder) == CAPTIONS
+
+
+def test_the_files_have_the_suffix_that_was_asked_for(folder):
+    assert ask(folder, "--suffix", ".caption") == 0
+    assert set(captions(folder, ".caption")) == {"1.caption", "2.caption", "10.caption"}
+    assert captions(folder) == {}
+
+
+def test_two_pictures_of_one_name_do_not_share_a_caption(folder):
+    draw("square", "red", "white").save(folder / "1.webp", quality=95)
+    assert ask(folder) == 0
+    assert {name: text for name, text in captions(folder).items() if name.startswith("1.")} == {
+        "1.png.txt": CAPTIONS["1.txt"],
+        "1.webp.txt": "a red square on a white background",
+    }
+
+
+def test_pictures_that_cannot_be_read_are_told_at_the_end_and_cost_themselves_only(folder, capsys):
+    (folder / "0.png").write_text("no picture")
+    (folder / "5.jpg").write_bytes((folder / "2.jpg").read_bytes()[:300])
+    assert ask(folder, "--recursive") == 1
+    assert captions(folder) == CAPTIONS
+    out, err = capsys.readouterr()
+    assert out == "4 captioned, 2 not, 0 had a caption\n"
+    told = [line for line in err.splitlines() if line.startswith("no caption: ")]
+    assert [re.match(r"no caption: (\S+):", line).group(1) for line in told] == ["0.png", "5.jpg"]
+    assert "cannot be read as a picture" in told[0]
+
+
+def test_they_are_tried_again_the_next_time(folder, capsys):
+    (folder / "0.png").write_text("no picture")
+    ask(folder)
+    draw("circle", "red", "white").save(folder / "0.png")
+    capsys.readouterr()
+    assert ask(folder) == 0
+    assert captions(folder)["0.txt"] == "a red circle on a white background"
+    assert capsys.readouterr().out == "1 captioned, 0 not, 3 had a caption\n"
+
+
+def test_an_empty_answer_is_no_caption(folder, capsys, monkeypatch):
+    from qwenvl.request import Answer
+
+    def caption(request, items, models, watch, batch_size, done, failed):
+        for index in range(len(items)):
+            done(index, Answer("" if index == 1 else "text"))
+
+    monkeypatch.setattr("qwenvl.cli.caption.caption", caption)
+    assert ask(folder) == 1
+    assert captions(folder) == {"1.txt": "text", "10.txt": "text"}
+    assert "2.jpg: the model answered nothing" in capsys.readouterr().err
+
+
+def test_one_file_holds_the_captions_of_the_whole_folder_old_ones_too(folder):
+    (folder / "2.txt").write_text("mine — ü")
+    (folder / "0.png").write_text("no picture")
+    file = folder / "metadata.jsonl"
+    assert ask(folder, "--recursive", "--jsonl", str(file)) == 1
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert lines == [
+        {"file_name": "1.png", "text": CAPTIONS["1.txt"]},
+        {"file_name": "2.jpg", "text": "mine — ü"},
+        {"file_name": "10.webp", "text": CAPTIONS["10.txt"]},
+        {"file_name": "sub/deep.png", "text": CAPTIONS["sub/deep.txt"]},
+    ]
+
+
+def test_a_preset_asks_the_question(folder):
+    assert main(["caption", str(folder), "--preset", "tags for a training set", "--no-do-sample"]) == 0
+    assert captions(folder)["1.txt"] == "red circle, blue background"
+
+
+@pytest.mark.parametrize("size", ["1", "2", "auto"])
+def test_any_number_at_a_time_gives_the_same_captions(folder, size):
+    assert ask(folder, "--recursive", "--batch-size", size) == 0
+    assert captions(folder) == CAPTIONS
+
+
+def test_progress_tells_the_rate_and_the_time_left(folder, capsys):
+    ask(folder)
+    last = re.split(r"[\r\n]", capsys.readouterr().err.strip())[-1]
+    assert re.search(r"100%.* 3/3 \[\d\d:\d\d, 00:00 left, +[\d.]+ images/s\]", last), last
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["{folder}"], "give --prompt, --preset or both"),
+        (["{folder}/gone", *ASK], "There is no folder"),
+        (["{folder}/empty", *ASK], "There is no picture in"),
+        (["{folder}", *ASK, "--suffix", ".png"], "suffix '.png'"),
+        (["{folder}", *ASK, "--preset", "gone"], "preset 'gone' does not exist"),
+        (["{folder}", *ASK, "--model", "Qwen9"], "'Qwen9' is not in the list"),
+        (["{folder}", *ASK, "--jsonl", "{folder}/gone/out.jsonl"], "--jsonl: there is no folder"),
+        (["{folder}", *ASK, "--temperature", "3"], "temperature must be between"),
+    ],
+)
+def test_an_error_that_stops_it_all_is_one_line_and_status_2(folder, flags, message, capsys):
+    (folder / "empty").mkdir()
+    assert main(["caption", *(flag.format(folder=folder) for flag in flags)]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert captions(folder) == {}
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "many"])
+def test_a_batch_size_is_auto_or_a_number(folder, size, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ask(folder, f"--batch-size={size}")
+    assert stopped.value.code == 2
+    assert "must be auto or a number" in capsys.readouterr().err
+
+
+def test_a_caption_that_cannot_be_written_stops_it_with_what_was_done_so_far(folder, capsys):
+    (folder / "2.txt").mkdir()
+    assert ask(folder, "--overwrite", "--batch-size", "1") == 2
+    out, err = capsys.readouterr()
+    assert "1 captioned, 0 not, 0 had a caption, 2 left to do" in out
+    assert "2.txt" in err.splitlines()[-1]
+
+
+def many(folder, count=16):
+    for number in range(count):
+        draw(*list(SCENES.values())[number % 4]).save(folder / f"many {number}.png")
+    return count
+
+
+def hears_ctrl_c():
+    """A shell makes what it starts in the background deaf to Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def started(folder, *flags):
+    """The command in a process of its own, once it has written two captions."""
+    command = [sys.executable, "-m", "qwenvl", "caption", str(folder), *ASK, "--batch-size", "2", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=None if os.name == "nt" else hears_ctrl_c, **pipes)
+    deadline = time.monotonic() + 240
+    while len(list(folder.glob("*.txt"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+def test_killed_in_the_middle_every_caption_is_whole_and_the_next_run_makes_the_rest(tmp_path, capsys):
+    count = many(tmp_path, 48)
+    process = started(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    first = {file: (file.read_text(), file.stat().st_mtime_ns) for file in tmp_path.glob("*.txt")}
+    assert 2 <= len(first) < count
+    assert {text for text, _ in first.values()} <= set(CAPTIONS.values())
+
+    assert ask(tmp_path) == 0
+    assert capsys.readouterr().out == f"{count - len(first)} captioned, 0 not, {len(first)} had a caption\n"
+    assert {file: (file.read_text(), file.stat().st_mtime_ns) for file in first} == first
+    made = [tmp_path / f"many {number}.txt" for number in range(count)]
+    assert [file.read_text() for file in made] == (list(CAPTIONS.values()) * count)[:count]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to others on Windows")
+def test_ctrl_c_ends_it_with_a_sum_and_the_captions_so_far_in_one_file(tmp_path):
+    count = many(tmp_path, 100)
+    process = started(tmp_path, "--jsonl", str(tmp_path / "all.jsonl"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    written = len(captions(tmp_path))
+    assert 2 <= written < count
+    assert f"{written} captioned, 0 not, 0 had a caption, {count - written} left to do" in out
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == written

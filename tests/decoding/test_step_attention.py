@@ -1,0 +1,104 @@
+"""Flash decoding itself needs a GPU. Here a reference kernel of the same interface stands in for it."""
+
+import pytest
+import torch
+from kernels import reference_kernel
+
+from qwenvl.decoding.kv_cache import KeyValues
+from qwenvl.decoding.step_attention import FLASH_FROM, ByLength, Eager, Flash, Sdpa, choose, flash_kernel, why_not_flash
+
+CPU = torch.device("cpu")
+HEADS, KV_HEADS, DIM = 6, 2, 16
+SIZES = (HEADS, KV_HEADS, DIM, torch.float32, CPU)
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def reads_everything(query, keys, values, rows, slots, span, used):
+    """A kernel that does not know about lengths on the device."""
+    return reference_kernel(query, keys, values, rows, slots, span, torch.full_like(used, span))
+
+
+def stored(*lengths, capacity=48):
+    """A buffer in which the last token of each row has been stored but not counted, and its keys and values."""
+    random = torch.Generator().manual_seed(1)
+    kv = KeyValues(len(lengths), KV_HEADS, DIM, capacity, torch.float32, CPU)
+    kv.lens.copy_(torch.tensor(lengths) - 1)
+    kv.filled, kv.even = max(lengths) - 1, len(set(lengths)) == 1
+    slots = torch.arange(capacity)
+    kv.bias.masked_fill_((slots < torch.tensor(lengths)[:, None])[:, None, None], 0.0)
+    keys, values = kv.room(), kv.room()
+    keys.copy_(torch.randn(keys.shape, generator=random))
+    values.copy_(torch.randn(values.shape, generator=random))
+    return kv, keys, values, torch.randn(len(lengths), HEADS, DIM, generator=random)
+
+
+@pytest.mark.parametrize("lengths", [(9,), (9, 9), (40, 1, 17)], ids=["one row", "even rows", "uneven rows"])
+@pytest.mark.parametrize("attend", [Sdpa(), Eager(), Flash(reference_kernel)], ids=lambda each: each.name)
+@pytest.mark.parametrize("span", [None, 44], ids=["exact", "span"])
+def test_each_row_attends_to_its_own_tokens(attend, lengths, span):
+    kv, keys, values, query = stored(*lengths)
+    made = attend(query, keys, values, attend.see(kv, span))
+    own = (KV_HEADS, HEADS // KV_HEADS, DIM)
+    for row, length in enumerate(lengths):
+        scores = query[row].view(own) @ keys[row, :, :length].transpose(-1, -2) / DIM**0.5
+        expected = (scores.softmax(-1) @ values[row, :, :length]).reshape(-1)
+        torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_flash_reads_no_slot_beyond_the_text():
+    kv, keys, values, query = stored(9, 30)
+    for row, length in enumerate((9, 30)):
+        keys[row, :, length:] = values[row, :, length:] = float("nan")
+    attend = Flash(reference_kernel)
+    assert attend(query, keys, values, attend.see(kv, 48)).isfinite().all()
+
+
+def test_flash_is_taken_only_where_a_trial_of_it_is_right():
+    def broken(*_):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
+
+    assert why_not_flash(*SIZES, reference_kernel) is None
+    assert "off by" in why_not_flash(*SIZES, reads_everything)
+    assert why_not_flash(*SIZES, broken) == "FlashAttention only supports Ampere GPUs or newer."
+    assert why_not_flash(*SIZES, flash_kernel), "this torch has no such kernel for a CPU, and that is a reason"
+
+
+def test_short_texts_are_attended_to_by_one_kernel():
+    short, long = Sdpa(), Flash(reference_kernel)
+    both = ByLength(short, long)
+    assert [both.at(span) for span in (None, FLASH_FROM - 1, FLASH_FROM)] == [short, short, long]
+    assert both.reads_only_text
+    assert both.all_as_short()
+    assert both.at(FLASH_FROM) is short
+    assert not both.reads_only_text
+    assert not both.all_as_short()
+
+
+@pytest.mark.parametrize(("asked", "used"), [("sdpa", "sdpa"), ("flash_attention_2", "sdpa"), ("eager", "eager")])
+def test_what_was_asked_for_is_honoured(asked, used):
+    assert {choose(asked, *SIZES).at(span).name for span in (None, 4096)} == {used}
+
+
+@on_gpu
+@pytest.mark.parametrize("sizes", [(32, 8, 128), (16, 2, 128), (16, 8, 64)])
+def test_this_gpu_has_flash_decoding(sizes):
+    assert why_not_flash(*sizes, torch.bfloat16, torch.device("cuda:0")) is None
+
+
+@on_gpu
+def test_flash_decoding_is_captured_with_its_length(sizes=(8, 2, 64)):
+    """A replay must read the length of the moment, not that of the capture."""
+    heads, kv_heads, dim = sizes
+    device, dtype = torch.device("cuda:0"), torch.bfloat16
+    kv = KeyValues(1, kv_heads, dim, 4096, dtype, device)
+    keys, values = kv.room().normal_(), kv.room().normal_()
+    query = torch.randn(1, heads, dim, dtype=dtype, device=device)
+    flash, made = Flash(), torch.empty(1, heads * dim, dtype=dtype, device=device)
+    graph = torch.cuda.CUDAGraph()
+    flash(query, keys, values, flash.see(kv, 4096))
+    with torch.cuda.graph(graph):
+        made.copy_(flash(query, keys, values, flash.see(kv, 4096)))
+    for length in (1, 700, 4096):
+        kv.lens.fill_(length - 1)
+        graph.replay()
+        torch.testing.assert_close(made, Sdpa()(query, keys, values, (length, None)), atol=0.03, rtol=0.03)

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwenvl.errors import LoadError, Understood, UnusableError
+from qwenvl.models.checkpoint import UnreadableError
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), Exception("of tokenizers"), RuntimeError("odd")])
+def test_what_transformers_raises_about_a_folder_is_a_load_error(error):
+    with pytest.raises(LoadError, match=r"^m cannot be read: .+") as caught, Understood("m cannot be read"):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_the_error_is_of_the_kind_that_was_asked_for():
+    with pytest.raises(UnusableError, match=r"^m cannot be asked: x$"), Understood("m cannot be asked", UnusableError):
+        raise ValueError("x")
+
+
+class Cancel(Exception):  # noqa: N818
+    """As ComfyUI's own, an Exception of no kind of ours."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(Cancel(), KeyboardInterrupt(), LoadError("m holds nothing"), UnreadableError(Path("x"), "no")),
+        *(MemoryError(), torch.cuda.OutOfMemoryError("x"), RuntimeError("CUDA error: unspecified launch failure")),
+    ],
+)
+def test_what_is_not_the_folder_s_fault_passes(error):
+    with pytest.raises(type(error)) as caught, Understood("m cannot be read"):
+        raise error
+    assert caught.value is error

@@ -1,0 +1,180 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from pictures import ROOT
+
+from qwenvl.media.folder import FolderError, caption_files, find_pictures, remove_leftovers, write_whole
+
+FILES = ["b.png", "A.JPG", "pic10.webp", "pic9.webp", "notes.txt", ".hidden.png", "._b.png", "video.mp4", "png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate([*FILES, "sub/z.png", "sub/deep/a.gif", ".thumbs/t.png"]):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+        os.utime(file, (1000 + number, 1000 + number))
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def found(folder, **how):
+    return [file.relative_to(folder).as_posix() for file in find_pictures(folder, **how)]
+
+
+def test_pictures_are_found_by_their_suffix_and_sorted_as_people_count(folder):
+    assert found(folder) == ["A.JPG", "b.png", "pic9.webp", "pic10.webp"]
+
+
+def test_folders_below_are_looked_into_where_asked(folder):
+    assert found(folder, recursive=True) == [
+        *["A.JPG", "b.png", "pic9.webp", "pic10.webp"],
+        *["sub/deep/a.gif", "sub/z.png"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["A.JPG", "b.png", "pic9.webp", "pic10.webp"]),
+        ("*", ["A.JPG", "b.png", "pic9.webp", "pic10.webp"]),
+        ("*.jpg", ["A.JPG"]),
+        ("PIC?.*", ["pic9.webp"]),
+        ("b.png", ["b.png"]),
+        ("b", []),
+        (".*", []),
+        ("*.mp4", []),
+    ],
+)
+def test_a_pattern_picks_by_name_and_nothing_but_pictures(folder, pattern, names):
+    assert found(folder, pattern=pattern) == names
+
+
+@pytest.mark.parametrize("pattern", ["../*.png", "sub/*", "..\\*", "/etc/*"])
+def test_a_pattern_leads_to_no_other_folder(folder, pattern):
+    with pytest.raises(FolderError, match="pattern"):
+        find_pictures(folder, pattern)
+
+
+def test_order(folder):
+    assert found(folder, sort="oldest first") == ["b.png", "A.JPG", "pic10.webp", "pic9.webp"]
+    assert found(folder, sort="newest first")[:3] == ["pic9.webp", "pic10.webp", "A.JPG"]
+    with pytest.raises(FolderError, match="'size' does not exist"):
+        find_pictures(folder, sort="size")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FolderError, match=r"no folder .*gone"):
+        find_pictures(tmp_path / "gone")
+
+
+def test_links_to_folders_are_not_followed(folder):
+    (folder / "sub" / "loop").symlink_to(folder)
+    assert found(folder, recursive=True)[-2:] == ["sub/deep/a.gif", "sub/z.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "suffix", "captions"),
+    [
+        (["a.png", "v1.5 b.jpg", "no suffix", ".png"], ".txt", ["a.txt", "v1.5 b.txt", "no suffix.txt", ".png.txt"]),
+        (["a.png"], ".caption", ["a.caption"]),
+        (["a.png", "a.jpg", "b.png"], ".txt", ["a.png.txt", "a.jpg.txt", "b.txt"]),
+        (["A.png", "a.jpg"], ".txt", ["A.png.txt", "a.jpg.txt"]),
+    ],
+)
+def test_each_picture_has_a_caption_file_of_its_own(tmp_path, names, suffix, captions):
+    files = [tmp_path / name for name in names]
+    assert caption_files(files, suffix) == {
+        file: tmp_path / caption for file, caption in zip(files, captions, strict=True)
+    }
+
+
+def test_equal_names_in_two_folders_are_no_trouble(tmp_path):
+    files = [tmp_path / "one" / "a.png", tmp_path / "two" / "a.png"]
+    assert list(caption_files(files).values()) == [tmp_path / "one" / "a.txt", tmp_path / "two" / "a.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["", "txt", ".", ".png", ".JPG", "/../x.txt", ".a/b", "..", ".txt\n"])
+def test_a_suffix_that_would_hit_other_files_is_refused(tmp_path, suffix):
+    with pytest.raises(FolderError, match="suffix"):
+        caption_files([tmp_path / "a.png"], suffix)
+
+
+def test_a_caption_is_written_as_it_is_and_nothing_stays_beside_it(tmp_path):
+    file = tmp_path / "a.txt"
+    for text in ("ein Rotes — 红\n\nzwei", "", "new"):
+        write_whole(file, text)
+        assert file.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_new_caption_takes_the_place_of_the_old_file_whole(tmp_path):
+    """The old file is never written to, so there is no moment at which half of the new text is in its place."""
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "same file").hardlink_to(tmp_path / "a.txt")
+    write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "same file").read_text() == "old"
+
+
+def test_others_may_read_a_caption_as_any_new_file(tmp_path):
+    write_whole(tmp_path / "a.txt", "x")
+    (tmp_path / "b.txt").write_text("x")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_half_a_character_is_written_as_what_stands_for_one(tmp_path):
+    write_whole(tmp_path / "a.txt", "new \ud800")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new \ufffd"
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    file = tmp_path / "a.txt"
+    write_whole(file, "old")
+    with pytest.raises(AttributeError):
+        write_whole(file, None)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from qwenvl import folder
+real = os.fsync
+os.fsync = lambda number: (real(number), os.kill(os.getpid(), signal.SIGKILL))
+folder.write_whole(Path(sys.argv[1]), "x" * 100_000)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+def test_killed_in_the_middle_of_a_file_there_is_none_and_the_leftover_goes_later(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.txt")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".")
+    remove_leftovers([tmp_path])
+    assert left.exists(), "it might be another run's, that is just writing"
+    old = time.time() - 120
+    os.utime(left, (old, old))
+    remove_leftovers([tmp_path])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_that_is_none_is_said(tmp_path):
+    with pytest.raises(FolderError, match="pattern"):
+        find_pictures(tmp_path, "x" * 300 + "/")
+
+
+def test_a_leftover_of_a_clock_that_was_put_back_goes_too(tmp_path):
+    left = tmp_path / ".qwenvl-0.tmp"
+    left.touch()
+    ahead = time.time() + 1e8
+    os.utime(left, (ahead, ahead))
+    remove_leftovers([tmp_path])
+    assert not left.exists()

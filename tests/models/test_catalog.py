@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import pytest
+import tiny
+
+from qwenvl.models import builtin, catalog
+from qwenvl.models.catalog import DEMO, Model, UnknownModelError
+from qwenvl.models.discovery import hub_cache
+
+MINE = Model("Mine", "someone/Mine-2B")
+
+
+@pytest.fixture
+def custom(tmp_path, monkeypatch):
+    """Writes custom_models.json: an object, or text as it stands."""
+    path = tmp_path / "custom_models.json"
+    monkeypatch.setattr(catalog, "CUSTOM_MODELS", path)
+    return lambda content: path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "LLM"
+
+
+def whole_model(folder):
+    shutil.copytree(catalog.find(DEMO).folder, folder)
+    return folder
+
+
+def test_the_demo_model_is_the_last_of_both_lists_and_is_there(root):
+    whole_model(root / "Found")
+    assert list(catalog.vision_models([root]))[-1] == list(catalog.text_models([root]))[-1] == DEMO
+    assert catalog.locate(catalog.find(DEMO), []) == catalog.PACK / "demo" / "model"
+
+
+def test_a_new_node_has_the_models_that_it_always_had():
+    assert next(iter(catalog.vision_models())) == "Qwen3-VL-4B-Instruct"
+    assert next(iter(catalog.text_models())) == "Qwen3-4B-Instruct-2507"
+
+
+def test_custom_models_of_every_known_key_come_before_the_demo(custom):
+    keys = ("hf_models", "hf_vl_models", "hf_text_models", "models")
+    custom({key: {f"From {key}": {"repo_id": f"someone/{key}", "default": False}} for key in keys})
+    assert list(catalog.text_models())[-5:] == [*(f"From {key}" for key in keys), DEMO]
+    assert catalog.find("From models").repo_id == "someone/models"
+
+
+def test_a_broken_custom_file_costs_the_custom_models_only_and_is_named(custom, caplog):
+    custom('{"hf_models": {"A": {}, "B": {"repo_id": "one/two"}}}')
+    assert DEMO in catalog.vision_models()
+    assert "A" not in catalog.vision_models()
+    assert "B" in catalog.vision_models()
+    assert "custom_models.json" in caplog.text
+
+
+def test_a_custom_folder_that_does_not_see_is_listed_by_the_text_node_only(custom, root):
+    custom(
+        {"models": {"Reads": {"path": str(tiny.save("qwen3", root / "VL"))}, "Sees": {"path": str(tiny.DEMO_FOLDER)}}}
+    )
+    assert {"Reads", "Sees"} & set(catalog.vision_models()) == {"Sees"}
+    assert {"Reads", "Sees"} <= set(catalog.text_models())
+
+
+def test_a_custom_model_may_take_the_name_of_one_of_ours(custom, root):
+    folder = whole_model(root / "here")
+    custom({"models": {"Qwen3-VL-4B-Instruct": {"path": str(folder)}}})
+    assert catalog.locate(catalog.find("Qwen3-VL-4B-Instruct"), [root]) == folder
+
+
+def test_models_on_disk_are_listed_where_they_belong_and_found(root):
+    sees, reads = whole_model(root / "Sees"), tiny.save("qwen3", root / "Reads")
+    vision, text = catalog.vision_models([root]), catalog.text_models([root])
+    assert ("Sees" in vision, "Reads" in vision) == (True, False)
+    assert ("Sees" in text, "Reads" in text) == (False, True)
+    for name, folder in (("Sees", sees), ("Reads", reads)):
+        assert catalog.locate(catalog.find(name, [root]), [root]) == folder
+
+
+def test_a_folder_that_a_listed_model_stands_for_is_not_listed_again(root, custom):
+    custom({"models": {"Mine": {"repo_id": "someone/Mine-2B"}, "There": {"path": str(root / "There")}}})
+    for name in ("Qwen3-VL-4B-Instruct", "Qwen--Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-2B-Instruct", "Mine-2B", "There"):
+        whole_model(root / name)
+    whole_model(root / "Qwen-VL" / "Qwen2.5-VL-3B-Instruct")
+    whole_model(hub_cache() / "models--Qwen--Qwen2-VL-2B-Instruct" / "snapshots" / ("1" * 40))
+    ours = {model.name for model in builtin.vision()}
+    assert set(catalog.vision_models([root])) == ours | {"Mine", "There", DEMO}
+
+
+def test_the_first_of_two_folders_with_one_name_counts(root, tmp_path):
+    first, second = whole_model(tmp_path / "a" / "X"), whole_model(tmp_path / "b" / "X")
+    assert catalog.find("X", [tmp_path / "a", tmp_path / "b"]).folder == first
+    assert catalog.find("X", [tmp_path / "b", tmp_path / "a"]).folder == second
+
+
+def test_an_unknown_model_is_named_with_those_that_come_close(root):
+    with pytest.raises(UnknownModelError, match=r"'Qwen3-VL-4B' is not in the list.*custom_models\.json.*-4B-Instruct"):
+        catalog.find("Qwen3-VL-4B")
+    with pytest.raises(UnknownModelError, match=str(root)):
+        catalog.find("???", [root])
+
+
+def test_a_model_is_found_where_older_packs_put_it_and_under_its_owner(root):
+    assert catalog.locate(MINE, [root]) is None
+    deeper = whole_model(root / "Qwen-VL" / "Mine-2B")
+    assert catalog.locate(MINE, [root]) is None, "of a model that is not listed the last name may be anybody's"
+    own = whole_model(root / "someone--Mine-2B")
+    assert catalog.locate(MINE, [root]) == own
+    assert deeper.exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["Qwen3-VL-2B-Thinking", "Qwen--Qwen3-VL-2B-Thinking", "Qwen/Qwen3-VL-2B-Thinking", "VL/Qwen3-VL-2B-Thinking"],
+)
+def test_every_place_of_a_listed_model_is_known(root, place):
+    model = catalog.find("Qwen3-VL-2B-Thinking")
+    folder = whole_model(root / place)
+    assert catalog.locate(model, [root]) == folder
+    assert catalog.candidates(model, [root])[0] == root / "Qwen--Qwen3-VL-2B-Thinking"
+
+
+def test_a_model_in_the_cache_of_hugging_face_is_not_fetched_again_nor_written_to(root):
+    model = catalog.find("Qwen3-VL-2B-Thinking")
+    cached = whole_model(hub_cache() / "models--Qwen--Qwen3-VL-2B-Thinking" / "snapshots" / ("1" * 40))
+    assert catalog.locate(model, [root]) == cached
+    (cached / "model.safetensors").unlink()
+    assert catalog.locate(model, [root]) is None
+    assert catalog.candidates(model, [root])[0] != cached
+
+
+def test_every_root_is_searched(tmp_path, custom):
+    custom({"models": {"Mine": {"repo_id": MINE.repo_id}}})
+    second = whole_model(tmp_path / "second" / "Mine-2B")
+    assert catalog.locate(MINE, [tmp_path / "first", tmp_path / "second"]) == second
+
+
+def test_two_repositories_with_one_last_name_do_not_share_a_folder(root, custom):
+    custom({"models": {"A": {"repo_id": "one/Same"}, "B": {"repo_id": "two/Same"}}})
+    whole_model(root / "Same")
+    assert catalog.locate(catalog.find("A"), [root]) is None
+    assert catalog.candidates(catalog.find("A"), [root]) != catalog.candidates(catalog.find("B"), [root])
+    whole_model(root / "two--Same")
+    assert catalog.locate(catalog.find("B"), [root]) == root / "two--Same"
+    assert catalog.locate(catalog.find("A"), [root]) is None
+
+
+def test_a_folder_that_is_not_whole_is_not_the_model(root, custom):
+    custom({"models": {"Mine": {"repo_id": MINE.repo_id}}})
+    folder = whole_model(root / "Mine-2B")
+    (folder / "config.json").unlink()
+    assert catalog.locate(MINE, [root]) is None

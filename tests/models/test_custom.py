@@ -1,0 +1,155 @@
+import json
+import os
+import re
+
+import pytest
+
+from qwenvl.models.builtin import Model
+from qwenvl.models.catalog import CUSTOM_MODELS
+from qwenvl.models.custom import MODEL_KEYS, custom_engines, custom_models
+from qwenvl.models.engines import Engine
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes the file: an object, or text as it stands."""
+
+    def write(content):
+        path = tmp_path / "custom_models.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        # Two writes may fall into one tick of the clock.
+        write.times += 1
+        os.utime(path, ns=(write.times, write.times))
+        return path
+
+    write.times = 0
+    return write
+
+
+REFERENCE = {
+    "repo_id": "someone/Mine-2B",
+    "model_class": "Qwen2.5",
+    "default": False,
+    "quantized": False,
+    "vram_requirement": {"4bit": 3, "8bit": 5.5, "full": 9},
+}
+
+
+ENGINE = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
+
+
+def test_every_known_key_is_read_in_the_order_of_the_file(file, caplog):
+    path = file({key: {f"From {key}": REFERENCE} for key in MODEL_KEYS})
+    assert custom_models(path) == tuple(Model(f"From {key}", "someone/Mine-2B") for key in MODEL_KEYS)
+    assert caplog.text == ""
+
+
+def test_a_folder_of_this_machine_is_taken_with_and_without_a_repository(file, tmp_path, caplog):
+    here = str(tmp_path / "My model")
+    path = file({"models": {"A": {"path": here}, "B": {"path": here, "repo_id": "one/two"}}})
+    assert custom_models(path) == (Model("A", "", tmp_path / "My model"), Model("B", "one/two", tmp_path / "My model"))
+    assert caplog.text == ""
+
+
+def test_engines_and_notes_are_no_mistake(file, caplog):
+    assert custom_models(file({"$schema": "x", "_note": "y", "engines": {"mine": ENGINE}})) == ()
+    assert caplog.text == ""
+
+
+def test_the_shipped_file_is_right(caplog):
+    assert custom_models(CUSTOM_MODELS) == ()
+    assert caplog.text == ""
+
+
+GOOD = '"Good": {"repo_id": "someone/Good"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{\n "models": {\n', "line 3, column 1: Expecting property name"),
+        ("[]", "it must hold an object"),
+        (f'{{"hf_model": {{}}, "models": {{{GOOD}}}}}', "'hf_model': there is no such key.*hf_models"),
+        (f'{{"hf_models": [], "models": {{{GOOD}}}}}', "'hf_models': it must map names to models"),
+        (f'{{"models": {{"A": "one/two", {GOOD}}}}}', "'models' > 'A': it must be an object"),
+        (f'{{"models": {{"A": {{}}, {GOOD}}}}}', "'models' > 'A': it needs repo_id or path"),
+        (
+            f'{{"models": {{"A": {{"default": true, "repo_id": "../../x"}}, {GOOD}}}}}',
+            r"'models' > 'A' > 'repo_id': it must look like 'owner/name', got '\.\./\.\./x'; the model is left out",
+        ),
+        (f'{{"models": {{"A": {{"path": "models/x"}}, {GOOD}}}}}', "'A' > 'path': it must be an absolute folder"),
+        (f'{{"models": {{"A": {{"path": "//host/share"}}, {GOOD}}}}}', "is a network or device path"),
+        (f'{{"models": {{"A": {{"path": "/a\\u0000"}}, {GOOD}}}}}', "no path can hold"),
+        (
+            f'{{"models": {{"A": {{"repo_id": "one/two", "default": "yes"}}, {GOOD}}}}}',
+            "'A' > 'default': it must be true or false, got 'yes'; the model is left out",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_keys_and_costs_what_it_concerns(file, caplog, text, says):
+    path = file(text)
+    names = [model.name for model in custom_models(path)]
+    assert names == (["Good"] if "Good" in text else [])
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    assert re.search(says, record.getMessage())
+
+
+def test_an_unknown_key_of_an_entry_is_named_and_the_model_is_kept(file, caplog):
+    path = file('{"models": {"Ä": {"repo_id": "one/two", "repoid": "x"}}}')
+    assert custom_models(path) == (Model("Ä", "one/two"),)
+    assert "'models' > 'Ä' > 'repoid': there is no such key" in caplog.text
+
+
+def test_models_and_engines_are_read_once_and_a_mistake_in_one_costs_the_other_nothing(file, caplog):
+    path = file({"models": {"A": REFERENCE, "B": 5}, "engines": {"studio": ENGINE, "bad": {}}})
+    for _ in range(2):
+        assert [model.name for model in custom_models(path)] == ["A"]
+        assert custom_engines(path) == (Engine("studio", **ENGINE),)
+    assert ["'B'" in caplog.messages[0], "'bad'" in caplog.messages[1]] == [True, True]
+    assert len(caplog.messages) == 2
+
+
+def test_it_is_read_again_when_it_changes_and_complains_once(file, caplog):
+    path = file("{")
+    assert custom_models(path) == custom_models(path) == ()
+    assert len(caplog.records) == 1
+    assert [model.name for model in custom_models(file({"models": {"A": REFERENCE}}))] == ["A"]
+    assert [model.name for model in custom_models(file({"models": {"B": REFERENCE}}))] == ["B"]
+
+
+def test_no_file_is_no_mistake(tmp_path, caplog):
+    assert custom_models(tmp_path / "none.json") == ()
+    assert caplog.text == ""
+
+
+def test_a_file_that_is_no_text_costs_the_custom_models_only(tmp_path, caplog):
+    (tmp_path / "c.json").write_bytes(b"\xff\xfe{}")
+    assert custom_models(tmp_path / "c.json") == ()
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[" * 5000, "1" * 5000, '{"models": ' * 3000])
+def test_a_file_that_no_reader_follows_is_said_and_holds_no_models(tmp_path, caplog, content):
+    file = tmp_path / "custom_models.json"
+    file.write_text(content)
+    assert custom_models(file) == ()
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "entry", [{"path": "/a\0b"}, {"path": "/a\ud800"}, {"repo_id": f"a/{'b' * 200}"}, {"repo_id": "x" * 10**5}]
+)
+def test_a_place_that_no_disk_can_have_costs_its_model_only(tmp_path, caplog, entry):
+    file = tmp_path / "custom_models.json"
+    file.write_text(json.dumps({"models": {"bad": entry, "good": {"path": "/m"}}}))
+    assert [model.name for model in custom_models(file)] == ["good"]
+    assert max(map(len, caplog.messages)) < 600
+
+
+def test_a_file_of_nothing_but_mistakes_is_complained_of_for_a_while(tmp_path, caplog):
+    file = tmp_path / "custom_models.json"
+    file.write_text(json.dumps({"models": {str(number): 5 for number in range(10_000)}}))
+    assert custom_models(file) == ()
+    assert len(caplog.records) == 21
+    assert "more that is wrong" in caplog.messages[-1]

@@ -1,0 +1,188 @@
+"""Model folders that were made to have something else read, loaded or run."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from pictures import ROOT
+
+from qwenvl.comfyui import host
+from qwenvl.loading.loader import LoadError
+from qwenvl.loading.source import find_source
+from qwenvl.models import catalog
+from qwenvl.models.checkpoint import LARGEST
+from qwenvl.models.trust import why_unsafe
+from qwenvl.request import LoadSpec
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny.DEMO_FOLDER, tmp_path / "model")
+
+
+def change(folder, name, **settings):
+    file = folder / name
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | settings))
+
+
+def test_ordinary_folders_may_be_read(folder):
+    assert why_unsafe(folder) is None
+    assert why_unsafe(catalog.find(catalog.DEMO).folder) is None
+
+
+@pytest.mark.parametrize(
+    "target", ["../outside.json", "{base}/outside.json", "../nothing.json", "/etc/passwd", "../.."]
+)
+def test_a_link_out_of_the_folder_is_refused(folder, target):
+    (folder.parent / "outside.json").write_text("{}")
+    (folder / "vocab.json").unlink(missing_ok=True)
+    (folder / "vocab.json").symlink_to(target.format(base=folder.parent))
+    assert "vocab.json is a link that leads out" in why_unsafe(folder)
+
+
+def test_code_that_a_library_would_run_is_refused(folder):
+    """transformers 4.57 runs it, told to run no code of a folder."""
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").touch()
+    assert "custom_generate is code" in why_unsafe(folder)
+
+
+def test_a_link_among_the_other_templates_is_seen(folder):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "x.jinja").symlink_to("/etc/passwd")
+    assert "x.jinja is a link" in why_unsafe(folder)
+
+
+def test_a_folder_that_is_a_link_itself_and_links_within_it_may_be_read(folder):
+    (folder / "vocab.json").unlink(missing_ok=True)
+    (folder / "vocab.json").symlink_to("tokenizer.json")
+    (folder.parent / "linked").symlink_to(folder)
+    assert why_unsafe(folder.parent / "linked") is None
+
+
+@pytest.mark.parametrize("place", ["hub/models--owner--name/snapshots/abc", "LLM/name"])
+def test_the_layout_of_the_hubs_cache_may_be_read(folder, place):
+    """All of a snapshot's files are links to blobs; older versions also linked folders elsewhere to them."""
+    blobs = folder.parent / "hub" / "models--owner--name" / "blobs"
+    snapshot = folder.parent / place
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / f"{number:040x}")
+        (snapshot / file.name).symlink_to(blobs / f"{number:040x}")
+    assert why_unsafe(snapshot) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "an adapter"),
+        ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "/elsewhere"}}, "another model"),
+        ("audio_tokenizer_config.json", {}, "another model"),
+        ("config.json", {"transformers_weights": "../other/model.safetensors"}, "names its weights itself"),
+        ("config.json", {"transformers_weights": "adapter_model.bin"}, "names its weights itself"),
+        ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}, "init_inputs"),
+        ("tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "vocab_file: '/etc/passwd'"),
+        ("tokenizer_config.json", {"tokenizer_file": "../other/tokenizer.json"}, "tokenizer_file"),
+        ("tokenizer_config.json", {"merges_file": "..\\other.txt"}, "merges_file"),
+    ],
+)
+def test_settings_that_name_something_else_are_refused(folder, name, settings, reason):
+    change(folder, name, **settings)
+    assert reason in why_unsafe(folder)
+
+
+def test_settings_that_only_say_where_a_model_came_from_are_none_of_them(folder):
+    change(folder, "config.json", _name_or_path="/home/somebody/models/qwen", transformers_weights=None)
+    change(folder, "tokenizer_config.json", name_or_path="/home/somebody", tokenizer_file=None, vocab_file="vocab.json")
+    assert why_unsafe(folder) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
+def test_settings_that_are_too_large_to_be_looked_at_are_refused(folder, name):
+    """Whoever reads them to the end would find what they name."""
+    with (folder / name).open("ab") as file:
+        file.truncate(LARGEST + 1)
+    assert f"{name} is larger than" in why_unsafe(folder)
+
+
+def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+    (folder / "processor_config.json").write_text("[" * 100_000)
+    (folder / "config.json").write_text("[]")
+    assert why_unsafe(folder) is None
+
+
+def test_no_node_opens_such_a_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "custom_models.json").write_text(json.dumps({"models": {"Mine": {"path": str(folder)}}}))
+    monkeypatch.setattr(catalog, "CUSTOM_MODELS", tmp_path / "custom_models.json")
+    monkeypatch.setattr(host, "model_roots", list)
+    assert find_source(LoadSpec("Mine"), None, "auto").folder == folder
+    change(folder, "adapter_config.json", base_model_name_or_path="/elsewhere")
+    with pytest.raises(LoadError, match=r"Mine is not opened: in .*model, adapter_config\.json"):
+        find_source(LoadSpec("Mine"), None, "auto")
+
+
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return Path.touch, (self.sprung,)
+
+
+WATCHED = """
+import json, sys
+from pathlib import Path
+folder, base = sys.argv[1:]
+seen = set()
+def watch(event, arguments):
+    if event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "socket.connect"):
+        seen.add(f"{event} {arguments[0]}")
+    if event == "open" and str(arguments[0]).startswith(base):
+        seen.add(f"open {Path(str(arguments[0])).relative_to(base)}")
+import transformers
+from qwenvl.capabilities import machine
+from qwenvl.loader import load
+from qwenvl.request import LoadSpec
+sys.addaudithook(watch)
+handle = load(LoadSpec("trap"), Path(folder), machine("cpu"))
+configs = [handle.model.config, handle.model.config.text_config, handle.model.config.vision_config]
+print(json.dumps({"seen": sorted(seen), "attention": [config._attn_implementation for config in configs]}))
+"""
+READ = (".json", ".jinja", ".safetensors", ".txt")
+
+
+def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path):
+    """Watched from within the interpreter, with a trap in every place where transformers knows one."""
+    sprung = tmp_path / "sprung"
+    for name in ("trap.py", "modeling_trap.py", "generate.py", "model.py"):
+        (folder / name).write_text(f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\n")
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
+    kernel = {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel"}
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, "config.json", auto_map={"AutoConfig": "trap.A", "AutoModelForImageTextToText": "trap.B"}, **kernel)
+    change(folder, "config.json", text_config=config["text_config"] | kernel)
+    change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["trap.C", "trap.C"]})
+    change(folder, "processor_config.json", auto_map={"AutoProcessor": "trap.D"})
+    change(folder, "preprocessor_config.json", auto_map={"AutoImageProcessor": "trap.E"})
+    change(folder, "video_preprocessor_config.json", auto_map={"AutoVideoProcessor": "trap.F"})
+    change(folder, "generation_config.json", custom_generate="custom_generate")
+    command = [sys.executable, "-c", WATCHED, str(folder), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert not sprung.exists()
+    others = [each for each in told["seen"] if not (each.startswith("open model/") and each.endswith(READ))]
+    assert others == []
+    assert "open model/model.safetensors" in told["seen"] or "open model/config.json" in told["seen"], "it did watch"
+    assert set(told["attention"]) == {"sdpa"}

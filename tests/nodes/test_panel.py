@@ -1,0 +1,129 @@
+"""The paths that the page's list of models uses: over HTTP, with a model that is really in memory."""
+
+import asyncio
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from pictures import draw, image
+
+from qwenvl.nodes.panel import is_cross_site
+
+DEMO = "Demo-Shapes (5 MB, offline)"
+KEY = f"{DEMO} / none / sdpa / auto"
+RED_CIRCLE = image(draw("circle", "red", "blue"))
+
+
+@pytest.fixture
+def loaded(comfy, pack):
+    """The pack with the demo model in memory."""
+    node = pack.NODE_CLASS_MAPPINGS["QwenVL"]
+    required = node.INPUT_TYPES()["required"]
+    values = {name: options["default"] for name, (_, options) in required.items()}
+    comfy.run(
+        node, **{**values, "model": DEMO, "do_sample": False, "text": "Describe this image.", "image1": RED_CIRCLE}
+    )
+    return pack
+
+
+@pytest.fixture
+def ask(loaded, monkeypatch):
+    """ask(method, path, **options) -> status and JSON, from a server that has the pack's paths."""
+    panel = sys.modules["the_pack.qwenvl.nodes.panel"]
+    table = web.RouteTableDef()
+    monkeypatch.setattr(panel.host, "server", lambda: SimpleNamespace(routes=table))
+    panel.add_routes(loaded.nodes.MODELS)
+
+    async def once(method, path, **options):
+        application = web.Application()
+        application.add_routes(table)
+        async with TestClient(TestServer(application)) as client, client.request(method, path, **options) as reply:
+            return reply.status, await reply.json() if reply.content_type == "application/json" else None
+
+    return lambda *request, **options: asyncio.run(once(*request, **options))
+
+
+def gone(models):
+    deadline = time.monotonic() + 10
+    while models.residents and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not models.residents
+
+
+def test_a_loaded_model_is_told_with_its_size_its_place_and_since_when(ask, loaded):
+    status, told = ask("GET", "/qwenvl/models")
+    (model,) = told["models"]
+    assert status == 200
+    assert (model["key"], model["model"], model["quantization"], model["devices"]) == (KEY, DEMO, "none", ["cpu"])
+    (held,) = loaded.nodes.MODELS.residents
+    assert model["bytes"] == held.size > 1_000_000
+    assert 0 <= time.time() - model["since"] < 600
+
+
+def test_one_model_is_unloaded_and_then_it_is_not_told_any_more(ask, loaded):
+    assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "now"})
+    assert gone(loaded.nodes.MODELS)
+    assert ask("GET", "/qwenvl/models") == (200, {"models": []})
+
+
+def test_while_a_prompt_runs_the_model_stays_until_it_has_ended(ask, loaded, comfy):
+    comfy.running[0] = (0, "p", {}, {}, [])
+    assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
+    time.sleep(1)
+    assert len(loaded.nodes.MODELS.residents) == 1
+    del comfy.running[0]
+    assert gone(loaded.nodes.MODELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"json": {"model": "none of ours"}}, 404),
+        ({"json": {}}, 404),
+        ({"json": [1]}, 404),
+        ({"data": "{", "headers": {"Content-Type": "application/json"}}, 400),
+        ({"data": f'{{"model": "{KEY}"}}', "headers": {"Content-Type": "text/plain"}}, 403),
+        ({"data": {"model": KEY}}, 403),
+        ({"json": {"model": KEY}, "headers": {"Origin": "http://elsewhere.example"}}, 403),
+        ({"json": {"model": KEY}, "headers": {"Origin": "null"}}, 403),
+    ],
+)
+def test_what_is_no_request_of_the_page_unloads_nothing(ask, loaded, options, status):
+    assert ask("POST", "/qwenvl/unload", **options)[0] == status
+    time.sleep(0.5)
+    assert len(loaded.nodes.MODELS.residents) == 1
+
+
+def test_unloading_takes_a_post(ask, loaded):
+    assert ask("GET", "/qwenvl/unload")[0] == 405
+    assert len(loaded.nodes.MODELS.residents) == 1
+
+
+def test_another_site_is_not_told_which_models_there_are(ask):
+    assert ask("GET", "/qwenvl/models", headers={"Origin": "http://elsewhere.example"})[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "cross"),
+    [
+        ({}, False),
+        ({"Host": "127.0.0.1:8188"}, False),
+        ({"Host": "127.0.0.1:8188", "Origin": "http://127.0.0.1:8188"}, False),
+        ({"Host": "Studio.local", "Origin": "https://studio.local"}, False),
+        ({"Host": "studio.local:443", "Origin": "https://studio.local"}, False),
+        ({"Host": "127.0.0.1:8188", "Origin": "http://127.0.0.1:3000"}, True),
+        ({"Host": "127.0.0.1:8188", "Origin": "http://evil.example"}, True),
+        ({"Host": "127.0.0.1:8188", "Origin": "null"}, True),
+        ({"Host": "127.0.0.1:8188", "Origin": "http://127.0.0.1.evil.example:8188"}, True),
+        ({"Host": "127.0.0.1:8188", "Origin": "http://127.0.0.1:99999"}, True),
+        ({"Host": "studio.local", "Origin": "https://studio.local:8443"}, False),
+        ({"Host": "studio.local", "Origin": "https://evil.example:8443"}, True),
+        ({"Host": "[::1]:8188", "Origin": "http://[::1]:8188"}, False),
+        ({"Host": "[::1]:8188", "Origin": "http://[::1"}, True),
+    ],
+)
+def test_where_a_request_comes_from(headers, cross):
+    assert is_cross_site(headers) is cross

@@ -1,0 +1,90 @@
+"""Questions put to a model that is loaded already: a run's own session, without a cache and a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from qwenvl.loading.loader import ModelHandle
+from qwenvl.prompting.prompt import Prompt
+from qwenvl.prompting.watch import Nobody, Telling, Writing
+from qwenvl.report.diagnostics import Diagnosis
+from qwenvl.request import Answer, DecodeStats, LoadSpec, LoadStats, PromptStats, Question, Request, Sampling, Stats
+from qwenvl.session import ModelSession
+from qwenvl.settings import AS_SET
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+class Loaded:
+    """Stands for the cache that holds the model, and for the source that it came from.
+
+    Args:
+        make_room: called where not even one answer fits.
+    """
+
+    def __init__(self, handle: ModelHandle, make_room: Callable[[], None]) -> None:
+        self._handle = handle
+        self._make_room = make_room
+
+    def source(self, spec: LoadSpec) -> Loaded:
+        return self
+
+    def get(self, source: Loaded, request_bytes: int) -> ModelHandle:
+        return self._handle
+
+    def make_room(self, spec: LoadSpec, request_bytes: int) -> None:
+        self._make_room()
+
+    def sampled(self, request: Request) -> Request:
+        return request
+
+    def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
+        return 1
+
+    def out_of_memory(self, doing: str, request: int) -> MemoryError:
+        return MemoryError("there is no room for a single answer")
+
+
+def ask(
+    handle: ModelHandle,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    most: int = 16,
+    look: Callable[[Sequence[Writing]], None] = ignore,
+    make_room: Callable[[], None] = ignore,
+) -> tuple[list[Answer | Exception], Stats]:
+    """What comes of each prompt, in order, and the figures of all.
+
+    Args:
+        most: at a time.
+        look: called after every token with the answers that are being made.
+    """
+    request = Request(handle.spec, "", sampling=sampling)
+    telling = Telling(Nobody(), ignore, ignore)
+    telling.look = look
+    with ModelSession(request, Loaded(handle, make_room), Nobody(), Diagnosis("off"), most) as session:
+        session.load(Question(0, []), len(prompts))
+        numbered = [replace(prompt, number=number) for number, prompt in enumerate(prompts)]
+        outcomes = list(session.generate(numbered, telling))
+        stats = session.stats()
+    assert [each.number for each in outcomes] == list(range(len(prompts)))
+    return [each.result for each in outcomes], stats
+
+
+def stats_of(**figures: object) -> Stats:
+    """The statistics of a run of which only these figures matter, by their names in the JSON."""
+    loaded = LoadStats("m", "cpu", "float32", "none", "sdpa", "sdpa", (), 0.0)
+    prompt = PromptStats(0, 0, 0.0, 0.0)
+    decode = DecodeStats(1, 1, 0, 0.0, 0, "own step", "", Sampling(), AS_SET, None)
+    parts = [_changed(part, figures) for part in (loaded, prompt, decode)]
+    stats = _changed(Stats(*parts, peak_bytes=0, total_s=0.0), figures)
+    assert not figures, f"there is no figure {list(figures)}"
+    return stats
+
+
+def _changed(part: Any, figures: dict[str, object]) -> Any:
+    return replace(part, **{each.name: figures.pop(each.name) for each in fields(part) if each.name in figures})

@@ -1,0 +1,97 @@
+"""Memory that runs out at a chosen allocation, for tests: the operator is asked for and raises what CUDA's would."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from qwenvl.decoding.cuda_graph import Operators
+
+MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 10.00 GiB"
+
+
+class Shortage:
+    """Counts the allocations of a block, in this thread and in those of pools; fails some of them.
+
+    Args:
+        at: the first that fails, from 1 on; None fails none.
+        lasting: whether all that follow fail as well.
+        kind: what is raised.
+    """
+
+    def __init__(self, at: int | None = None, lasting: bool = False, kind: type[Exception] | None = None) -> None:
+        self._at, self._lasting = at, lasting
+        self._kind = kind or getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+        self._numbers = itertools.count(1)
+        self.count = 0
+        self.failed = 0
+
+    def allocate(self) -> None:
+        """Called with every piece of memory that an operator asks for."""
+        self.count = number = next(self._numbers)
+        if self._at is not None and (number >= self._at if self._lasting else number == self._at):
+            self.failed += 1
+            raise self._kind(MESSAGE)
+
+    @contextmanager
+    def __call__(self) -> Iterator[Shortage]:
+        """Within the block it counts, and it ends with the block."""
+        real = ThreadPoolExecutor.submit
+
+        def submit(pool: ThreadPoolExecutor, work: Any, *args: Any, **kwargs: Any) -> Any:
+            return real(pool, self._watched, work, *args, **kwargs)
+
+        ThreadPoolExecutor.submit = submit
+        try:
+            with _Watched(self):
+                yield self
+        finally:
+            ThreadPoolExecutor.submit = real
+
+    def _watched(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Watched(self):
+            return work(*args, **kwargs)
+
+
+class _Watched(Operators):
+    """One for each thread, which is what a mode belongs to."""
+
+    def __init__(self, shortage: Shortage) -> None:
+        super().__init__()
+        self._shortage = shortage
+
+    def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
+        for _ in set(_storages(made)) - set(_storages(given)):
+            self._shortage.allocate()
+
+
+def _storages(values: Any) -> Iterator[int]:
+    """Where the memory of each tensor among the values lies. One without elements has none, and one on meta neither."""
+    for each in tree_leaves(values):
+        if isinstance(each, torch.Tensor) and each.device.type != "meta" and each.untyped_storage().nbytes():
+            yield each.untyped_storage().data_ptr()
+
+
+@contextmanager
+def new_tensors() -> Iterator[Any]:
+    """Gives a function that tells the bytes of all tensors that were made in the block and are still alive."""
+    gc.collect()
+    gc.freeze()  # what is there is looked at no more, which makes looking fast
+    try:
+        yield _new_bytes
+    finally:
+        gc.unfreeze()
+
+
+def _new_bytes() -> int:
+    gc.collect()
+    # Not isinstance, which wakes lazy modules.
+    alive = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.device.type != "meta"]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in alive}.values())

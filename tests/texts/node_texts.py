@@ -1,0 +1,92 @@
+"""What ComfyUI shows of the nodes in other languages; texts.py makes the files that it reads.
+
+Python holds the English. locales/<language>/texts.json holds what it means there, by the English text itself, so that a
+text that changes in Python has no translation until somebody has looked at it. {top_p} in a translation stands for what
+that input is called there. nodeDefs.json is made of both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+# For texts.py, which is run without pytest.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+FOLDER = ROOT / "locales"
+LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
+# Its tooltip ends in the sizes of the models on this machine's list, which no file can hold: it stays as Python has
+# it, in every language.
+DYNAMIC = "model"
+
+Definitions = dict[str, Any]
+
+
+@lru_cache
+def english(pack: ModuleType) -> Definitions:
+    """The page's table of node texts, as the classes have them. Nobody may change it."""
+    table: Definitions = {}
+    for name, node in pack.NODE_CLASS_MAPPINGS.items():
+        shown = {"display_name": pack.NODE_DISPLAY_NAME_MAPPINGS[name], "description": node.DESCRIPTION}
+        inputs = node.INPUT_TYPES()
+        outputs = zip(node.RETURN_NAMES, node.OUTPUT_TOOLTIPS, strict=True)
+        table[name.replace(".", "_")] = {
+            **shown,
+            "inputs": {
+                each: {"name": each} if each == DYNAMIC else {"name": each, "tooltip": options["tooltip"]}
+                for group in ("required", "optional")
+                for each, (_, options) in inputs.get(group, {}).items()
+            },
+            "outputs": {
+                str(place): {"name": each, "tooltip": tooltip} for place, (each, tooltip) in enumerate(outputs)
+            },
+        }
+        if "." in name:
+            # For these two the page takes the dot in an id for a step into the table.
+            first, second = name.split(".")
+            table.setdefault(first, {})[second] = shown
+    return table
+
+
+def translated(table: Any, meanings: dict[str, str]) -> Any:
+    """The table in another language. A text that has no translation stays as it is."""
+    if isinstance(table, dict):
+        return {key: translated(value, meanings) for key, value in table.items()}
+    return re.sub(r"\{(\w+)\}", lambda found: meanings.get(found[1], found[1]), meanings.get(table, table))
+
+
+def texts(table: Any) -> set[str]:
+    """Every text of the table."""
+    return set().union(*map(texts, table.values())) if isinstance(table, dict) else {table}
+
+
+def meanings(language: str) -> dict[str, str]:
+    return json.loads((FOLDER / language / "texts.json").read_text(encoding="utf-8"))
+
+
+def made(language: str, table: Definitions) -> str:
+    """What the file that ComfyUI reads must hold."""
+    content = table if language == "en" else translated(table, meanings(language))
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def file(language: str) -> Path:
+    return FOLDER / language / "nodeDefs.json"
+
+
+def pack() -> ModuleType:
+    """As ComfyUI loads it, but for ComfyUI."""
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+    return module
