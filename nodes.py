@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from .qwenvl import paths
 from .qwenvl.checks import checked, text_of
 from .qwenvl.comfyui import host
-from .qwenvl.comfyui.host import NodeWatch, memory_manager, model_roots
+from .qwenvl.comfyui.host import model_roots
+from .qwenvl.comfyui.memory import memory_manager
+from .qwenvl.comfyui.progress import NodeWatch
 from .qwenvl.loading.cache import ModelCache
 from .qwenvl.loading.devices import require_device
 from .qwenvl.models import catalog

@@ -2,8 +2,8 @@
 
 Needs atheris (pip install atheris), which is no requirement of anything else. The targets are those of
 tests/support/targets.py, and what they hold to is said there. Without --target every target runs, each in a process
-of its own and for --executions in all; the last line is one JSON object. A finding ends its target, and its input is written to
---findings, from where it should become a test.
+of its own and for --executions in all; the last line is one JSON object. A finding ends its target, and its input is
+written to --findings, from where it should become a test.
 """
 
 from __future__ import annotations

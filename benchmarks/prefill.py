@@ -21,7 +21,7 @@ import torch
 from benchmarks.measure import command, device_name, synced_clock, versions
 from benchmarks.models import DECODE, SHAPES, build, prompt
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.loading.loader import patch_embedding_as_matmul
+from qwenvl.loading.patch_embedding import patch_embedding_as_matmul
 from qwenvl.request import Sampling
 
 ONE = Sampling(do_sample=False, max_new_tokens=1)

@@ -14,6 +14,7 @@ from .media import media
 from .prompting import prompt
 from .prompting.batch import MOST_ROWS, read_ahead
 from .prompting.watch import Telling, Watch
+from .report.diagnostics import Diagnosis
 from .request import Answer, Outcome, Question, Request, Result, Stats
 from .session import Session
 from .settings import IMAGE_MODES
@@ -27,9 +28,10 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
             what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
     """
     answers: dict[int, Answer] = {}
-    with session.opened(request, models, watch) as asked:
+    diagnosis = Diagnosis(request.diagnostics)
+    with session.opened(request, models, watch, diagnosis) as asked:
         prompt.require_question(request)
-        with asked.diagnosis.phases("media"):
+        with diagnosis.phases("media"):
             pictures = media.pictures(request.images)
         each = request.image_mode != IMAGE_MODES[0] and bool(pictures)
         shown = [[picture] for picture in pictures] if each else [pictures]
@@ -67,7 +69,7 @@ def caption(
     telling = Telling(watch, done, failed, length_hint(items) or None)
     expected = batch_size or MOST_ROWS
     with (
-        session.opened(request, models, watch, batch_size) as asked,
+        session.opened(request, models, watch, Diagnosis(request.diagnostics), batch_size) as asked,
         closing(read_ahead(items, depth=2 * expected)) as questions,
     ):
         return asked.stats() if _answer(asked, questions, expected, telling) else None

@@ -41,8 +41,6 @@ _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 class Session(Protocol):
     """Whom the questions of one run are put to. Batch is its own affair: what encode makes and generate takes."""
 
-    diagnosis: Diagnosis
-
     def load(self, first: Question, expected: int) -> None:
         """Make ready for about so many questions, of which the first is there."""
 
@@ -57,15 +55,17 @@ class Session(Protocol):
 
 
 @contextmanager
-def opened(request: Request, models: ModelCache, watch: Watch, most: int | None = None) -> Iterator[Session]:
+def opened(
+    request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int | None = None
+) -> Iterator[Session]:
     """Within the block, questions can be put to the model or engine that the request names.
 
     Args:
+        diagnosis: of the run.
         most: questions at a time; None takes what fits.
     """
-    diagnosis = Diagnosis(request.diagnostics)
     if engine := catalog.engine(request.load.model):
-        with EngineSession(engine, request, watch, diagnosis, most) as elsewhere:
+        with EngineSession(engine, request, watch, diagnosis.began, most) as elsewhere:
             yield elsewhere
         return
     # A turn may end with the model gone, so whoever holds it has to be done before.
@@ -86,7 +86,7 @@ class ModelSession:
     """
 
     def __init__(self, request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int) -> None:
-        self.diagnosis = diagnosis
+        self._diagnosis = diagnosis
         self._request = request
         self._models = models
         self._watch = watch
@@ -118,7 +118,7 @@ class ModelSession:
         return self._model
 
     def load(self, first: Question, expected: int) -> None:
-        with self.diagnosis.phases("media"):
+        with self._diagnosis.phases("media"):
             self._videos = media.videos(self._request)
         self._watch.check()
         start = time.perf_counter()
@@ -138,7 +138,7 @@ class ModelSession:
         self._room = Room(host.free_bytes(device), self._source.request_bytes, sampling.longest, self._most)
         self._seed = run_seed(sampling)
         reset_peak(device)
-        self._around.enter_context(self.diagnosis.watching(model.model))
+        self._around.enter_context(self._diagnosis.watching(model.model))
         self._around.enter_context(current(device))
 
     def encode(self, questions: Iterable[Question]) -> Iterator[list[Prompt]]:
@@ -156,7 +156,7 @@ class ModelSession:
             yield batch
 
     def _encode(self, question: Question) -> Prompt:
-        phases, number = self.diagnosis.phases, question.number
+        phases, number = self._diagnosis.phases, question.number
         work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
         return with_room(work, self._handle.decoder.drop_buffers, self._make_room)
 
@@ -188,7 +188,7 @@ class ModelSession:
             model.decoder.drop_buffers()
             return None
         if not self._made:
-            self._first_token_s = started - self.diagnosis.began - self._load_s + made[0].prefill_s
+            self._first_token_s = started - self._diagnosis.began - self._load_s + made[0].prefill_s
         self._made += made
         self._answers += len(prompts)
         self._batch_size = max(self._batch_size, len(prompts))
@@ -229,9 +229,9 @@ class ModelSession:
             ),
             decode=self._decode_stats(),
             peak_bytes=peak_bytes(model.machine.device),
-            total_s=time.perf_counter() - self.diagnosis.began,
+            total_s=time.perf_counter() - self._diagnosis.began,
         )
-        return self.diagnosis.finish(stats, made, request.load)
+        return self._diagnosis.finish(stats, made, request.load)
 
     def _decode_stats(self) -> DecodeStats:
         made = self._made

@@ -4,7 +4,7 @@
 import { addStyle, element } from "./element.js";
 
 const WIDGET = "$$node-text-preview";
-// Before what a model thinks, in live text: qwenvl/comfyui/host.py.
+// Before what a model thinks, in live text: qwenvl/comfyui/progress.py.
 const THINKING = "[thinking] ";
 
 const STYLE = `

@@ -41,7 +41,7 @@ class Source(Protocol):
 class Resident:
     """A model that may be in memory: where it comes from, how large it is, and its handle while it is there."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.spec: LoadSpec = source.spec
         self.size: int = source.size()
@@ -50,6 +50,16 @@ class Resident:
         # By the clock on the wall: when it last came to its device.
         self.loaded_at = 0.0
         self._parked: Callable[[], ModelHandle] | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it is or will be, in equal parts."""
+        return self.source.devices
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is on its devices now."""
+        return self.handle is not None
 
     def bring(self) -> None:
         """Have it on its device: read from disk, or back from RAM."""

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..decoding.own_step import release_fused
 from ..errors import LoadError, Understood
 from ..faults import running_out_at_once
@@ -22,6 +20,7 @@ from .attention import plan_attention
 from .capabilities import Machine, has_package
 from .consistency import require_backing, why_unfit
 from .devices import own_random_numbers, placement, strays
+from .patch_embedding import patch_embedding_as_matmul
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -160,35 +159,6 @@ def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-
-
-class PatchLinear(torch.nn.Module):
-    """A convolution whose stride is its kernel size, computed as the matrix product that it is."""
-
-    def __init__(self, conv: torch.nn.Conv3d) -> None:
-        super().__init__()
-        # A view: no second copy of the weights.
-        self.weight = torch.nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
-        self.bias = conv.bias
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(N, channels, frames, height, width), one patch each -> (N, out channels)."""
-        return torch.nn.functional.linear(patches.flatten(1), self.weight, self.bias)
-
-
-def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
-    """Replace the vision patch embedding's Conv3d, which some torch and cuDNN builds run 10 to 20 times too slow.
-
-    transformers can do the same (`fusion_config`), but only from 5.6 on and by changing the class for
-    every other user of it in the process.
-    """
-    for name, module in list(model.named_modules()):
-        conv = getattr(module, "proj", None)
-        # Where its weights wait in RAM, a hook of its own brings them.
-        if not isinstance(conv, torch.nn.Conv3d) or hasattr(conv, "_hf_hook"):
-            continue
-        if name.endswith("patch_embed") and conv.stride == conv.kernel_size:
-            module.proj = PatchLinear(conv)
 
 
 def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine) -> Any:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..checks import checked, one_of, text_of
-from ..comfyui import host
+from ..comfyui.progress import NodeWatch
 from ..loading.loader import PICTURE_PIXELS
 from ..log import log
 from ..media import boxes, media
@@ -109,7 +109,7 @@ class QwenVLBoxes:
         asked = zip(text if len(text) == count else text * count, _sizes(runs, count), strict=True)
         marked = [[(picture, *_found(picture, *next(asked), how)) for picture in batch] for batch in batches]
         told = [line for batch in marked for _, _, line in batch]
-        host.NodeWatch(1).end("\n".join(told))
+        NodeWatch(1).end("\n".join(told))
         return {
             "ui": {"text": told},
             "result": (

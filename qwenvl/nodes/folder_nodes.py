@@ -12,6 +12,7 @@ import torch
 from .. import paths
 from ..checks import checked, one_of, require_text, text_of
 from ..comfyui import host
+from ..comfyui.progress import NodeWatch
 from ..log import gigabytes, log
 from ..media import media
 from ..media.folder import SORTS, FolderError, caption_files, find_pictures, write_whole
@@ -79,7 +80,7 @@ class QwenVLLoadFolder:
     def load(self, folder: str, pattern: str, sort: str, limit: int) -> tuple[list[torch.Tensor], list[str], str]:
         where, files = _listed(folder, pattern, sort, limit)
         _require_memory(files)
-        watch = host.NodeWatch(max(1, len(files)))
+        watch = NodeWatch(max(1, len(files)))
         images, names, unreadable = [], [], []
         for number, file in enumerate(files, 1):
             try:
@@ -154,7 +155,7 @@ class QwenVLSaveCaptions:
         except OSError as error:
             raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
         told = f"{len(files) - len(kept)} captions written to {where}, {len(kept)} were there and stayed"
-        host.NodeWatch(1).end(told)
+        NodeWatch(1).end(told)
         log.info("%s", told)
         return {"ui": {"text": [told]}}
 

@@ -14,23 +14,22 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from ..checks import whole_characters
 from ..log import log
 from ..media import media
 from ..models.engines import Engine
 from ..models.families import family_of
-from ..prompting.answer import THINK_END, THINK_START, cut_before, split_thinking, why_no_answer
+from ..prompting.answer import why_no_answer
 from ..prompting.batch import later_seed, run_seed
 from ..prompting.watch import Telling, Watch
-from ..report.diagnostics import Diagnosis
-from ..request import Answer, DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Sampling, Stats
+from ..request import DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Sampling, Stats
 from ..settings import AS_SET
 from . import chat
+from .answer import EngineAnswer
 from .client import Wire
 from .loop import Loop
 from .refusals import EngineError, QuestionError
 from .reply import Reply
-from .thoughts import Thoughts, known
+from .thoughts import Thoughts
 
 # How often a cancel is looked for while nothing comes.
 POLL_S = 0.1
@@ -40,54 +39,6 @@ PACKED_AHEAD = 2
 ENGINES_OWN = "engine"
 
 
-class Writer:
-    """One answer while it comes."""
-
-    over_budget = False
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._stops = request.sampling.stop
-        self._may_think = request.thinking != "off"
-        self.auto = request.thinking == "auto"
-        # Whether the template opened the think block; None where that is not known.
-        self.opened = known(engine) if self.auto else self._may_think
-        self.reply = Reply(0.0)
-
-    @property
-    def tokens(self) -> int:
-        """How many there are: the engine's count where it has come, until then the pieces."""
-        return self.reply.count("completion_tokens") or self.reply.pieces
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.reply.ended)
-
-    @property
-    def so_far(self) -> Answer:
-        """What is certain of it."""
-        thinking, text = self._split()
-        return Answer(cut_before(text or "", self._stops), thinking)
-
-    def end(self) -> Answer | None:
-        """The whole of it; None where the model only thought."""
-        thinking, text = self._split()
-        if text is None and self.reply.ended != "length" and not self.reply.text.lstrip().startswith(THINK_START):
-            # It ended by itself and closed no block, so there was none.
-            thinking, text = "", thinking
-        if text is None or (thinking and not text):
-            return None
-        return Answer(cut_before(text, self._stops).strip(), thinking)
-
-    def _split(self) -> tuple[str, str | None]:
-        """(thinking, answer) as far as they have come."""
-        # Only here: the halves of a character may come in two pieces.
-        text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
-        if thinking:
-            return thinking.strip(), text.strip()
-        closed = self._may_think and THINK_END in text
-        return split_thinking(text, bool(self.opened) or closed)
-
-
 class EngineSession:
     """An engine for the time of one run: the questions under way, and what came of the others.
 
@@ -95,11 +46,12 @@ class EngineSession:
     time, and answers come as they are ready.
 
     Args:
+        began: when the run began, on time.perf_counter()'s clock.
         most: questions at a time; None takes as many as the engine does.
     """
 
-    def __init__(self, engine: Engine, request: Request, watch: Watch, diagnosis: Diagnosis, most: int | None) -> None:
-        self.diagnosis = diagnosis
+    def __init__(self, engine: Engine, request: Request, watch: Watch, began: float, most: int | None) -> None:
+        self._began = began
         self._engine = engine
         self._request = request
         self._watch = watch
@@ -111,8 +63,8 @@ class EngineSession:
         self._videos: Sequence[media.Video] = ()
         # Set whenever there is something to look at.
         self._news = threading.Event()
-        self._running: dict[Future[None], tuple[int, Writer]] = {}
-        self._done: list[Writer] = []
+        self._running: dict[Future[None], tuple[int, EngineAnswer]] = {}
+        self._done: list[EngineAnswer] = []
         self._sizes: dict[int, tuple[tuple[int, int], ...]] = {}
         self._sent: dict[str, Any] = {}
         self._now = self._at_once = 0
@@ -158,7 +110,7 @@ class EngineSession:
 
     def _start(self, question: Question) -> None:
         """Put a question on its way."""
-        writer = Writer(self._engine, self._request)
+        writer = EngineAnswer(self._engine, self._request)
         if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
             self._sizes[question.number] = sizes
         future = self._loop.start(self._ask(writer, question))
@@ -168,11 +120,11 @@ class EngineSession:
     def _heard(self, _: object) -> None:
         self._news.set()
 
-    def _grown(self, writer: Writer, reply: Reply) -> None:
+    def _grown(self, writer: EngineAnswer, reply: Reply) -> None:
         writer.reply = reply
         self._news.set()
 
-    async def _ask(self, writer: Writer, question: Question) -> None:
+    async def _ask(self, writer: EngineAnswer, question: Question) -> None:
         parts = []
         packing = chat.shown(self._engine, self._request, question.pictures, self._videos)
         # A picture at a time, so that a cancel need not wait for all of them.
@@ -224,7 +176,7 @@ class EngineSession:
             prompt=self._prompt_stats(),
             decode=self._decode_stats(),
             peak_bytes=0,
-            total_s=time.perf_counter() - self.diagnosis.began,
+            total_s=time.perf_counter() - self._began,
         )
         for sentence in stats.loaded.fallbacks:
             log.warning("%s: %s", self._request.load.model, sentence)
@@ -250,7 +202,7 @@ class EngineSession:
     def _prompt_stats(self) -> PromptStats:
         """The engine's own numbers, where it tells them. Times are measured here, so the network is in them."""
         replies = [writer.reply for writer in self._done]
-        start = self.diagnosis.began
+        start = self._began
         return PromptStats(
             prompt_tokens=sum(reply.count("prompt_tokens") for reply in replies),
             reused_tokens=sum(reply.cached for reply in replies),
@@ -262,7 +214,7 @@ class EngineSession:
 
     def _decode_stats(self) -> DecodeStats:
         """Tokens per second are those of all questions together."""
-        first = self._first(self.diagnosis.began)
+        first = self._first(self._began)
         decode_s = max((writer.reply.last_s for writer in self._done if writer.reply.pieces), default=first) - first
         steps = sum(max(0, writer.tokens - 1) for writer in self._done)
         return DecodeStats(

@@ -127,7 +127,7 @@ def test_models_are_looked_for_in_every_folder_that_comfyui_knows_for_them(comfy
 
 
 def test_a_download_is_told_on_the_node_and_the_bar_then_counts_tokens(comfy, pack):
-    watch = sys.modules["the_pack.qwenvl.comfyui.host"].NodeWatch(40)
+    watch = sys.modules["the_pack.qwenvl.comfyui.progress"].NodeWatch(40)
     watch.report(5_000_000_000, 9_000_000_000, "Downloading X: 5.0 of 9.0 GB")
     watch.update(1, "a")
     watch.end("a red")
@@ -140,7 +140,7 @@ def test_a_download_is_told_on_the_node_and_the_bar_then_counts_tokens(comfy, pa
 
 
 def test_cancel_is_raised_from_a_report_of_a_download(comfy, pack):
-    watch = sys.modules["the_pack.qwenvl.comfyui.host"].NodeWatch(40)
+    watch = sys.modules["the_pack.qwenvl.comfyui.progress"].NodeWatch(40)
     comfy.interrupted = True
     with pytest.raises(sys.modules["comfy.model_management"].InterruptProcessingException):
         watch.report(1, 2, "x")
@@ -148,15 +148,15 @@ def test_cancel_is_raised_from_a_report_of_a_download(comfy, pack):
 
 def test_live_text_goes_to_the_page_that_queued_the_prompt(comfy, pack, monkeypatch):
     """Not to that of the prompt that began last: another thread may run one at the same time."""
-    host = sys.modules["the_pack.qwenvl.comfyui.host"]
+    progress = sys.modules["the_pack.qwenvl.comfyui.progress"]
     comfy.running |= {0: (0, "p", {}, {"client_id": "mine"}, []), 1: (1, "q", {}, {"client_id": "theirs"}, [], {})}
-    host.NodeWatch(40).end("for me")
+    progress.NodeWatch(40).end("for me")
     monkeypatch.setattr(comfy, "prompt_id", "q")
-    host.NodeWatch(40).end("for them")
+    progress.NodeWatch(40).end("for them")
     comfy.running[1] = (1, "q", {}, {}, [])
-    host.NodeWatch(40).end("for no page: all would show it")
+    progress.NodeWatch(40).end("for no page: all would show it")
     monkeypatch.setattr(comfy, "prompt_id", "unknown")
-    host.NodeWatch(40).end("for the last one")
+    progress.NodeWatch(40).end("for the last one")
     assert comfy.texts == [
         ("for me", "7", "mine"),
         ("for them", "7", "theirs"),

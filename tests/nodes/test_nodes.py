@@ -453,7 +453,7 @@ def test_live_text_goes_to_this_node_and_this_browser_and_ends_as_the_answer(ask
 
 
 def test_what_a_model_thinks_is_marked_in_the_live_text_and_gone_at_the_end(ask, comfy, monkeypatch):
-    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.progress"], "LIVE_TEXT_INTERVAL_S", 0.0)
     answer = ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
     texts = [text for text, _, _ in comfy.texts]
     assert texts[-1] == answer
@@ -462,7 +462,7 @@ def test_what_a_model_thinks_is_marked_in_the_live_text_and_gone_at_the_end(ask,
 
 
 def test_the_page_is_told_how_fast_and_what_is_thought_before_each_live_text(ask, comfy, monkeypatch):
-    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.progress"], "LIVE_TEXT_INTERVAL_S", 0.0)
     ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
     told = [data for event, data, sid in comfy.events if (event, sid) == ("qwenvl.progress", "browser")]
     assert len(told) == len(comfy.texts)
@@ -476,7 +476,7 @@ def test_the_page_is_told_how_fast_and_what_is_thought_before_each_live_text(ask
 
 
 def test_with_many_answers_live_text_and_progress_count_them(ask, comfy, monkeypatch):
-    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.host"], "LIVE_TEXT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.progress"], "LIVE_TEXT_INTERVAL_S", 0.0)
     pictures = image(draw("circle", "red", "blue"), draw("square", "green", "white"))
     answers = ask.all_outputs(text="Describe this image.", image1=pictures, image_mode="one answer per image")[0]
     texts = [text for text, _, _ in comfy.texts]

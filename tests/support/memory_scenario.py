@@ -29,8 +29,8 @@ class Story:
         self._loader = sys.modules[f"{pack.__name__}.qwenvl.loading.loader"]
         self._request = sys.modules[f"{pack.__name__}.qwenvl.request"]
         self._capabilities = sys.modules[f"{pack.__name__}.qwenvl.loading.capabilities"]
-        host = sys.modules[f"{pack.__name__}.qwenvl.comfyui.host"]
-        self.models = self._cache_module.ModelCache(host.memory_manager())
+        memory = sys.modules[f"{pack.__name__}.qwenvl.comfyui.memory"]
+        self.models = self._cache_module.ModelCache(memory.memory_manager())
         self.management = management
         self.loads: list[str] = []
         self.events: list[Any] = []

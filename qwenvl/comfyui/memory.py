@@ -1,0 +1,142 @@
+"""Our models among ComfyUI's own, as its memory manager sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+import torch
+
+from . import host
+from .host import free_ram, model_management
+
+_Base: Any = object if model_management is None else host.ModelPatcher
+
+
+class Resident(Protocol):
+    """A model of ours that may be in memory: as much of it as a memory manager has to know."""
+
+    # Of its weights on all devices, in bytes; and when it was last used, by time.monotonic().
+    size: int
+    used_at: float
+
+    @property
+    def spec(self) -> Hashable:
+        """What was asked for: no two are alike."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it is or will be, in equal parts."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is on its devices now."""
+
+    def bring(self) -> None:
+        """Have it on its devices."""
+
+    def give_way(self, for_good: bool = False) -> None:
+        """Leave them for others: to RAM where that is allowed, else for good."""
+
+
+def memory_manager() -> ComfyMemory | None:
+    """What a model cache registers its models with; None without ComfyUI."""
+    return None if model_management is None else ComfyMemory()
+
+
+class _Holder(torch.nn.Module):
+    """What ComfyUI takes for the model: it sets attributes that a transformers model refuses."""
+
+    device: torch.device
+
+
+class _Patcher(_Base):
+    """One of our models as ComfyUI's memory manager sees it: on its device, or not at all."""
+
+    def __init__(self, resident: Resident, device: torch.device, size: int) -> None:
+        super().__init__(_Holder(), load_device=device, offload_device=torch.device("cpu"), size=size)
+        self.resident = resident
+        # How many of ours were used after this one. ComfyUI evicts first what is least completely loaded, so a
+        # missing byte for each makes it take the least recently used first.
+        self.age = 0
+
+    def loaded_size(self) -> int:
+        return self.size - self.age if self.resident.is_loaded else 0
+
+    def current_loaded_device(self) -> torch.device:
+        return self.load_device if self.resident.is_loaded else self.offload_device
+
+    def partially_load(self, device_to: torch.device, extra_memory: int = 0, force_patch_weights: bool = False) -> int:
+        self.resident.bring()
+        self.model.device = device_to
+        self.model.model_loaded_weight_memory = self.size
+        return self.size
+
+    def partially_unload(self, *_: Any, **__: Any) -> int:
+        return 0  # nothing by halves: ComfyUI then calls detach
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        # Without unpatch_all it is bookkeeping, which happens at every use.
+        if unpatch_all:
+            self.resident.give_way()
+            self.model.device = self.offload_device
+            self.model.model_loaded_weight_memory = 0
+        return self.model
+
+
+class ComfyMemory:
+    """Our models among ComfyUI's own: it makes room for them, and takes them away when others need it."""
+
+    def __init__(self) -> None:
+        # ComfyUI itself holds them by weak references only.
+        # One for each device that a model is on.
+        self._patchers: dict[Hashable, list[_Patcher]] = {}
+
+    def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
+        """Make room for the model and a request, and have the model loaded."""
+        if _in_ram(resident):
+            self._make_room_in_ram(resident, [other for other in others if _in_ram(other)], request_bytes)
+        if resident.spec not in self._patchers:
+            places = [torch.device(device) for device in resident.devices]
+            share = resident.size // len(places)
+            self._patchers[resident.spec] = [_Patcher(resident, place, share) for place in places]
+        newest_first = sorted(others, key=lambda other: -other.used_at)
+        for age, other in enumerate([resident, *newest_first]):
+            for patcher in self._patchers.get(other.spec, []):
+                patcher.age = age
+        model_management.load_models_gpu(
+            self._patchers[resident.spec], memory_required=request_bytes, force_full_load=True
+        )
+
+    def make_room(self, resident: Resident, request_bytes: int) -> None:
+        """Have so many bytes free beside the model, by moving everything else."""
+        patchers = self._patchers[resident.spec]
+        own = [
+            loaded
+            for loaded in model_management.current_loaded_models
+            if any(loaded.model is each for each in patchers)
+        ]
+        for patcher in patchers:
+            model_management.free_memory(request_bytes, patcher.load_device, keep_loaded=own)
+
+    def forget(self, resident: Resident) -> None:
+        """The model is gone: ComfyUI drops its entry when the patcher's holder is no more."""
+        self._patchers.pop(resident.spec, None)
+
+    def reaches(self, resident: Resident) -> bool:
+        """Whether ComfyUI's "Unload Models" takes it: older versions look at one device only, none at RAM."""
+        every = getattr(model_management, "get_all_torch_devices", lambda: [model_management.get_torch_device()])()
+        return all(torch.device(device) in every for device in resident.devices)
+
+    def _make_room_in_ram(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
+        """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
+        needed = 0 if resident.is_loaded else resident.size
+        for other in sorted(others, key=lambda other: other.used_at):
+            if free_ram() > 1.1 * needed + request_bytes:
+                return
+            other.give_way(for_good=True)
+            self.forget(other)
+
+
+def _in_ram(resident: Resident) -> bool:
+    return resident.devices == ("cpu",)

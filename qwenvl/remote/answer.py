@@ -1,0 +1,58 @@
+"""An engine's reply -> the thought and the answer in it, while it comes."""
+
+from __future__ import annotations
+
+from ..checks import whole_characters
+from ..models.engines import Engine
+from ..prompting.answer import THINK_END, THINK_START, cut_before, split_thinking
+from ..request import Answer, Request
+from .reply import Reply
+from .thoughts import known
+
+
+class EngineAnswer:
+    """One answer while it comes from an engine."""
+
+    over_budget = False
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._stops = request.sampling.stop
+        self._may_think = request.thinking != "off"
+        self.auto = request.thinking == "auto"
+        # Whether the template opened the think block; None where that is not known.
+        self.opened = known(engine) if self.auto else self._may_think
+        self.reply = Reply(0.0)
+
+    @property
+    def tokens(self) -> int:
+        """How many there are: the engine's count where it has come, until then the pieces."""
+        return self.reply.count("completion_tokens") or self.reply.pieces
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.reply.ended)
+
+    @property
+    def so_far(self) -> Answer:
+        """What is certain of it."""
+        thinking, text = self._split()
+        return Answer(cut_before(text or "", self._stops), thinking)
+
+    def end(self) -> Answer | None:
+        """The whole of it; None where the model only thought."""
+        thinking, text = self._split()
+        if text is None and self.reply.ended != "length" and not self.reply.text.lstrip().startswith(THINK_START):
+            # It ended by itself and closed no block, so there was none.
+            thinking, text = "", thinking
+        if text is None or (thinking and not text):
+            return None
+        return Answer(cut_before(text, self._stops).strip(), thinking)
+
+    def _split(self) -> tuple[str, str | None]:
+        """(thinking, answer) as far as they have come."""
+        # Only here: the halves of a character may come in two pieces.
+        text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
+        if thinking:
+            return thinking.strip(), text.strip()
+        closed = self._may_think and THINK_END in text
+        return split_thinking(text, bool(self.opened) or closed)
