@@ -7,23 +7,10 @@ import sys
 import time
 
 import pytest
+from picture_folder import ASK, CAPTIONS, SCENES
 from pictures import ROOT, draw
 
 from qwenvl.__main__ import main
-
-SCENES = {
-    "1.png": ("circle", "red", "blue"),
-    "2.jpg": ("square", "yellow", "green"),
-    "10.webp": ("triangle", "green", "white"),
-    "sub/deep.png": ("circle", "pink", "black"),
-}
-CAPTIONS = {
-    "1.txt": "a red circle on a blue background",
-    "2.txt": "a yellow square on a green background",
-    "10.txt": "a green triangle on a white background",
-    "sub/deep.txt": "a pink circle on a black background",
-}
-ASK = ["--prompt", "Describe this image.", "--no-do-sample"]
 
 
 @pytest.fixture

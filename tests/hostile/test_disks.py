@@ -9,8 +9,8 @@ import time
 import hub_server
 import pytest
 from disks import PAGE, fill, read_only, small_disk
+from picture_folder import ASK, CAPTIONS, SCENES
 from pictures import ROOT, draw, image
-from test_captions import ASK, CAPTIONS, SCENES
 from tiny import DEMO_FOLDER
 
 from qwenvl.__main__ import main

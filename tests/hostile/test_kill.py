@@ -11,8 +11,8 @@ from shutil import rmtree
 import hub_server
 import psutil
 import pytest
+from picture_folder import CAPTIONS, SCENES
 from pictures import draw
-from test_captions import CAPTIONS, SCENES
 from tiny import DEMO_FOLDER
 
 from qwenvl.models.download import why_incomplete

@@ -6,9 +6,9 @@ from pathlib import Path
 import attacks
 import pytest
 from attacks import ALIASES, CAPTION, FILMS, LISTED, NAMES, ON_WINDOWS, PATHS, PLAIN, SETS, let_in
-from test_nodes import COMMON, DEMO, SYSTEM
 
 from qwenvl.media.media import read_video
+from qwenvl.models.catalog import DEMO
 from qwenvl.paths import is_roundabout, why_not_local
 from qwenvl.request import Frames
 
@@ -42,7 +42,7 @@ def doors(comfy, pack):
 
         return ask
 
-    question = {"system": SYSTEM, "text": "Describe.", "model": DEMO, **COMMON, "seed": 1, "max_new_tokens": 1}
+    question = {"text": "Describe.", "model": DEMO, "seed": 1, "max_new_tokens": 1}
     text = {"text": ["x"], "names": [CAPTION.replace("txt", "png")], "existing": "overwrite"}
     return {
         "video_path": door("QwenVL", "video_path", **question),

@@ -23,13 +23,12 @@ from qwenvl.loading.loader import (
     PICTURE_PIXELS,
     LoadError,
     LoadPlan,
-    PatchLinear,
     load,
     load_options,
     park,
-    patch_embedding_as_matmul,
     plan_load,
 )
+from qwenvl.loading.patch_embedding import PatchLinear, patch_embedding_as_matmul
 from qwenvl.media.media import Video
 from qwenvl.models.checkpoint import Checkpoint
 from qwenvl.prompting.prompt import encode

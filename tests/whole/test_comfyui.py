@@ -437,7 +437,7 @@ def test_a_run_after_free_gives_the_same_answer(client: Client, build: Callable[
     assert run.text("preview") == before
 
 
-COMMITTED = json.loads((PACK / "tests" / "same_answers.json").read_text(encoding="utf-8"))
+COMMITTED = json.loads((PACK / "tests" / "support" / "same_answers.json").read_text(encoding="utf-8"))
 # A box's numbers differ with the precision: test_same_answer.py says how much. A video is asked about above.
 ASKED = [case for case in COMMITTED if case["name"] not in ("a box", "a video")]
 

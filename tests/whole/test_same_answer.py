@@ -30,7 +30,10 @@ from qwenvl.prompting.watch import Nobody
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
 
-CASES = {case["name"]: case for case in json.loads((ROOT / "tests" / "same_answers.json").read_text(encoding="utf-8"))}
+CASES = {
+    case["name"]: case
+    for case in json.loads((ROOT / "tests" / "support" / "same_answers.json").read_text(encoding="utf-8"))
+}
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
 SYSTEM = "You are a helpful assistant."
 # The numbers of a box are tokens of nearly the same likelihood: in bfloat16, whose numbers have eight bits, which of
