@@ -24,7 +24,7 @@ class UnusableError(RuntimeError):
     """A model was loaded, but what its folder says fails when it is asked something."""
 
 
-class Understood:
+class WrappedErrors:
     """A block in which transformers does what a folder says: whatever it raises becomes an error of ours.
 
     Memory that ran out and a device that failed are not the folder's fault and pass, as do a cancel and what is an

@@ -64,16 +64,18 @@ def unless_out_of_memory(work: Callable[[], Made]) -> Made | None:
     return None
 
 
-def with_room(work: Callable[[], Made], drop_buffers: Callable[[], None], make_room: Callable[[bool], None]) -> Made:
+def retry_with_memory(
+    work: Callable[[], Made], drop_buffers: Callable[[], None], free_memory: Callable[[bool], None]
+) -> Made:
     """What work() gives; where memory runs out, once more with the buffers gone and room made.
 
     Args:
-        make_room: called with whether it was tried again; makes room, or raises.
+        free_memory: called with whether it was tried again; makes room, or raises.
     """
     again = False
     while (made := unless_out_of_memory(work)) is None:
         drop_buffers()
-        make_room(again)
+        free_memory(again)
         again = True
     return made
 

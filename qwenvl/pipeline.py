@@ -13,7 +13,7 @@ from .loading.cache import ModelCache
 from .media import media
 from .prompting import prompt
 from .prompting.batch import MOST_ROWS, read_ahead
-from .prompting.watch import Telling, Watch
+from .prompting.watch import Reporter, Watch
 from .report.diagnostics import Diagnosis
 from .request import Answer, Outcome, Question, Request, Result, Stats
 from .session import Session
@@ -36,8 +36,8 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
         each = request.image_mode != IMAGE_MODES[0] and bool(pictures)
         shown = [[picture] for picture in pictures] if each else [pictures]
         questions = (Question(number, some) for number, some in enumerate(shown))
-        telling = Telling(watch, answers.__setitem__, _raise, len(shown) if each else None, single=not each)
-        _answer(asked, questions, len(shown), telling)
+        reporter = Reporter(watch, answers.__setitem__, _raise, len(shown) if each else None, single=not each)
+        _answer(asked, questions, len(shown), reporter)
         stats = asked.stats()
     result = Result(tuple(answers[number] for number in sorted(answers)), stats)
     watch.end("\n\n".join(each.text for each in result.answers))
@@ -66,16 +66,16 @@ def caption(
     Returns:
         The figures of all of it; None where there was nothing to answer.
     """
-    telling = Telling(watch, done, failed, length_hint(items) or None)
+    reporter = Reporter(watch, done, failed, length_hint(items) or None)
     expected = batch_size or MOST_ROWS
     with (
         session.opened(request, models, watch, Diagnosis(request.diagnostics), batch_size) as asked,
         closing(read_ahead(items, depth=2 * expected)) as questions,
     ):
-        return asked.stats() if _answer(asked, questions, expected, telling) else None
+        return asked.stats() if _answer(asked, questions, expected, reporter) else None
 
 
-def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: int, telling: Telling) -> bool:
+def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: int, reporter: Reporter) -> bool:
     """The five steps: read, load, encode, generate, tell.
 
     Args:
@@ -84,22 +84,22 @@ def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: i
     Returns:
         Whether there was one that could be read.
     """
-    readable = _readable(questions, telling)
+    readable = _readable(questions, reporter)
     first = next(readable, None)
     if first is None:
         return False
     asked.load(first, expected)
     for batch in asked.encode(chain([first], readable)):
-        for outcome in asked.generate(batch, telling):  # which looks at every token
-            telling.tell(outcome)
+        for outcome in asked.generate(batch, reporter):  # which looks at every token
+            reporter.finish(outcome)
     return True
 
 
-def _readable(questions: Iterable[Question | Outcome], telling: Telling) -> Iterator[Question]:
+def _readable(questions: Iterable[Question | Outcome], reporter: Reporter) -> Iterator[Question]:
     """The questions that can be asked; the others are told of."""
     for each in questions:
         if isinstance(each, Outcome):
-            telling.tell(each)
+            reporter.finish(each)
         else:
             yield each
 

@@ -14,7 +14,7 @@ from PIL import Image
 from .comfyui import host
 from .decoding.kv_cache import capacity_for
 from .decoding.rows import Generation
-from .faults import ran_out, with_room
+from .faults import ran_out, retry_with_memory
 from .loading.budget import prompt_tokens
 from .loading.cache import ModelCache
 from .loading.devices import current, peak_bytes, reset_peak
@@ -26,9 +26,9 @@ from .models import catalog
 from .models.families import family_of
 from .prompting import prompt
 from .prompting.answer import Writer, why_no_answer
-from .prompting.batch import MOST_ROWS, Room, later_seed, run_seed
+from .prompting.batch import MOST_ROWS, BatchLimit, later_seed, run_seed
 from .prompting.prompt import Prompt, side_by_side
-from .prompting.watch import Listener, Telling, Watch
+from .prompting.watch import Reporter, TokenListener, Watch
 from .remote.session import EngineSession
 from .report.diagnostics import Diagnosis
 from .report.findings import tell_of
@@ -47,7 +47,7 @@ class Session(Protocol):
     def encode(self, questions: Iterable[Question]) -> Iterator[Any]:
         """The questions as the other side takes them, as many at a time as it can answer."""
 
-    def generate(self, batch: Any, telling: Telling) -> Iterator[Outcome]:
+    def generate(self, batch: Any, reporter: Reporter) -> Iterator[Outcome]:
         """Ask them, tell of every token, and give what came of each question as soon as it is known."""
 
     def stats(self) -> Stats:
@@ -135,7 +135,7 @@ class ModelSession:
     def _begin(self) -> None:
         model, sampling = self._handle, self._request.sampling
         device = model.machine.device
-        self._room = Room(host.free_bytes(device), self._source.request_bytes, sampling.longest, self._most)
+        self._limit = BatchLimit(host.free_bytes(device), self._source.request_bytes, sampling.longest, self._most)
         self._seed = run_seed(sampling)
         reset_peak(device)
         self._around.enter_context(self._diagnosis.watching(model.model))
@@ -145,11 +145,11 @@ class ModelSession:
         batch: list[Prompt] = []
         for question in questions:
             encoded = self._encode(question)
-            if batch and not self._room.holds([*batch, encoded]):
+            if batch and not self._limit.fits([*batch, encoded]):
                 yield batch
                 batch = []
             batch.append(encoded)
-            if len(batch) >= self._room.most:
+            if len(batch) >= self._limit.most:
                 yield batch
                 batch = []
         if batch:
@@ -158,30 +158,30 @@ class ModelSession:
     def _encode(self, question: Question) -> Prompt:
         phases, number = self._diagnosis.phases, question.number
         work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
-        return with_room(work, self._handle.decoder.drop_buffers, self._make_room)
+        return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
-    def generate(self, batch: list[Prompt], telling: Telling) -> Iterator[Outcome]:
+    def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:
         """In parts where memory runs out; what is finished stays finished."""
         again = False
         while batch:
-            part = batch[: self._room.most]
-            writers = self._write(part, telling)
+            part = batch[: self._limit.most]
+            writers = self._write(part, reporter)
             if writers is not None:
                 for each, writer in zip(part, writers, strict=True):
                     yield Outcome(each.number, writer.end() or why_no_answer(self._request))
                 batch, again = batch[len(part) :], False
             elif len(part) > 1:
-                self._room.halve(len(part))
+                self._limit.halve(len(part))
             else:
-                self._make_room(again)
+                self._free_memory(again)
                 again = True
 
-    def _write(self, prompts: list[Prompt], telling: Telling) -> list[Writer] | None:
+    def _write(self, prompts: list[Prompt], reporter: Reporter) -> list[Writer] | None:
         """The answers of the prompts, side by side; None where memory ran out, with all that was made given back."""
         started, sampling, model = time.perf_counter(), self._request.sampling, self._handle
         writers = [Writer(model.tokenizer, each.thinks, sampling) for each in prompts]
         try:
-            made = self._generations(prompts, writers, telling)
+            made = self._generations(prompts, writers, reporter)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -198,18 +198,18 @@ class ModelSession:
         self._thoughts_cut += sum(len(each.rows) for each in made[1:])
         return writers
 
-    def _generations(self, prompts: list[Prompt], writers: list[Writer], telling: Telling) -> list[Generation]:
+    def _generations(self, prompts: list[Prompt], writers: list[Writer], reporter: Reporter) -> list[Generation]:
         """One of all prompts, and one more of those whose thoughts were cut short."""
         sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
         decoder, check = self._handle.decoder, self._watch.check
         both = replace(sampling, max_new_tokens=sampling.longest)
-        hear = Listener(writers, writers, telling)
+        hear = TokenListener(writers, writers, reporter)
         made = [decoder.generate(side_by_side(prompts), both, seed, hear, check, _media(prompts))]
         if cut := [row for row, writer in enumerate(writers) if writer.over_budget]:
             # A single row finds its prompt and its thought in memory still.
             longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
             rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
-            hear = Listener([writers[row] for row in cut], writers, telling)
+            hear = TokenListener([writers[row] for row in cut], writers, reporter)
             seed = later_seed(seed, 1)
             made.append(decoder.generate(side_by_side(longer), rest, seed, hear, check, _media(longer)))
         return made
@@ -249,11 +249,11 @@ class ModelSession:
             seed=self._seed,
         )
 
-    def _make_room(self, again: bool) -> None:
+    def _free_memory(self, again: bool) -> None:
         """Where not even one answer fits: free what others hold, or raise if that was tried already."""
         if again:
             raise self._source.out_of_memory("answer", self._need)
-        self._models.make_room(self._request.load, self._need)
+        self._models.free_memory(self._request.load, self._need)
 
 
 def _media(prompts: Sequence[Prompt]) -> str:

@@ -95,7 +95,7 @@ class ComfyMemory:
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
         """Make room for the model and a request, and have the model loaded."""
         if _in_ram(resident):
-            self._make_room_in_ram(resident, [other for other in others if _in_ram(other)], request_bytes)
+            self._free_ram(resident, [other for other in others if _in_ram(other)], request_bytes)
         if resident.spec not in self._patchers:
             places = [torch.device(device) for device in resident.devices]
             share = resident.size // len(places)
@@ -108,7 +108,7 @@ class ComfyMemory:
             self._patchers[resident.spec], memory_required=request_bytes, force_full_load=True
         )
 
-    def make_room(self, resident: Resident, request_bytes: int) -> None:
+    def free_memory(self, resident: Resident, request_bytes: int) -> None:
         """Have so many bytes free beside the model, by moving everything else."""
         patchers = self._patchers[resident.spec]
         own = [
@@ -128,7 +128,7 @@ class ComfyMemory:
         every = getattr(model_management, "get_all_torch_devices", lambda: [model_management.get_torch_device()])()
         return all(torch.device(device) in every for device in resident.devices)
 
-    def _make_room_in_ram(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
+    def _free_ram(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
         """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
         needed = 0 if resident.is_loaded else resident.size
         for other in sorted(others, key=lambda other: other.used_at):

@@ -18,7 +18,7 @@ WARM_UPS = 3
 # A captured step must give the logits of the same step run eagerly, within this share of the largest one.
 TOLERANCE = 0.02
 # Operators that make the host wait for the device, which no capture survives.
-WAITS = frozenset(
+HOST_SYNCS = frozenset(
     [
         "_local_scalar_dense",
         "is_nonzero",
@@ -60,7 +60,7 @@ class Operators(TorchDispatchMode):
         return made
 
 
-class Waits(Operators):
+class HostSyncs(Operators):
     """Notes the operators that make the host wait for the device."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Waits(Operators):
     def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
         args, _ = given
         name = func._schema.name.removeprefix("aten::")
-        if name in WAITS or (name in COPIES and _crosses(*args, made)) or (name in INDEXED and _masked(args[1])):
+        if name in HOST_SYNCS or (name in COPIES and _crosses(*args, made)) or (name in INDEXED and _masked(args[1])):
             self.found.append(name)
 
 
@@ -87,11 +87,11 @@ class CapturedStep:
 
     Args:
         logits: computes the logits of the tokens, and stores what the step stores; run again it does the same again.
-        choose: logits -> next tokens.
+        sample: logits -> next tokens.
         count: advances the state by one token.
         tokens: (B,) int64, read and overwritten.
         state: every other tensor that the step changes, keys and values apart.
-        random: the generator that choose draws from.
+        random: the generator that sample draws from.
 
     Attributes:
         seconds: what warming up and capturing took.
@@ -103,14 +103,14 @@ class CapturedStep:
     def __init__(
         self,
         logits: Callable[[torch.Tensor], torch.Tensor],
-        choose: Callable[[torch.Tensor], torch.Tensor],
+        sample: Callable[[torch.Tensor], torch.Tensor],
         count: Callable[[], None],
         tokens: torch.Tensor,
         state: Sequence[torch.Tensor],
         random: torch.Generator | None,
     ) -> None:
         start = time.perf_counter()
-        self._logits, self._choose, self._count, self._tokens = logits, choose, count, tokens
+        self._logits, self._sample, self._count, self._tokens = logits, sample, count, tokens
         self._random = random
         restore = _restorer([tokens, *state], random)
         try:
@@ -136,15 +136,15 @@ class CapturedStep:
     def _run(self) -> None:
         logits = self._logits(self._tokens)
         self._last_logits.copy_(logits)
-        chosen = self._choose(logits)
+        chosen = self._sample(logits)
         self._count()
         self._tokens.copy_(chosen)
 
     def _uncaptured(self) -> torch.Tensor:
         """The logits of one step. A step that waits is found here: a capture that breaks off is hard to clean up."""
-        with Waits() as waits:
+        with HostSyncs() as waits:
             logits = self._logits(self._tokens)
-            self._choose(logits)
+            self._sample(logits)
         if waits.found:
             raise CaptureError(f"it waits for the device in {', '.join(sorted(set(waits.found)))}")
         return logits

@@ -7,44 +7,51 @@ steps of the first two are captured (cuda_graph.py).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import Understood, UnusableError
+from ..errors import UnusableError, WrappedErrors
 from ..log import log
 from ..request import Sampling
 from . import hf_generate
 from .cuda_graph import CapturedStep, CaptureError, ReadLater
-from .lanes import DenseLanes
+from .lanes import OwnStepLanes
 from .own_step import why_not_dense
-from .prefill import Check
+from .prefill import Check, Inputs
 from .rows import Generation, OnTokens, Rows
-from .sampling import Chooser
-from .static_cache import CachedLanes, why_not_generic
+from .sampling import Sampler
+from .static_cache import StaticCacheLanes, why_not_generic
 
-Lanes = DenseLanes | CachedLanes
+Lanes = OwnStepLanes | StaticCacheLanes
 PLAIN = "generate"
 # How many tokens late the host sees what a GPU makes: cancel, live text and the end of the text wait for that long.
 LAG = 3
 # Kinds of sampling for which captured steps are kept: each has a graph and its memory.
-KEPT_KINDS = 4
+KEPT_SAMPLERS = 4
 
 
-def best_tier(model: Any, decode: str) -> tuple[str, str]:
-    """The fastest tier that fits the model where it is, and why no faster one does.
+class Tier(NamedTuple):
+    """A way of making tokens, and why it is not a faster one; "" where it is the fastest."""
+
+    name: str
+    reason: str
+
+
+def best_tier(model: Any, decode: str) -> Tier:
+    """The fastest tier that fits the model where it is.
 
     Args:
         decode: the step of our own that fits the model's family; "" where none does.
     """
     not_dense = why_not_dense(model, decode)
     if not_dense is None:
-        return DenseLanes.name, ""
+        return Tier(OwnStepLanes.name, "")
     if model.device.type != "cuda":
-        return PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains little"
+        return Tier(PLAIN, f"{not_dense}, and without CUDA graphs the generic step gains little")
     if not_generic := why_not_generic(model):
-        return PLAIN, f"{not_dense}, and {not_generic}"
-    return CachedLanes.name, not_dense
+        return Tier(PLAIN, f"{not_dense}, and {not_generic}")
+    return Tier(StaticCacheLanes.name, not_dense)
 
 
 class Decoder:
@@ -59,23 +66,23 @@ class Decoder:
 
     def __init__(self, model: Any, attention: str, tier: str | None = None, *, decode: str = "") -> None:
         self._model = model
-        self.tier, self.tier_reason = (tier, "asked for") if tier else best_tier(model, decode)
+        self.tier, self.tier_reason = Tier(tier, "asked for") if tier else best_tier(model, decode)
         # What a token attends with, which need not be what the prompt did.
         self.attention = attention
         self._lanes: Lanes | None = None
-        if self.tier == DenseLanes.name:
-            self._lanes = DenseLanes(model, attention)
+        if self.tier == OwnStepLanes.name:
+            self._lanes = OwnStepLanes(model, attention)
             self.attention = self._lanes.attention(False)
-        elif self.tier == CachedLanes.name:
-            self._lanes = CachedLanes(model)
+        elif self.tier == StaticCacheLanes.name:
+            self._lanes = StaticCacheLanes(model)
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
-        self._choosers: dict[tuple[Any, ...], Chooser] = {}
+        self._samplers: dict[tuple[Any, ...], Sampler] = {}
         # LLM.int8 looks at its outliers on the host, which no capture survives.
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
-        self._steps: dict[tuple[Chooser, int], CapturedStep] = {}
+        self._steps: dict[tuple[Sampler, int], CapturedStep] = {}
         self._tokens: dict[int, torch.Tensor] = {}
         # Around the model's own arithmetic.
-        self._computed = Understood(
+        self._computed = WrappedErrors(
             f"{model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
             "installed transformers: download it again, or ask whoever made it",
             UnusableError,
@@ -84,7 +91,7 @@ class Decoder:
 
     def generate(
         self,
-        inputs: dict[str, Any],
+        inputs: Inputs,
         sampling: Sampling,
         seed: int | None,
         on_tokens: OnTokens,
@@ -110,57 +117,57 @@ class Decoder:
         rows = Rows(len(ids), end_ids, on_tokens)
         reused = 0
         with torch.inference_mode():
-            choose = self._chooser(sampling, len(ids))
-            choose.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
+            sample = self._sampler(sampling, len(ids))
+            sample.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
             if self._lanes is None:
                 with self._computed:
-                    hf_generate.generate(self._model, inputs, sampling.max_new_tokens, choose, rows, check)
+                    hf_generate.generate(self._model, inputs, sampling.max_new_tokens, sample, rows, check)
             else:
                 with self._computed:
                     reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
-                tokens = choose(logits)
+                tokens = sample(logits)
                 rows.push(tokens.tolist())
-                if self._captures and not Chooser.why_not_captured(sampling):
-                    tokens = self._captured_loop(self._lanes, tokens, sampling, choose, rows)
-                self._loop(self._lanes, tokens, sampling, choose, rows)
-                captured = self._captures and not Chooser.why_not_captured(sampling)
+                if self._captures and not Sampler.why_not_captured(sampling):
+                    tokens = self._captured_loop(self._lanes, tokens, sampling, sample, rows)
+                self._loop(self._lanes, tokens, sampling, sample, rows)
+                captured = self._captures and not Sampler.why_not_captured(sampling)
                 self.attention = self._lanes.attention(captured)
                 self._lanes.finish(inputs, rows.all_ids, media)
-        reasons = (self.tier_reason, self._captures and Chooser.why_not_captured(sampling))
+        reasons = (self.tier_reason, self._captures and Sampler.why_not_captured(sampling))
         return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
 
     def drop_buffers(self) -> None:
         """Give back everything but the weights."""
         self._steps.clear()
-        self._choosers.clear()
+        self._samplers.clear()
         self._tokens.clear()
         if self._lanes is not None:
             self._lanes.drop()
 
-    def _chooser(self, sampling: Sampling, batch: int) -> Chooser:
+    def _sampler(self, sampling: Sampling, batch: int) -> Sampler:
         """One for each kind of sampling: captured steps go on using its tensors."""
-        key = (batch, *Chooser.kind(sampling))
+        key = (batch, *Sampler.kind(sampling))
         # Last in the order is what was used last.
-        chooser = self._choosers.pop(key, None) or Chooser(sampling, batch, self._vocabulary, self._model.device)
-        self._choosers[key] = chooser
-        if len(self._choosers) > KEPT_KINDS:
-            oldest = self._choosers.pop(next(iter(self._choosers)))
+        sampler = self._samplers.pop(key, None) or Sampler(sampling, batch, self._vocabulary, self._model.device)
+        self._samplers[key] = sampler
+        if len(self._samplers) > KEPT_SAMPLERS:
+            oldest = self._samplers.pop(next(iter(self._samplers)))
             self._steps = {key: step for key, step in self._steps.items() if key[0] is not oldest}
-        return chooser
+        return sampler
 
-    def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows) -> None:
+    def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, sample: Sampler, rows: Rows) -> None:
         """Token by token, until every row has ended."""
         while not rows.all_ended and rows.steps < sampling.max_new_tokens:
-            lanes.make_room()
+            lanes.grow()
             with self._computed:
                 logits = lanes.step(tokens)
             lanes.count_on_device()
             lanes.count_on_host()
-            tokens = choose(logits)
+            tokens = sample(logits)
             rows.push(tokens.tolist())
 
     def _captured_loop(
-        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, choose: Chooser, rows: Rows
+        self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, sample: Sampler, rows: Rows
     ) -> torch.Tensor:
         """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
 
@@ -173,8 +180,8 @@ class Decoder:
         for _ in range(rows.steps, sampling.max_new_tokens):
             if rows.all_ended:
                 return static
-            lanes.make_room()
-            step = self._captured_step(lanes, static, choose)
+            lanes.grow()
+            step = self._captured_step(lanes, static, sample)
             if step is None:
                 break
             later = later or ReadLater(batch, LAG)
@@ -187,29 +194,29 @@ class Decoder:
             rows.push(later.take())
         return static
 
-    def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, choose: Chooser) -> CapturedStep | None:
+    def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, sample: Sampler) -> CapturedStep | None:
         """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
         if self._version != lanes.version:
             self._steps.clear()  # they point into a buffer that is gone
             self._version = lanes.version
         span = lanes.span()
-        key = (choose, span)
+        key = (sample, span)
         if key not in self._steps:
-            state = [*lanes.state, *choose.state]
+            state = [*lanes.state, *sample.state]
             try:
                 self._steps[key] = CapturedStep(
                     lambda given: lanes.step(given, span),
-                    choose,
+                    sample,
                     lanes.count_on_device,
                     tokens,
                     state,
-                    choose.random,
+                    sample.random,
                 )
             except CaptureError as error:
                 if lanes.simplify():
                     log.warning("this model's decode step is made simpler: %s", error)
                     self._steps.clear()
-                    return self._captured_step(lanes, tokens, choose)
+                    return self._captured_step(lanes, tokens, sample)
                 log.warning("this model's decode step runs without a CUDA graph: %s", error)
                 self._captures = False
                 return None

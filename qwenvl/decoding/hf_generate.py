@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from .prefill import Check, checked
+from .prefill import Check, Inputs, checked
 from .rows import Rows
-from .sampling import Chooser
+from .sampling import Sampler
 
 
-def generate(
-    model: Any, inputs: dict[str, Any], max_new_tokens: int, choose: Chooser, rows: Rows, check: Check
-) -> None:
+def generate(model: Any, inputs: Inputs, max_new_tokens: int, sample: Sampler, rows: Rows, check: Check) -> None:
     """Fill the rows until all have ended or max_new_tokens is reached."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -23,7 +21,7 @@ def generate(
             **inputs,
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([_OnlyChosen(choose)]),
+            logits_processor=LogitsProcessorList([_OnlyChosen(sample)]),
             stopping_criteria=StoppingCriteriaList([_Report(rows, unhook)]),
         )
 
@@ -34,11 +32,11 @@ class _OnlyChosen:
     generate()'s own sampling draws from torch's global generator, which other nodes seed and use.
     """
 
-    def __init__(self, choose: Chooser) -> None:
-        self._choose = choose
+    def __init__(self, sample: Sampler) -> None:
+        self._sample = sample
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(scores, float("-inf")).scatter(1, self._choose(scores)[:, None], 0.0)
+        return torch.full_like(scores, float("-inf")).scatter(1, self._sample(scores)[:, None], 0.0)
 
 
 class _Report:

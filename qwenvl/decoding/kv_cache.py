@@ -31,7 +31,7 @@ def _rounded_up(tokens: int, step: int) -> int:
     return -(-tokens // step) * step
 
 
-class KeyValues:
+class KVCache:
     """Rows are stored without their padding: slot i of a row is its token i, whatever the other rows hold.
 
     Attributes:
@@ -60,7 +60,7 @@ class KeyValues:
         self.filled = 0
         self.even = True
 
-    def room(self) -> torch.Tensor:
+    def allocate(self) -> torch.Tensor:
         """What one layer's keys or values are stored in.
 
         One tensor per layer and kind, so that a buffer grows layer by layer and is never there twice.
@@ -83,8 +83,8 @@ class KeyValues:
         total = mask.shape[1]
         for index, layer in enumerate(cache.layers):
             if index == len(self.keys):
-                self.keys.append(self.room())
-                self.values.append(self.room())
+                self.keys.append(self.allocate())
+                self.values.append(self.allocate())
             for row, length in enumerate(lengths):
                 begin = total - length + start
                 self.keys[index][row, :, start:length] = layer.keys[row, :, begin:]
@@ -97,12 +97,12 @@ class KeyValues:
         self.filled = max(lengths)
         self.even = len(set(lengths)) == 1
 
-    def grown(self, capacity: int) -> KeyValues:
+    def grown(self, capacity: int) -> KVCache:
         """A larger one with what this one holds, which is emptied on the way."""
-        larger = KeyValues(self.batch, self._heads, self._head_dim, capacity, self._dtype, self._device)
+        larger = KVCache(self.batch, self._heads, self._head_dim, capacity, self._dtype, self._device)
         for old, new in ((self.keys, larger.keys), (self.values, larger.values)):
             while old:
-                new.insert(0, larger.room())
+                new.insert(0, larger.allocate())
                 new[0][:, :, : self.filled] = old.pop()[:, :, : self.filled]
         larger.bias[..., : self.capacity] = self.bias
         larger.lens.copy_(self.lens)

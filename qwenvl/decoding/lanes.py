@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .kv_cache import LARGEST_DOUBLING, KeyValues, capacity_for, span_for
-from .own_step import DenseStep
-from .prefill import Check, checked, extend, forward
+from .kv_cache import LARGEST_DOUBLING, KVCache, capacity_for, span_for
+from .own_step import OwnStep
+from .prefill import Check, Inputs, Prefill, checked, extend, forward
 
 # Tokens for which there is room at first; the buffer grows where an answer is longer.
 HEADROOM = 256
@@ -27,11 +27,11 @@ class _Remembered:
     media: str
 
 
-class DenseLanes:
+class OwnStepLanes:
     """Prefill, then step by step; the state that a captured step works on.
 
     Args:
-        model: a transformers model that DenseStep takes.
+        model: a transformers model that OwnStep takes.
         attention: what it was loaded with.
 
     Attributes:
@@ -43,13 +43,13 @@ class DenseLanes:
 
     def __init__(self, model: Any, attention: str) -> None:
         self._model = model
-        self._step = DenseStep(model, attention)
-        self._kv: KeyValues | None = None
+        self._step = OwnStep(model, attention)
+        self._kv: KVCache | None = None
         self._remembered: _Remembered | None = None
         self.version = 0
 
     @property
-    def kv(self) -> KeyValues:
+    def kv(self) -> KVCache:
         """The buffer; there is one from the first prefill on."""
         if self._kv is None:
             raise RuntimeError("there is no key-value buffer before the prefill")
@@ -59,34 +59,28 @@ class DenseLanes:
     def state(self) -> list[torch.Tensor]:
         return [self.kv.lens]
 
-    def prefill(
-        self, inputs: dict[str, Any], max_new_tokens: int, check: Check, media: str
-    ) -> tuple[int, torch.Tensor]:
-        """Bring the prompt into the buffer; returns how much was there already, and the last logits (B, V)."""
+    def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
+        """Bring the prompt into the buffer."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         reused = self._in_common(inputs, media)
         # What is remembered is true again only when this run has ended well.
         self._remembered = None
-        kv = self._room(len(ids), ids.shape[1] + min(max_new_tokens, HEADROOM), reused)
+        kv = self._buffer_for(len(ids), ids.shape[1] + min(max_new_tokens, HEADROOM), reused)
         with checked(self._model, check):
-            if reused:
-                cache, logits = extend(self._model, ids, kv, reused)
-                offset = kv.offset.clone()
-            else:
-                cache, logits, offset = forward(self._model, inputs)
-        kv.fill(cache, mask, offset, reused)
+            made = extend(self._model, ids, kv, reused) if reused else forward(self._model, inputs)
+        kv.fill(made.cache, mask, made.offset, reused)
         self._reach()
-        return reused, logits
+        return Prefill(reused, made.logits)
 
     def _reach(self) -> None:
         """Rotary tables for the whole buffer. Videos of tiny frames have positions beyond their number of tokens."""
         if self._step.reach(self.kv.capacity + max(0, int(self.kv.offset.max()))):
             self.version += 1  # captured steps read the old tables
 
-    def make_room(self) -> None:
+    def grow(self) -> None:
         """Grow the buffer if the next token has no place in it."""
         if self.kv.filled == self.kv.capacity:
-            self._room(self.kv.batch, self.kv.capacity + 1, reused=self.kv.filled)
+            self._buffer_for(self.kv.batch, self.kv.capacity + 1, reused=self.kv.filled)
             self._reach()
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
@@ -119,7 +113,7 @@ class DenseLanes:
         self._kv = self._remembered = None
         self.version += 1
 
-    def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
+    def finish(self, inputs: Inputs, ids: list[list[int]], media: str) -> None:
         """Remember what the buffer holds, or give a large one back."""
         if self.kv.capacity > KEPT_CAPACITY:
             self.drop()
@@ -127,7 +121,7 @@ class DenseLanes:
             prompt = inputs["input_ids"][0].tolist()
             self._remembered = _Remembered([*prompt, *ids[0]][: self.kv.filled], media)
 
-    def _room(self, batch: int, tokens: int, reused: int) -> KeyValues:
+    def _buffer_for(self, batch: int, tokens: int, reused: int) -> KVCache:
         """The buffer, made or grown as needed; the first `reused` slots keep what they hold."""
         kv = self._kv
         if kv is not None and kv.batch == batch and kv.capacity >= tokens:
@@ -142,7 +136,7 @@ class DenseLanes:
             self._kv = self._step.allocate(batch, capacity_for(tokens))
         return self._kv
 
-    def _in_common(self, inputs: dict[str, Any], media: str) -> int:
+    def _in_common(self, inputs: Inputs, media: str) -> int:
         """How many tokens from the start the buffer holds already, pictures and videos included."""
         last, ids = self._remembered, inputs["input_ids"]
         if last is None or len(ids) > 1 or last.media != media:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
-from .kv_cache import KeyValues
-from .step_attention import choose
+from .kv_cache import KVCache
+from .step_attention import attention_for
 
 # What a family says of the decode step that fits, where it is this one.
 DENSE = "dense"
@@ -64,7 +64,7 @@ class _Layer:
     mlp: Any
 
 
-class DenseStep:
+class OwnStep:
     """One token per row and step.
 
     Args:
@@ -89,14 +89,14 @@ class DenseStep:
         self._kv_heads = config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         sizes = (self._heads, self._kv_heads, self._head_dim)
-        self.attention = choose(attention, *sizes, self.dtype, self.device)
+        self.attention = attention_for(attention, *sizes, self.dtype, self.device)
         self._layers = [self._read(layer) for layer in stack.layers]
         self._rotary = stack.rotary_emb
         self._cos = self._sin = torch.empty(0)
 
-    def allocate(self, batch: int, capacity: int) -> KeyValues:
+    def allocate(self, batch: int, capacity: int) -> KVCache:
         """Room for so many tokens in each of so many rows."""
-        return KeyValues(batch, self._kv_heads, self._head_dim, capacity, self.dtype, self.device)
+        return KVCache(batch, self._kv_heads, self._head_dim, capacity, self.dtype, self.device)
 
     def reach(self, positions: int) -> bool:
         """Make the rotary tables long enough; whether they are new ones. A position in decoding is the same on all
@@ -113,7 +113,7 @@ class DenseStep:
         self._cos, self._sin = tables
         return True
 
-    def __call__(self, tokens: torch.Tensor, kv: KeyValues, span: int | None = None) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, kv: KVCache, span: int | None = None) -> torch.Tensor:
         """Logits after one more token in each row; its keys and values are written, lens stays.
 
         Args:
@@ -129,14 +129,14 @@ class DenseStep:
         if static or not kv.even:
             kv.bias.scatter_(3, kv.lens.view(-1, 1, 1, 1), 0.0)
         attend = self.attention.at(span)
-        seen = attend.see(kv, span)
+        slots_used = attend.prepare(kv, span)
         positions = kv.lens + kv.offset
         cos, sin = (table.index_select(0, positions)[:, None] for table in (self._cos, self._sin))
         hidden = F.embedding(tokens, self._embed)
         for index, layer in enumerate(self._layers):
             keys, values = kv.keys[index], kv.values[index]
             query = self._query(layer, hidden, cos, sin, kv, keys, values, static)
-            attended = attend(query, keys, values, seen)
+            attended = attend(query, keys, values, slots_used)
             hidden = _add_projected(hidden, attended, layer.out, layer.attention.o_proj)
             hidden = _add_projected(hidden, self._gated(layer, hidden), layer.down, layer.mlp.down_proj)
         return self._head(self._norm(hidden, self._norm_out))

@@ -4,29 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .kv_cache import KeyValues
+from .kv_cache import KVCache
 from .own_step import text_stack
 
 # Called often while there is no token yet; raising in it stops the prefill.
 Check = Callable[[], None]
+# Keywords of a transformers model's generate(): input_ids and attention_mask (B, L), padded on the left, and what the
+# processor made of pictures and videos.
+Inputs = dict[str, torch.Tensor]
 
 
-def forward(model: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
+class Forwarded(NamedTuple):
+    """What comes of a prompt's way through transformers' forward.
+
+    Attributes:
+        cache: transformers', of the whole prompt.
+        logits: the last ones, (B, V) float32.
+        offset: (B,) int64, the rotary position of each row's next token less the number of its tokens.
+    """
+
+    cache: Any
+    logits: torch.Tensor
+    offset: torch.Tensor
+
+
+class Prefill(NamedTuple):
+    """A prompt that is in a buffer: how many of its tokens were there already, and the last logits, (B, V)."""
+
+    reused_tokens: int
+    logits: torch.Tensor
+
+
+def forward(model: Any, inputs: Inputs) -> Forwarded:
     """The whole prompt.
 
     generate() for one token prepares positions and masks as each family and version wants them; the positions are
     read where they are used, since versions count them differently.
-
-    Args:
-        inputs: keywords of the model's generate(); input_ids and attention_mask (B, L), padded on the left.
-
-    Returns:
-        transformers' cache; the last logits, (B, V) float32; and the rotary position of each row's next token less
-        the number of its tokens, (B,) int64.
     """
     from transformers import LogitsProcessorList
 
@@ -49,17 +66,14 @@ def forward(model: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, torc
         hook.remove()
     # The last token is text, which has one position on every axis.
     last = positions[0].reshape(-1, *positions[0].shape[-2:])[0, :, -1]
-    return made.past_key_values, keep.logits, last + 1 - inputs["attention_mask"].sum(1)
+    return Forwarded(made.past_key_values, keep.logits, last + 1 - inputs["attention_mask"].sum(1))
 
 
-def extend(model: Any, ids: torch.Tensor, kv: KeyValues, known: int) -> tuple[Any, torch.Tensor]:
+def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
     """The rest of a prompt of which the first `known` tokens are in the buffer; text only from there on.
 
     Args:
         ids: (1, L), the whole prompt.
-
-    Returns:
-        transformers' cache of the whole prompt, and the last logits, (1, V) float32.
     """
     from transformers import DynamicCache
 
@@ -78,7 +92,7 @@ def extend(model: Any, ids: torch.Tensor, kv: KeyValues, known: int) -> tuple[An
         use_cache=True,
         logits_to_keep=1,
     )
-    return made.past_key_values, made.logits[:, -1].float()
+    return Forwarded(made.past_key_values, made.logits[:, -1].float(), kv.offset.clone())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Parameters may be numbers or 0-dimensional tensors on the logits' device: a capt
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,18 +19,25 @@ TIES = 32
 Number = float | torch.Tensor
 
 
-def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: Number) -> torch.Tensor:
+class Candidates(NamedTuple):
+    """Tokens: their logits (B, K), and the id of each (B, K), or None where column i is token i."""
+
+    logits: torch.Tensor
+    ids: torch.Tensor | None
+
+
+def penalize_repetition(logits: torch.Tensor, occurred: torch.Tensor, penalty: Number) -> torch.Tensor:
     """Make tokens that already occurred less likely (Keskar et al., 2019).
 
     Args:
         logits: (B, V) float. Not changed.
-        seen: (B, V) bool, tokens of the prompt and of the answer so far.
+        occurred: (B, V) bool, tokens of the prompt and of the answer so far.
         penalty: 1 changes nothing; positive logits are divided by it, negative ones multiplied.
 
     Returns:
         (B, V), same dtype and device.
     """
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    return torch.where(occurred, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number, frequency: Number) -> torch.Tensor:
@@ -48,14 +55,14 @@ def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number,
     return logits - frequency * counts - presence * counts.clamp(max=1)
 
 
-def keep_top_k(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def keep_top_k(logits: torch.Tensor, top_k: int) -> Candidates:
     """The top_k best tokens and those that tie with the last of them: (B, V) -> values and ids, (B, K), best first.
 
     K is a little more than top_k; what is not kept is -inf.
     """
     values, ids = logits.topk(min(top_k + TIES, logits.shape[-1]), dim=-1)
     last = values[:, min(top_k, values.shape[-1]) - 1, None]
-    return values.masked_fill(values < last, MASKED), ids
+    return Candidates(values.masked_fill(values < last, MASKED), ids)
 
 
 def keep_top_p(logits: torch.Tensor, top_p: Number) -> torch.Tensor:
@@ -84,12 +91,8 @@ def keep_min_p(logits: torch.Tensor, min_p: Number) -> torch.Tensor:
 
 def candidates(
     logits: torch.Tensor, sampling: Sampling, temperature: Number, top_p: Number, min_p: Number
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What may be drawn, after every filter that is on, in the order of transformers' generate.
-
-    Returns:
-        Logits (B, K), and the token of each (B, K), or None where column i is token i.
-    """
+) -> Candidates:
+    """What may be drawn, after every filter that is on, in the order of transformers' generate."""
     ids = None
     logits = logits / temperature
     if sampling.top_k:
@@ -100,7 +103,7 @@ def candidates(
         logits = keep_top_p(logits, top_p)
     if sampling.min_p:
         logits = keep_min_p(logits, min_p)
-    return logits, ids
+    return Candidates(logits, ids)
 
 
 class NoRepeats:
@@ -142,7 +145,7 @@ class NoRepeats:
         return tuple(text[len(text) - self._size + 1 :])
 
 
-class Chooser:
+class Sampler:
     """Chooses the next token of each row, and remembers which have occurred where that matters.
 
     Its state lies in tensors that stay where they are, so that a captured step goes on using them in later runs.
@@ -159,7 +162,7 @@ class Chooser:
         self.random = None if sampling.greedy else torch.Generator(device)
         self._parameters = {name: torch.zeros((), device=device) for name in _PARAMETERS}
         filters = _filters(sampling)
-        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if filters["seen"] else None
+        self.occurred = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if filters["occurred"] else None
         self.counts = torch.zeros(rows, vocabulary, device=device) if filters["counts"] else None
         self.made = torch.zeros((), device=device) if filters["made"] else None
         self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
@@ -167,7 +170,7 @@ class Chooser:
 
     @staticmethod
     def kind(sampling: Sampling) -> tuple[Any, ...]:
-        """Equal for samplings that can share a chooser."""
+        """Equal for samplings that can share a sampler."""
         filters = tuple(_filters(sampling).values())
         if sampling.greedy:
             return ("greedy", *filters)
@@ -181,7 +184,7 @@ class Chooser:
     @property
     def state(self) -> list[torch.Tensor]:
         """What a choice changes, beside the generator."""
-        return [each for each in (self.seen, self.counts, self.made) if each is not None]
+        return [each for each in (self.occurred, self.counts, self.made) if each is not None]
 
     def start(
         self,
@@ -205,9 +208,9 @@ class Chooser:
             each.zero_()
         if self.made is not None:
             self._ends.zero_()[list(end_ids)] = True
-        if self.seen is not None:
-            # Padding must not count as seen: the row's last token, which has been, stands in for it.
-            self.seen.scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
+        if self.occurred is not None:
+            # Padding must not count as occurred: the row's last token, which has been, stands in for it.
+            self.occurred.scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
         if sampling.no_repeat_ngram_size:
             texts = [row[there].tolist() for row, there in zip(prompt, mask.bool(), strict=True)]
             self._repeats = NoRepeats(sampling.no_repeat_ngram_size, texts)
@@ -216,8 +219,8 @@ class Chooser:
         """(B, V) logits -> (B,) int64."""
         logits = self._filtered(logits.float())
         chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
-        if self.seen is not None:
-            self.seen.scatter_(1, chosen[:, None], True)
+        if self.occurred is not None:
+            self.occurred.scatter_(1, chosen[:, None], True)
         if self.counts is not None:
             self.counts.scatter_add_(1, chosen[:, None], torch.ones_like(self.counts[:, :1]))
         if self.made is not None:
@@ -229,8 +232,8 @@ class Chooser:
     def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
         """What greedy choices too must heed."""
         p = self._parameters
-        if self.seen is not None:
-            logits = penalize_repetition(logits, self.seen, p["repetition_penalty"])
+        if self.occurred is not None:
+            logits = penalize_repetition(logits, self.occurred, p["repetition_penalty"])
         if self.counts is not None:
             logits = penalize_count(logits, self.counts, p["presence_penalty"], p["frequency_penalty"])
         if self._repeats is not None:
@@ -253,7 +256,7 @@ class Chooser:
 def _filters(sampling: Sampling) -> dict[str, Any]:
     """Which of the filters that greedy choices heed too are on."""
     return {
-        "seen": sampling.repetition_penalty != 1,
+        "occurred": sampling.repetition_penalty != 1,
         "counts": bool(sampling.presence_penalty or sampling.frequency_penalty),
         "made": sampling.min_new_tokens > 0,
         "repeats": sampling.no_repeat_ngram_size,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .kv_cache import LARGEST_DOUBLING, capacity_for, span_for
-from .prefill import Check, checked
+from .prefill import Check, Inputs, Prefill, checked
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
 STATIC_LAYERS = {"full_attention", "linear_attention"}
@@ -33,8 +33,8 @@ def why_not_generic(model: Any) -> str | None:
     return None
 
 
-class CachedLanes:
-    """The same interface as DenseLanes, with transformers' cache and mask in the place of ours."""
+class StaticCacheLanes:
+    """The same interface as OwnStepLanes, with transformers' cache and mask in the place of ours."""
 
     name = "generic step"
 
@@ -50,12 +50,12 @@ class CachedLanes:
         self._mask = self._slot = self._positions = torch.empty(0)
 
     @property
-    def _seen(self) -> float | bool:
+    def _visible(self) -> float | bool:
         """What the mask holds where there is a token."""
         return 0.0 if self._adds else True
 
     @property
-    def _unseen(self) -> float | bool:
+    def _hidden(self) -> float | bool:
         """And where there is none."""
         return float("-inf") if self._adds else False
 
@@ -68,9 +68,7 @@ class CachedLanes:
         flat = [part for value in others for part in (value.values() if isinstance(value, dict) else [value])]
         return [self._slot, self._positions, self._mask, *(each for each in flat if isinstance(each, torch.Tensor))]
 
-    def prefill(
-        self, inputs: dict[str, Any], max_new_tokens: int, check: Check, media: str
-    ) -> tuple[int, torch.Tensor]:
+    def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
         """Run the prompt into the cache; nothing of an earlier one is used: recurrent states cannot be cut."""
         from transformers import StaticCache
 
@@ -104,13 +102,13 @@ class CachedLanes:
         if self._positions.shape != following.shape:
             self._positions = following.clone()
         self._positions.copy_(following)
-        self._mask.fill_(self._unseen)
-        self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._seen)
+        self._mask.fill_(self._hidden)
+        self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._visible)
         self._slot.fill_(length)
         self._filled = length
-        return 0, made.logits[:, -1].float()
+        return Prefill(0, made.logits[:, -1].float())
 
-    def make_room(self) -> None:
+    def grow(self) -> None:
         """Grow the cache if the next token has no place in it."""
         if self._filled < self._capacity:
             return
@@ -132,7 +130,7 @@ class CachedLanes:
         self._whole = [(layer, layer.keys, layer.values) for layer in layers]
         kind = self._model.dtype if self._adds else torch.bool
         shape = (self._batch, 1, 1, capacity)
-        self._mask = torch.full(shape, self._unseen, dtype=kind, device=self._slot.device)
+        self._mask = torch.full(shape, self._hidden, dtype=kind, device=self._slot.device)
         self._capacity = capacity
         self.version += 1
 
@@ -148,7 +146,7 @@ class CachedLanes:
         # Where nothing is captured, a step is as long as the text.
         span = span or self._filled + 1
         self._show(span)
-        self._mask.index_fill_(3, self._slot, self._seen)
+        self._mask.index_fill_(3, self._slot, self._visible)
         made = self._model(
             input_ids=tokens[:, None],
             attention_mask=self._mask[..., :span],
@@ -184,7 +182,7 @@ class CachedLanes:
         self._whole = []
         self.version += 1
 
-    def finish(self, inputs: dict[str, Any], ids: list[list[int]], media: str) -> None:
+    def finish(self, inputs: Inputs, ids: list[list[int]], media: str) -> None:
         """Nothing is kept but the cache's memory, and not a large one's."""
         if self._capacity > LARGEST_DOUBLING:
             self.drop()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
 from ..log import log
-from .kv_cache import KeyValues
+from .kv_cache import KVCache
 
 # Below so many slots one kernel that reads them all is as fast as the four of flash decoding.
 FLASH_FROM = 2048
@@ -28,15 +28,15 @@ class Sdpa:
 
     name = "sdpa"
 
-    def see(self, kv: KeyValues, span: int | None) -> Any:
+    def prepare(self, kv: KVCache, span: int | None) -> Any:
         """Once a step: what all layers look at. span None is the exact length, known to the host."""
         if span is None:
             return kv.filled + 1, None if kv.even else kv.bias[..., : kv.filled + 1]
         return span, kv.bias[..., :span]
 
-    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: Any) -> torch.Tensor:
+    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots_used: Any) -> torch.Tensor:
         """(B, heads, dim) queries over (B, kv heads, capacity, dim) -> (B, heads * dim)."""
-        span, bias = seen
+        span, bias = slots_used
         batch, _, dim = query.shape
         # Query heads that share a key head stand in for query positions: no copy of the keys is made.
         grouped = query.reshape(batch, keys.shape[1], -1, dim)
@@ -75,15 +75,15 @@ class Flash:
     def __init__(self, kernel: Kernel = flash_kernel) -> None:
         self._kernel = kernel
 
-    def see(self, kv: KeyValues, span: int | None) -> Any:
-        """As Sdpa.see; span only tells how finely the slots are shared out over the GPU."""
+    def prepare(self, kv: KVCache, span: int | None) -> Any:
+        """As Sdpa.prepare; span only tells how finely the slots are shared out over the GPU."""
         return kv.starts, kv.starts * kv.capacity, span or kv.filled + 1, (kv.lens + 1).int()
 
-    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: Any) -> torch.Tensor:
+    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots_used: Any) -> torch.Tensor:
         """As Sdpa."""
         # The rows one after the other, which is how they lie in memory.
         flat = (each.transpose(1, 2).flatten(0, 1) for each in (keys, values))
-        return self._kernel(query, *flat, *seen).flatten(1)
+        return self._kernel(query, *flat, *slots_used).flatten(1)
 
 
 Attention = Sdpa | Flash
@@ -98,14 +98,14 @@ def why_not_flash(
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random, device=device, dtype=torch.float32).to(dtype)
 
-    kv = KeyValues(len(_TRIAL_LENGTHS), kv_heads, dim, _TRIAL_CAPACITY, dtype, device)
+    kv = KVCache(len(_TRIAL_LENGTHS), kv_heads, dim, _TRIAL_CAPACITY, dtype, device)
     kv.lens.copy_(torch.tensor(_TRIAL_LENGTHS) - 1)
-    query, keys, values = drawn(kv.batch, heads, dim), kv.room(), kv.room()
+    query, keys, values = drawn(kv.batch, heads, dim), kv.allocate(), kv.allocate()
     keys.copy_(drawn(*keys.shape))
     values.copy_(drawn(*values.shape))
     flash, plain = Flash(kernel), Sdpa()
     try:
-        found = flash(query, keys, values, flash.see(kv, _TRIAL_CAPACITY)).float()
+        found = flash(query, keys, values, flash.prepare(kv, _TRIAL_CAPACITY)).float()
         for row, length in enumerate(_TRIAL_LENGTHS):
             own = slice(row, row + 1)
             expected = plain(query[own], keys[own], values[own], (length, None)).float()
@@ -138,7 +138,9 @@ class ByLength:
         return changed
 
 
-def choose(asked: str, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> ByLength:
+def attention_for(
+    asked: str, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> ByLength:
     """For a model that was loaded with the attention that was asked for."""
     short = Eager() if asked == "eager" else Sdpa()
     if asked == "eager" or device.type != "cuda" or dtype == torch.float32:

@@ -82,6 +82,6 @@ def _model_class(checkpoint: Checkpoint) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    kind = "IMAGE_TEXT_TO_TEXT" if checkpoint.sees else "CAUSAL_LM"
+    kind = "IMAGE_TEXT_TO_TEXT" if checkpoint.has_vision else "CAUSAL_LM"
     names = getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES")
     return getattr(transformers, names.get(checkpoint.family, ""), None)

@@ -98,7 +98,7 @@ class Memory(Protocol):
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
         """Make room for the model and a request, and have the model loaded."""
 
-    def make_room(self, resident: Resident, request_bytes: int) -> None:
+    def free_memory(self, resident: Resident, request_bytes: int) -> None:
         """Free memory for a request of a model that is loaded."""
 
     def forget(self, resident: Resident) -> None:
@@ -116,7 +116,7 @@ class OneAtATime:
             other.give_way(for_good=True)
         resident.bring()
 
-    def make_room(self, resident: Resident, request_bytes: int) -> None:
+    def free_memory(self, resident: Resident, request_bytes: int) -> None:
         """There is nothing else to move."""
 
     def forget(self, resident: Resident) -> None:
@@ -174,9 +174,9 @@ class ModelCache:
             raise RuntimeError(f"{spec.model} was loaded and taken away again before it could be used.")
         return resident.handle
 
-    def make_room(self, spec: LoadSpec, request_bytes: int) -> None:
+    def free_memory(self, spec: LoadSpec, request_bytes: int) -> None:
         """Free memory for a request of the spec's model, which is loaded."""
-        self._memory.make_room(self._residents[spec], request_bytes)
+        self._memory.free_memory(self._residents[spec], request_bytes)
 
     @property
     def held(self) -> list[LoadSpec]:

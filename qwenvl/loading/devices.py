@@ -68,12 +68,12 @@ def placement(where: Machine) -> dict[str, Any]:
         # One named device: "auto" may put layers on the CPU, and every token would wait for them.
         return {"device_map": {"": where.device}}
     # accelerate knows GPUs by number. Without the CPU among them, nothing can go there.
-    room: dict[Any, int] = {int(gpu.split(":")[1]): round(SHARE_FOR_WEIGHTS * _free(gpu)) for gpu in where.devices}
+    limits: dict[Any, int] = {int(gpu.split(":")[1]): round(SHARE_FOR_WEIGHTS * _free(gpu)) for gpu in where.devices}
     if where.offloads:
         import psutil
 
-        room["cpu"] = round(SHARE_FOR_WEIGHTS * psutil.virtual_memory().available)
-    return {"device_map": "auto" if where.offloads else "balanced", "max_memory": room}
+        limits["cpu"] = round(SHARE_FOR_WEIGHTS * psutil.virtual_memory().available)
+    return {"device_map": "auto" if where.offloads else "balanced", "max_memory": limits}
 
 
 def strays(model: Any, where: Machine) -> list[str]:

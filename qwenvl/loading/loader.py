@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..decoding.decoder import Decoder
 from ..decoding.own_step import release_fused
-from ..errors import LoadError, Understood
+from ..errors import LoadError, WrappedErrors
 from ..faults import running_out_at_once
 from ..log import log
 from ..models.checkpoint import Checkpoint, read_checkpoint, why_too_old
@@ -59,8 +60,8 @@ class ModelHandle:
     load_s: float
     # The model_type in its folder's config.json.
     family: str = ""
-    # Set by the pipeline: what generates with the model, and goes with it.
-    decoder: Any = None
+    # What generates with the model, and goes with it. Set by source.py as soon as the model is on its device.
+    decoder: Decoder = field(default=None)  # type: ignore[assignment]
 
 
 def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadPlan:
@@ -110,8 +111,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         log.warning("%s: %s", spec.model, plan.hint)
     machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
     config = _config(folder)
-    with Understood(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
-        processor = _processor(folder, config) if checkpoint.sees else None
+    with WrappedErrors(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
+        processor = _processor(folder, config) if checkpoint.has_vision else None
         tokenizer = processor.tokenizer if processor else _tokenizer(folder)
     model = _read(checkpoint, config, plan, machine)
     if checkpoint.quantized:
@@ -144,7 +145,7 @@ def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None
     if stays or free_ram < PARK_SHARE * size:
         return None
     # Its buffers and captured steps point to where the weights were.
-    handle.decoder = None
+    handle.decoder = None  # type: ignore[assignment]
     release_fused(handle.model)
     handle.model.to("cpu")
 
@@ -171,7 +172,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     import transformers
 
     folder = checkpoint.folder
-    auto: Any = transformers.AutoModelForImageTextToText if checkpoint.sees else transformers.AutoModelForCausalLM
+    auto: Any = transformers.AutoModelForImageTextToText if checkpoint.has_vision else transformers.AutoModelForCausalLM
     if type(config) not in auto._model_mapping:
         raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
     if plan.expands:
@@ -181,7 +182,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     # Which is then told in words of ours.
     options["ignore_mismatched_sizes"] = True
-    with Understood(f"{folder} cannot be loaded"), own_random_numbers(machine):
+    with WrappedErrors(f"{folder} cannot be loaded"), own_random_numbers(machine):
         # Not as config.json says: it may name a kernel to be fetched.
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
         with running_out_at_once():
@@ -215,7 +216,7 @@ def _can_offload(quantization: str) -> bool:
 def _config(folder: Path) -> Any:
     import transformers
 
-    with Understood(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}"):
+    with WrappedErrors(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}"):
         return transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..comfyui import host
 from ..decoding.decoder import Decoder
-from ..errors import Understood, UnusableError
+from ..errors import UnusableError, WrappedErrors
 from ..faults import unless_out_of_memory
 from ..log import log
 from ..models import catalog, download
@@ -25,7 +25,7 @@ from .devices import current, machine_for
 from .precision import experts_are_fused
 
 
-def find_source(spec: LoadSpec, watch: download.Onlooker, policy: str) -> ModelSource:
+def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> ModelSource:
     """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
 
     Args:
@@ -98,7 +98,7 @@ class ModelSource:
     def _read(self) -> loader.ModelHandle:
         with current(self.machine.device):
             handle = loader.load(self.spec, self.folder, self.machine)
-            with Understood(f"{self.folder} was loaded, but no decode step can be made of it", UnusableError):
+            with WrappedErrors(f"{self.folder} was loaded, but no decode step can be made of it", UnusableError):
                 return _with_decoder(handle)
 
     def park(self, handle: loader.ModelHandle) -> Callable[[], loader.ModelHandle] | None:

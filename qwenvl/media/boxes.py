@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,7 +41,14 @@ class Mark:
     is_point: bool = False
 
 
-def read(text: str) -> tuple[list[Mark], list[str]]:
+class Found(NamedTuple):
+    """Marks, and a sentence for each thing that is wrong with the rest."""
+
+    marks: list[Mark]
+    problems: list[str]
+
+
+def read(text: str) -> Found:
     """Every bbox_2d and point_2d in an answer, in its own coordinates, and what is wrong with the rest.
 
     The answer may be JSON, JSON in a code block or among words, one object or lists of them, and may be cut off.
@@ -64,7 +71,7 @@ def read(text: str) -> tuple[list[Mark], list[str]]:
     once = list(dict.fromkeys(marks))
     if len(once) < len(marks):
         problems.append(f"{len(marks) - len(once)} objects are there more than once")
-    return once, problems
+    return Found(once, problems)
 
 
 def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "") -> bool:
@@ -81,7 +88,7 @@ def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "")
     return any(THOUSAND < value <= side for value, side in sides)
 
 
-def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int]) -> tuple[list[Mark], list[str]]:
+def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int]) -> Found:
     """Marks in pixels of a picture, cut off at its edges, and what is wrong with those that are left out.
 
     Args:
@@ -98,7 +105,7 @@ def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int
             placed.append(replace(mark, box=box))
         else:
             problems.append(f"{_shown(mark)} is outside the picture or has no size")
-    return placed, _first(problems)
+    return Found(placed, _first(problems))
 
 
 def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:

@@ -120,7 +120,7 @@ def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
 def _may_see(model: Model) -> bool:
     """Of a user's own model it is known only where it is a folder; one to download may see."""
     known = describe(model.folder) if model.folder else None
-    return known is None or known.sees
+    return known is None or known.has_vision
 
 
 def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]:

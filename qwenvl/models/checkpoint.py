@@ -32,7 +32,7 @@ class Checkpoint:
 
     Attributes:
         family: the config's model_type.
-        sees: it reads pictures and videos.
+        has_vision: it reads pictures and videos.
         moe: only some experts of a layer work on each token.
         quantized: how the weights are stored, as transformers names it ("fp8", "awq", "gptq", "compressed-tensors",
             "bitsandbytes-4bit", ...); None where they are plain.
@@ -41,7 +41,7 @@ class Checkpoint:
 
     folder: Path
     family: str
-    sees: bool = False
+    has_vision: bool = False
     moe: bool = False
     quantized: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -61,7 +61,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(
         folder=folder,
         family=family,
-        sees=_sees(config, family),
+        has_vision=_has_vision(config, family),
         moe=bool(text.get("num_experts") or text.get("num_local_experts")),
         quantized=_quantized(config) or _quantized(text),
         sampling=_sampling(folder),
@@ -79,11 +79,11 @@ def why_too_old(family: str, transformers_version: str) -> str | None:
     )
 
 
-def _sees(config: dict[str, Any], family: str) -> bool:
+def _has_vision(config: dict[str, Any], family: str) -> bool:
     """A finetune may have dropped the tower: its architecture then is the language model's alone."""
     names = config.get("architectures")
     text_only = isinstance(names, list) and bool(names) and all(str(name).endswith("ForCausalLM") for name in names)
-    return family_of(family).sees and bool(part(config, "vision_config")) and not text_only
+    return family_of(family).has_vision and bool(part(config, "vision_config")) and not text_only
 
 
 def _quantized(config: dict[str, Any]) -> str | None:

@@ -28,14 +28,14 @@ def discovered(roots: Sequence[Path]) -> Iterator[tuple[Model, bool]]:
         known = describe(folder)
         if known:
             # One that says its repository is looked for everywhere when it is used, and can be fetched again.
-            yield Model(name, repo_id, None if repo_id else folder, Size(known.bytes_on_disk)), known.sees
+            yield Model(name, repo_id, None if repo_id else folder, Size(known.bytes_on_disk)), known.has_vision
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
     """What the list needs to know of a folder."""
 
-    sees: bool
+    has_vision: bool
     bytes_on_disk: int
 
 
@@ -120,4 +120,4 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
     except (UnreadableError, OSError) as error:
         log.info("not in the list of models: %s", error)
         return None
-    return Description(checkpoint.sees, size) if checkpoint.family in FAMILIES else None
+    return Description(checkpoint.has_vision, size) if checkpoint.family in FAMILIES else None

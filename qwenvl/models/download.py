@@ -41,7 +41,7 @@ class DownloadError(RuntimeError):
     """A model could not be fetched, or must not be."""
 
 
-class Onlooker(Protocol):
+class DownloadWatch(Protocol):
     """Who waits for a download."""
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ def command(repo_id: str, folder: Path) -> str:
     return f'hf download {repo_id} --local-dir "{folder}"'
 
 
-def fetch(repo_id: str, folder: Path, watch: Onlooker) -> None:
+def fetch(repo_id: str, folder: Path, watch: DownloadWatch) -> None:
     """Download a repository into the folder; what an earlier try left there is resumed.
 
     Raises:
@@ -118,7 +118,7 @@ def fetch(repo_id: str, folder: Path, watch: Onlooker) -> None:
 class _Progress:
     """Of the bytes that are there, and how fast they come."""
 
-    def __init__(self, repo_id: str, watch: Onlooker) -> None:
+    def __init__(self, repo_id: str, watch: DownloadWatch) -> None:
         self._name = repo_id.rpartition("/")[2]
         self._watch = watch
         self._done = self._total = self._got = 0
@@ -165,7 +165,7 @@ class _Progress:
         return time.monotonic() - self._start
 
 
-def _events(repo_id: str, folder: Path, watch: Onlooker) -> Iterator[dict[str, Any]]:
+def _events(repo_id: str, folder: Path, watch: DownloadWatch) -> Iterator[dict[str, Any]]:
     """What the other process says, until it ends, and {} where it is silent for a moment.
 
     It is killed as soon as nobody listens any more.

@@ -29,7 +29,7 @@ class Family:
     linear_attention: bool = False
 
     @property
-    def sees(self) -> bool:
+    def has_vision(self) -> bool:
         """Its class has a vision tower."""
         return self.patch > 0
 

@@ -118,7 +118,7 @@ class Transfer:
         if index := next((file for file in files if file.name == INDEX), None):
             self._bring(index)
             files = [file for file in files if not file.name.endswith(".safetensors") or file.name in self._shards()]
-        self._require_room(files)
+        self._require_disk(files)
         self._done = self._received = 0
         self._say(total=sum(file.size for file in files))
         self._xet = _xet_session()
@@ -134,7 +134,7 @@ class Transfer:
     def _shards(self) -> set[str]:
         return set(read_json_object(self._folder / INDEX)["weight_map"].values())
 
-    def _require_room(self, files: list[RemoteFile]) -> None:
+    def _require_disk(self, files: list[RemoteFile]) -> None:
         missing = 0
         for file in files:
             if not self._is_in_place(file):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from ..request import Answer, Request, Sampling
 
@@ -13,6 +13,16 @@ CLOSING = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
     f"\n{THINK_END}\n\n"
 )
+
+
+class Tokenizer(Protocol):
+    """transformers' tokenizer: as much of it as makes text of tokens."""
+
+    def decode(self, token_ids: list[int], **how: bool) -> str:
+        """The text of the tokens."""
+
+    def encode(self, text: str, **how: bool) -> list[int]:
+        """The tokens of a text."""
 
 
 class NoAnswerError(RuntimeError):
@@ -62,7 +72,7 @@ def certain(text: str, stops: Sequence[str]) -> str:
 class TextStream:
     """Tokens in, text out as far as it is certain: a character may be spread over several tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pending: list[int] = []
         self.tokens = 0
@@ -99,7 +109,7 @@ class Writer:
         over_budget: whether the thinking budget is used up, or the text at its end, before the thought is.
     """
 
-    def __init__(self, tokenizer: Any, thinks: bool, sampling: Sampling) -> None:
+    def __init__(self, tokenizer: Tokenizer, thinks: bool, sampling: Sampling) -> None:
         self._tokenizer = tokenizer
         self._thinks = thinks
         self._sampling = sampling

@@ -24,7 +24,7 @@ USED_SHARE = 0.8
 READERS = 2
 
 
-class Room:
+class BatchLimit:
     """How many questions fit into memory at a time.
 
     Args:
@@ -40,7 +40,7 @@ class Room:
         self._longest = longest
         self.most = most
 
-    def holds(self, prompts: Sequence[Prompt]) -> bool:
+    def fits(self, prompts: Sequence[Prompt]) -> bool:
         """Whether these fit; a single one always does, for it is to be tried."""
         tokens = max(prompt.tokens for prompt in prompts)
         # Half as much again: a buffer that grows is copied.

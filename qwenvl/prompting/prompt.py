@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..errors import Understood, UnusableError
+from ..decoding.prefill import Inputs
+from ..errors import UnusableError, WrappedErrors
 from ..loading.consistency import why_unfit
 from ..loading.loader import ModelHandle
 from ..media.media import Video, fingerprint
@@ -36,19 +37,19 @@ class PromptError(ValueError):
 class Prompt:
     """What the model is given: generate()'s keywords, on the device. It `thinks` where <think> is open already."""
 
-    inputs: dict[str, Any]
+    inputs: Inputs
     thinks: bool = False
     # Of the question.
     number: int = 0
     # (width, height) of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
     # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
-    seen: Callable[[], str] = str
+    media_name: Callable[[], str] = str
 
     @property
     def media(self) -> str:
         """Equal for equal pictures and videos in equal sizes only."""
-        return self.seen()
+        return self.media_name()
 
     @property
     def tokens(self) -> int:
@@ -114,23 +115,23 @@ def encode(
             "Pick one of the vision models in the QwenVL node's list."
         )
     name = request.load.model
-    with phase("template"), Understood(f"The chat template of {name} cannot be used", UnusableError):
+    with phase("template"), WrappedErrors(f"The chat template of {name} cannot be used", UnusableError):
         text = _render(handle, request, len(pictures), len(videos))
-    with phase("processor"), Understood(f"The tokenizer or processor of {name} cannot be used", UnusableError):
+    with phase("processor"), WrappedErrors(f"The tokenizer or processor of {name} cannot be used", UnusableError):
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
-    with Understood(f"The config.json of {name} cannot be used", UnusableError):
-        _require_room(handle, request, inputs["input_ids"].shape[1])
+    with WrappedErrors(f"The config.json of {name} cannot be used", UnusableError):
+        _require_context(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
         moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
-    seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
+    media_name = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
     sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
-    return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, seen)
+    return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, media_name)
 
 
-def _require_room(handle: ModelHandle, request: Request, tokens: int) -> None:
+def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None:
     """A prompt beyond the model's positions would take long and give nothing that makes sense."""
     config = handle.model.config.get_text_config()
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
@@ -149,7 +150,7 @@ def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[
     return f"{resolution} {fingerprint(pictures, videos)}"
 
 
-def side_by_side(prompts: Sequence[Prompt]) -> dict[str, Any]:
+def side_by_side(prompts: Sequence[Prompt]) -> Inputs:
     """generate()'s keywords for several questions: one row each, padded on the left. Pure."""
     longest = max(prompt.tokens for prompt in prompts)
     parts: dict[str, list[Any]] = {}
@@ -176,23 +177,23 @@ def _template(handle: ModelHandle) -> Any:
 def _render(handle: ModelHandle, request: Request, pictures: int, videos: int) -> str:
     control = list(handle.tokenizer.get_added_vocab())
     system, text = (break_control_tokens(part, control) for part in (request.system, request.text))
-    seen = [{"type": "image"}] * pictures + [{"type": "video"}] * videos
+    shown = [{"type": "image"}] * pictures + [{"type": "video"}] * videos
     messages = [_message(handle, "system", system)] if system else []
-    messages.append(_message(handle, "user", text, seen))
+    messages.append(_message(handle, "user", text, shown))
     # A template that does not know the switch ignores it; left out, it does as the model's makers chose.
     switch = {} if request.thinking == "auto" else {_SWITCH: request.thinking == "on"}
     return _template(handle).apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
 
 
-def _message(handle: ModelHandle, role: str, text: str, seen: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+def _message(handle: ModelHandle, role: str, text: str, shown: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
     """Templates of text models take a string, those of vision models a list of parts."""
-    content: Any = text if handle.processor is None else [*seen, {"type": "text", "text": text}]
+    content: Any = text if handle.processor is None else [*shown, {"type": "text", "text": text}]
     return {"role": role, "content": content}
 
 
 def _tokenize(
     handle: ModelHandle, text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], resolution: str
-) -> dict[str, Any]:
+) -> Inputs:
     if handle.processor is None:
         return dict(handle.tokenizer(text, return_tensors="pt"))
     if videos and (reason := why_unfit(handle.processor.video_processor, handle.model.config.vision_config)):
@@ -254,7 +255,7 @@ def _rate(video: Video) -> float:
     return len(video.frames) / max(video.duration_s, 0.001)
 
 
-def _without(inputs: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+def _without(inputs: Inputs, ids: list[int]) -> Inputs:
     """Take every run of the ids out of the prompt, together with its column in whatever is as long as the prompt."""
     row = inputs["input_ids"][0].tolist()
     keep = torch.ones(len(row), dtype=torch.bool)

@@ -41,7 +41,7 @@ class Nobody:
     def end(self, text: str) -> None: ...
 
 
-class Writing(Protocol):
+class GrowingAnswer(Protocol):
     """One answer while it is made."""
 
     @property
@@ -61,14 +61,14 @@ class Writing(Protocol):
         """What is certain of it."""
 
 
-class OfTokens(Writing, Protocol):
+class TokenAnswer(GrowingAnswer, Protocol):
     """One that is made of tokens here."""
 
     def push(self, ids: Sequence[int]) -> bool:
         """Take the next tokens, none where the model has ended the text; returns whether it is enough."""
 
 
-class Telling:
+class Reporter:
     """Tells a watch how far the answers are, and whoever asked what came of each question.
 
     Args:
@@ -94,7 +94,7 @@ class Telling:
         self._finished = 0
         self._latest = ""
 
-    def look(self, answers: Sequence[Writing]) -> None:
+    def update(self, answers: Sequence[GrowingAnswer]) -> None:
         """After every token, at all answers that are being made."""
         if self._single:
             (answer,) = answers
@@ -105,7 +105,7 @@ class Telling:
         latest = ended[-1].so_far.text if ended else self._latest or answers[0].so_far.text
         self.watch.advance(self._finished + len(ended), self._total, latest)
 
-    def tell(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """What came of a question."""
         if isinstance(outcome.result, Exception):
             self._failed(outcome.number, outcome.result)
@@ -115,7 +115,7 @@ class Telling:
             self._finished += 1
 
 
-class Listener:
+class TokenListener:
     """Hears the tokens of a generation: they become text, and are told. No function within a method: its frame in the
     traceback of a cancel would hold the model by what it closes over.
 
@@ -124,12 +124,12 @@ class Listener:
         everyone: all answers that are being made.
     """
 
-    def __init__(self, rows: Sequence[OfTokens], everyone: Sequence[Writing], telling: Telling) -> None:
+    def __init__(self, rows: Sequence[TokenAnswer], everyone: Sequence[GrowingAnswer], reporter: Reporter) -> None:
         self._rows = rows
         self._everyone = everyone
-        self._telling = telling
+        self._reporter = reporter
 
     def __call__(self, new: Sequence[Sequence[int]]) -> list[int]:
         enough = [row for row, (writer, ids) in enumerate(zip(self._rows, new, strict=True)) if writer.push(ids)]
-        self._telling.look(self._everyone)
+        self._reporter.update(self._everyone)
         return enough

@@ -20,7 +20,7 @@ from ..models.engines import Engine
 from ..models.families import family_of
 from ..prompting.answer import why_no_answer
 from ..prompting.batch import later_seed, run_seed
-from ..prompting.watch import Telling, Watch
+from ..prompting.watch import Reporter, Watch
 from ..request import DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Sampling, Stats
 from ..settings import AS_SET
 from . import chat
@@ -93,7 +93,7 @@ class EngineSession:
         """Each is packed on its way, a few ahead of the engine."""
         yield questions
 
-    def generate(self, batch: Iterable[Question], telling: Telling) -> Iterator[Outcome]:
+    def generate(self, batch: Iterable[Question], reporter: Reporter) -> Iterator[Outcome]:
         """Put every question, and give what comes of it.
 
         Raises:
@@ -103,10 +103,10 @@ class EngineSession:
             if (question.pictures or self._videos) and not self._engine.vision:
                 raise EngineError(f"{self._request.load.model} answers text only: vision is false in its entry.")
             while len(self._running) >= self._most + PACKED_AHEAD:
-                yield from self._look(telling)
+                yield from self._look(reporter)
             self._start(question)
         while self._running:
-            yield from self._look(telling)
+            yield from self._look(reporter)
 
     def _start(self, question: Question) -> None:
         """Put a question on its way."""
@@ -147,7 +147,7 @@ class EngineSession:
             finally:
                 self._now -= 1
 
-    def _look(self, telling: Telling) -> Iterator[Outcome]:
+    def _look(self, reporter: Reporter) -> Iterator[Outcome]:
         """Wait for news, but not for long; then tell of it, and give what is finished.
 
         Raises:
@@ -158,7 +158,7 @@ class EngineSession:
         done = [future for future in self._running if future.done()]
         self._watch.check()
         if grown := [writer for _, writer in self._running.values() if writer.reply.pieces]:
-            telling.look(grown)
+            reporter.update(grown)
         for future in done:
             number, writer = self._running.pop(future)
             error = future.exception()

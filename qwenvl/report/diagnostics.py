@@ -17,7 +17,7 @@ from ..request import LoadSpec, Stats
 from ..settings import DIAGNOSTICS
 from . import nvml, sdpa
 from .slowness import why_slow
-from .stalls import Onlooker, pace, telling_s
+from .stalls import StackSampler, pace, telling_s
 
 FULL, OFF = DIAGNOSTICS[1:]
 # What torch keeps from other programs without using it is worth a warning from here on.
@@ -56,7 +56,7 @@ class Diagnosis:
         self.began = time.perf_counter()
         self.phases = Phases()
         self._kernels: dict[str, str] = {}
-        self._onlooker: Onlooker | None = None
+        self._sampler: StackSampler | None = None
         self._before: dict[str, Any] = {}
         self._after: dict[str, Any] = {}
 
@@ -68,9 +68,9 @@ class Diagnosis:
             return
         self._before = _look_at(model.device, before=True)
         with ExitStack() as stack:
-            self._kernels = stack.enter_context(sdpa.seen(model))
+            self._kernels = stack.enter_context(sdpa.observed(model))
             stack.enter_context(_vision_time(model, self.phases))
-            self._onlooker = stack.enter_context(Onlooker())
+            self._sampler = stack.enter_context(StackSampler())
             yield
             self._after = _look_at(model.device)
 
@@ -89,13 +89,13 @@ class Diagnosis:
         return stats
 
     def _figures(self, stats: Stats, made: Sequence[Generation]) -> dict[str, Any]:
-        unknown = {self._after["not_read"], *_unseen(stats, self._kernels)} - {""}
+        unknown = {self._after["not_read"], *_not_observed(stats, self._kernels)} - {""}
         for reason in sorted(unknown):
             if PROCESS.is_new("diagnostics", reason):
                 log.info("diagnostics: %s", reason)
         return {
             "phases_s": _phases(self.phases.seconds, stats, made),
-            "tokens": pace([each.times for each in made], self._onlooker),
+            "tokens": pace([each.times for each in made], self._sampler),
             "attention": {"asked_for": stats.loaded.attention, "allowed": sdpa.allowed(), "ran": dict(self._kernels)},
             "memory": {"before": self._before["memory"], "after": self._after["memory"]},
             "gpu": {"before": self._before["gpu"], "after": self._after["gpu"]},
@@ -120,7 +120,7 @@ def _phases(measured: Mapping[str, float], stats: Stats, made: Sequence[Generati
     }
 
 
-def _unseen(stats: Stats, kernels: Mapping[str, str]) -> Iterator[str]:
+def _not_observed(stats: Stats, kernels: Mapping[str, str]) -> Iterator[str]:
     if stats.loaded.attention == "sdpa":
         yield "which attention kernel the token loop runs is not known: watching it would slow every token"
         if "prefill" not in kernels:

@@ -34,7 +34,7 @@ def allowed() -> list[str]:
 
 
 @contextmanager
-def seen(model: Any) -> Iterator[dict[str, str]]:
+def observed(model: Any) -> Iterator[dict[str, str]]:
     """Within the block, the first layer of the vision tower and of the text part are looked at, once each.
 
     Yields:

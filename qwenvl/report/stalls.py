@@ -22,7 +22,7 @@ LOOK_EVERY_S = 0.05
 WAITING = {"threading.py", "selectors.py", "queue.py", "socket.py", "ssl.py", "thread.py", "connection.py"}
 
 
-class Onlooker:
+class StackSampler:
     """A thread that looks, a few times a second, at what all the others do; and the garbage collector's times.
 
     It costs the token loop nothing but the moments in which Python changes threads.
@@ -33,9 +33,9 @@ class Onlooker:
         self._looks: list[tuple[float, list[str]]] = []
         self._collections: list[tuple[float, float]] = []
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="qwenvl-onlooker", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="qwenvl-sampler", daemon=True)
 
-    def __enter__(self) -> Onlooker:
+    def __enter__(self) -> StackSampler:
         gc.callbacks.append(self._collected)
         self._thread.start()
         return self
@@ -76,12 +76,12 @@ class Onlooker:
             self._collections[-1] = (self._collections[-1][0], now)
 
 
-def pace(generations: Sequence[Sequence[TokenTime]], onlooker: Onlooker | None = None) -> dict[str, Any]:
+def pace(generations: Sequence[Sequence[TokenTime]], sampler: StackSampler | None = None) -> dict[str, Any]:
     """How evenly tokens came.
 
     Args:
         generations: of each, the times of its tokens.
-        onlooker: who looked on, if anybody did.
+        sampler: who looked on, if anybody did.
 
     Returns:
         shortest_ms, median_ms, longest_ms; and stalls, each with the numbers of the generation and of the token after
@@ -95,7 +95,7 @@ def pace(generations: Sequence[Sequence[TokenTime]], onlooker: Onlooker | None =
     stalls = [
         {"generation": number, **stall}
         for number, times in enumerate(generations, 1)
-        for stall in _stalls(times, STALL * median, onlooker)
+        for stall in _stalls(times, STALL * median, sampler)
     ]
     return {"shortest_ms": min(intervals), "median_ms": median, "longest_ms": max(intervals), "stalls": stalls}
 
@@ -109,13 +109,13 @@ def _intervals_ms(times: Sequence[TokenTime]) -> list[float]:
     return [1000 * (later.arrived - earlier.arrived) for earlier, later in pairwise(times)]
 
 
-def _stalls(times: Sequence[TokenTime], over_ms: float, onlooker: Onlooker | None) -> list[dict[str, Any]]:
+def _stalls(times: Sequence[TokenTime], over_ms: float, sampler: StackSampler | None) -> list[dict[str, Any]]:
     return [
         {
             "after_token": number,
             "ms": length,
             "telling_ms": 1000 * (before.told - before.arrived),
-            "meanwhile": onlooker.between(before.arrived, after.arrived) if onlooker else [],
+            "meanwhile": sampler.between(before.arrived, after.arrived) if sampler else [],
         }
         for number, (before, after) in enumerate(pairwise(times), 1)
         if (length := 1000 * (after.arrived - before.arrived)) > over_ms

@@ -18,13 +18,13 @@ from asking import ask, ignore
 from pictures import draw
 from transformers.cache_utils import StaticLayer
 
-from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, Waits
+from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, HostSyncs
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.decoding.kv_cache import capacity_for
-from qwenvl.decoding.lanes import DenseLanes
+from qwenvl.decoding.lanes import OwnStepLanes
 from qwenvl.decoding.own_step import why_not_dense
-from qwenvl.decoding.sampling import Chooser
-from qwenvl.decoding.static_cache import CachedLanes, why_not_generic
+from qwenvl.decoding.sampling import Sampler
+from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
 from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import load, park
@@ -45,7 +45,7 @@ GREEDY = Sampling(
 )
 DRAWN = Sampling(temperature=1.3, top_k=40, top_p=0.95, min_p=0.01, max_new_tokens=12)
 SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", "yellow", "black")]
-STEPS = {DenseLanes.name: lambda model: DenseLanes(model, "sdpa"), CachedLanes.name: CachedLanes}
+STEPS = {OwnStepLanes.name: lambda model: OwnStepLanes(model, "sdpa"), StaticCacheLanes.name: StaticCacheLanes}
 # One of each kind; the others take minutes.
 SHORT = ("qwen3_vl", "qwen3_5")
 
@@ -92,7 +92,7 @@ def _not_dense(model):
 @pytest.fixture(params=STEPS)
 def step(request, handle):
     """The name of a step that the model has."""
-    why_not = {DenseLanes.name: _not_dense, CachedLanes.name: why_not_generic}[request.param]
+    why_not = {OwnStepLanes.name: _not_dense, StaticCacheLanes.name: why_not_generic}[request.param]
     if reason := why_not(handle.model):
         pytest.skip(reason)
     return request.param
@@ -128,7 +128,7 @@ def answers(handle, tier, captured=False):
 
 def captioned(handle, captured=False, most=1):
     """What the demo model says of each scene, at once and after a thought that is cut short."""
-    handle.decoder = decoder_of(handle, DenseLanes.name, captured)
+    handle.decoder = decoder_of(handle, OwnStepLanes.name, captured)
     made = []
     for thinking in ("auto", "on"):
         sampling = Sampling(do_sample=False, thinking_budget=4 if thinking == "on" else 0)
@@ -177,12 +177,12 @@ def test_captured_and_replayed_it_says_the_same(handle, step, expected):
 def test_nothing_in_a_step_waits_for_the_host(handle, step):
     lanes, inputs = STEPS[step](handle.model), side_by_side(prompts(handle))
     ids = inputs["input_ids"]
-    choose = Chooser(GREEDY, len(ids), handle.model.get_output_embeddings().weight.shape[0], ids.device)
+    choose = Sampler(GREEDY, len(ids), handle.model.get_output_embeddings().weight.shape[0], ids.device)
     with torch.no_grad():
         choose.start(GREEDY, None, ids, inputs["attention_mask"], [1])
         _, logits = lanes.prefill(inputs, 64, ignore, "")
         tokens = choose(logits)
-        with Waits() as waits:
+        with HostSyncs() as waits:
             choose(lanes.step(tokens, lanes.span()))
             lanes.count_on_device()
     assert waits.found == []
@@ -218,15 +218,15 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
 def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
     """Its fused weights are let go before it moves, and made anew when it is back."""
     there = replace(handle, machine=Machine(f"{pretended.NAME}:0", torch.float32, ""))
-    tier = DenseLanes.name if _not_dense(handle.model) is None else "generate"
-    there.decoder = decoder_of(there, tier, captured=tier == DenseLanes.name)
+    tier = OwnStepLanes.name if _not_dense(handle.model) is None else "generate"
+    there.decoder = decoder_of(there, tier, captured=tier == OwnStepLanes.name)
     there.decoder.generate(side_by_side(prompts(there)), GREEDY, None, ignore, ignore)
     bring_back = park(there, 1 << 40)
     assert there.decoder is None
     assert {weight.device.type for weight in handle.model.parameters()} == {"cpu"}
     bring_back()
     assert {weight.device.type for weight in handle.model.parameters()} == {pretended.NAME}
-    assert answers(there, tier, captured=tier == DenseLanes.name) == expected[handle.spec.model]
+    assert answers(there, tier, captured=tier == OwnStepLanes.name) == expected[handle.spec.model]
 
 
 def filmed(handle, tier="generate", captured=False):
@@ -260,7 +260,7 @@ def test_flash_decoding_is_captured_with_the_lengths_on_the_device(handle, expec
     if reason := _not_dense(handle.model):
         pytest.skip(reason)
     monkeypatch.setattr("qwenvl.decoding.step_attention.FLASH_FROM", 1)
-    decoder = decoder_of(handle, DenseLanes.name, captured=True)
+    decoder = decoder_of(handle, OwnStepLanes.name, captured=True)
     decoder._lanes._step.attention = ByLength(Sdpa(), Flash(flash))
     inputs = side_by_side(prompts(handle))
     assert decoder.generate(inputs, GREEDY, None, ignore, ignore).rows == expected[handle.spec.model][0]

@@ -11,7 +11,7 @@ from kernels import reference_kernel
 from pictures import ROOT, draw
 from tiny import cancelled
 
-from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, Waits
+from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, HostSyncs
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.decoding.static_cache import why_not_generic
 from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa
@@ -79,13 +79,13 @@ def test_where_a_capture_fails_it_is_tried_without_flash_decoding_first(tmp_path
 )
 @pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])
 def test_what_makes_the_host_wait_is_seen(wait, inference):
-    with torch.inference_mode(inference), Waits() as waits:
+    with torch.inference_mode(inference), HostSyncs() as waits:
         wait(torch.ones(3))
     assert waits.found
 
 
 def test_what_does_not_is_let_through():
-    with torch.inference_mode(), Waits() as waits:
+    with torch.inference_mode(), HostSyncs() as waits:
         x = torch.ones(4, 3)
         x.repeat_interleave(2, dim=0)[torch.tensor([0, 1])] = 1.0
         x.to(torch.float16).masked_fill(x > 0, 0).sort(-1)

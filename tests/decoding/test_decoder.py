@@ -203,7 +203,7 @@ def test_of_many_kinds_of_sampling_the_last_are_kept(random_model):
     decoder = tiny.decoder(handle.model)
     for top_k in (1, 2, 3, 1, 4, 5, 1):
         decoder.generate(inputs, Sampling(top_k=top_k, max_new_tokens=2), 1, ignore, ignore)
-    assert [key[2] for key in decoder._choosers] == [3, 4, 5, 1]
+    assert [key[2] for key in decoder._samplers] == [3, 4, 5, 1]
 
 
 def test_the_largest_seed_works(generate):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qwenvl.decoding.kv_cache import KeyValues, capacity_for, span_for
+from qwenvl.decoding.kv_cache import KVCache, capacity_for, span_for
 
 
 @pytest.mark.parametrize("bucket", [capacity_for, span_for])
@@ -31,7 +31,7 @@ class Cache:
 def test_rows_are_stored_without_their_padding():
     cache, mask = Cache(2, 5), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     expected = [layer.keys.clone() for layer in cache.layers]
-    kv = KeyValues(2, 2, 4, 8, torch.float32, torch.device("cpu"))
+    kv = KVCache(2, 2, 4, 8, torch.float32, torch.device("cpu"))
     kv.fill(cache, mask, torch.tensor([0, 3]))
     for layer in range(3):
         assert torch.equal(kv.keys[layer][0, :, :3], expected[layer][0, :, 2:])
@@ -44,14 +44,14 @@ def test_rows_are_stored_without_their_padding():
 def test_a_prompt_is_never_stored_twice(monkeypatch):
     """With 32k tokens of a 4B model that would be 5 GB."""
     cache, held = Cache(1, 6), []
-    room = KeyValues.room
+    room = KVCache.allocate
 
     def counted(self):
         held.append(sum(layer.keys is not None for layer in cache.layers))
         return room(self)
 
-    monkeypatch.setattr(KeyValues, "room", counted)
-    KeyValues(1, 2, 4, 8, torch.float32, torch.device("cpu")).fill(
+    monkeypatch.setattr(KVCache, "allocate", counted)
+    KVCache(1, 2, 4, 8, torch.float32, torch.device("cpu")).fill(
         cache, torch.ones(1, 6, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     )
     assert held == [3, 3, 2, 2, 1, 1], "a layer of the cache goes before the next layer of the buffer comes"
@@ -60,7 +60,7 @@ def test_a_prompt_is_never_stored_twice(monkeypatch):
 def test_a_larger_one_holds_what_the_smaller_one_held_and_empties_it():
     cache = Cache(1, 6)
     expected = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    kv = KeyValues(1, 2, 4, 8, torch.float32, torch.device("cpu"))
+    kv = KVCache(1, 2, 4, 8, torch.float32, torch.device("cpu"))
     kv.fill(cache, torch.ones(1, 6, dtype=torch.long), torch.tensor([2]))
     larger = kv.grown(32)
     for layer, (keys, values) in enumerate(expected):

@@ -7,7 +7,7 @@ from kernels import reference_kernel
 from pictures import draw
 from tiny import by_transformers
 
-from qwenvl.decoding.lanes import DenseLanes
+from qwenvl.decoding.lanes import OwnStepLanes
 from qwenvl.decoding.prefill import forward
 from qwenvl.decoding.step_attention import ByLength, Eager, Flash, Sdpa
 from qwenvl.loading.capabilities import Machine
@@ -107,14 +107,14 @@ def test_steps_over_a_span_give_the_tokens_of_generate(handle, answered, how, mo
     monkeypatch.setattr("qwenvl.decoding.step_attention.FLASH_FROM", 256)
     monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 64)
     inputs, expected = answered
-    lanes, rows, spans, used = DenseLanes(handle.model, "sdpa"), [], set(), set()
+    lanes, rows, spans, used = OwnStepLanes(handle.model, "sdpa"), [], set(), set()
     lanes._step.attention = ByLength(*STATIC[how])
     with torch.inference_mode():
         _, logits = lanes.prefill(inputs, STATIC_LENGTH, ignore, "")
         tokens = logits.argmax(-1)
         for _ in range(STATIC_LENGTH):
             rows.append(tokens.tolist())
-            lanes.make_room()
+            lanes.grow()
             span = lanes.span()
             spans.add(span)
             used.add(lanes.attention(static=True))
@@ -133,7 +133,7 @@ def test_the_tables_reach_positions_beyond_the_number_of_tokens(handle, monkeypa
         cache, logits, offset = forward(model, inputs)
         return cache, logits, offset + 5000
 
-    lanes, inputs = DenseLanes(handle.model, "sdpa"), prompts(handle)[0]
+    lanes, inputs = OwnStepLanes(handle.model, "sdpa"), prompts(handle)[0]
     with torch.inference_mode():
         _, logits = lanes.prefill(inputs, 8, ignore, "")
         version, near = lanes.version, lanes.step(logits.argmax(-1))

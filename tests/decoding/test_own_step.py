@@ -6,11 +6,11 @@ from pictures import draw
 from shortage import Shortage
 
 from benchmarks.launches import Launches
-from qwenvl.decoding.cuda_graph import Waits
+from qwenvl.decoding.cuda_graph import HostSyncs
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.decoding.own_step import DenseStep, text_stack, why_not_dense
+from qwenvl.decoding.own_step import OwnStep, text_stack, why_not_dense
 from qwenvl.decoding.prefill import forward
-from qwenvl.decoding.sampling import Chooser
+from qwenvl.decoding.sampling import Sampler
 from qwenvl.decoding.step_attention import FLASH_FROM, ByLength, Flash, Sdpa
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import load
@@ -50,11 +50,11 @@ def prefilled(handle, step, padded=0):
 
 def test_rotary_tables_that_memory_runs_out_for_are_made_the_next_time(handle):
     """Where only one of them grew, every later run would go wrong, on a GPU for the whole process."""
-    step, whole = DenseStep(handle.model, "sdpa"), Shortage()
+    step, whole = OwnStep(handle.model, "sdpa"), Shortage()
     with whole():
         step.reach(64)
     for number in range(1, whole.count + 1):
-        step = DenseStep(handle.model, "sdpa")
+        step = OwnStep(handle.model, "sdpa")
         with Shortage(number)(), pytest.raises(RuntimeError, match="out of memory"):
             step.reach(64)
         step.reach(64)
@@ -65,10 +65,10 @@ FLASH = ByLength(Sdpa(), Flash(reference_kernel))
 
 
 @torch.inference_mode()
-def whole_step(step, kv, tokens, choose, span):
+def whole_step(step, kv, tokens, sample, span):
     logits = step(tokens, kv, span)
     kv.lens.add_(1)
-    return choose(logits)
+    return sample(logits)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def whole_step(step, kv, tokens, choose, span):
 )
 @pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
 def test_nothing_in_a_step_waits_for_the_device(handle, sampling, padded):
-    step = DenseStep(handle.model, "sdpa", fused_norm=True)
+    step = OwnStep(handle.model, "sdpa", fused_norm=True)
     kv, tokens = prefilled(handle, step, padded)
     assert kv.even == (not padded)
-    choose = Chooser(sampling, len(tokens), handle.model.get_output_embeddings().weight.shape[0], "cpu")
-    choose.start(sampling, 1, tokens[:, None], torch.ones(len(tokens), 1, dtype=torch.long))
-    with Waits() as waits:
-        whole_step(step, kv, tokens, choose, 256)
+    sample = Sampler(sampling, len(tokens), handle.model.get_output_embeddings().weight.shape[0], "cpu")
+    sample.start(sampling, 1, tokens[:, None], torch.ones(len(tokens), 1, dtype=torch.long))
+    with HostSyncs() as waits:
+        whole_step(step, kv, tokens, sample, 256)
     assert waits.found == []
 
 
@@ -92,21 +92,21 @@ def test_the_lengths_of_flash_decoding_stay_on_the_device(handle):
     def only_there(query, keys, values, rows, slots, span, used):
         return query.clone()
 
-    step = DenseStep(handle.model, "sdpa", fused_norm=True)
+    step = OwnStep(handle.model, "sdpa", fused_norm=True)
     step.attention = ByLength(Sdpa(), Flash(only_there))
     kv, tokens = prefilled(handle, step, padded=3)
-    with Waits() as waits, torch.inference_mode():
+    with HostSyncs() as waits, torch.inference_mode():
         step(tokens, kv, FLASH_FROM)
     assert waits.found == []
 
 
 @pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
 def test_a_layer_takes_at_most_20_launches_and_transformers_more_than_twice_as_many(handle, padded):
-    step = DenseStep(handle.model, "sdpa", fused_norm=True)
+    step = OwnStep(handle.model, "sdpa", fused_norm=True)
     kv, tokens = prefilled(handle, step, padded)
     counts = {}
     for layers in (1, 2):
-        step._layers = step._layers[:layers] if layers == 1 else DenseStep(handle.model, "sdpa", True)._layers
+        step._layers = step._layers[:layers] if layers == 1 else OwnStep(handle.model, "sdpa", True)._layers
         with Launches() as launches, torch.inference_mode():
             step(tokens, kv, 256)
         counts[layers] = len(launches.names)
@@ -120,7 +120,7 @@ def test_a_layer_takes_at_most_20_launches_and_transformers_more_than_twice_as_m
 @pytest.mark.parametrize("padded", [0, 3], ids=["one row", "padded batch"])
 def test_a_static_span_gives_the_logits_of_the_exact_length(handle, padded, monkeypatch):
     monkeypatch.setattr("qwenvl.decoding.step_attention.FLASH_FROM", 256)
-    step = DenseStep(handle.model, "sdpa")
+    step = OwnStep(handle.model, "sdpa")
     step.attention = FLASH
     kv, tokens = prefilled(handle, step, padded)
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_a_static_span_gives_the_logits_of_the_exact_length(handle, padded, monk
 
 
 def test_logits_are_those_of_the_forward_of_transformers(handle):
-    step = DenseStep(handle.model, "sdpa")
+    step = OwnStep(handle.model, "sdpa")
     kv, tokens = prefilled(handle, step)
     torch.testing.assert_close(*both_logits(handle, step, kv, tokens), atol=1e-4, rtol=1e-4)
 
@@ -156,7 +156,7 @@ def both_logits(handle, step, kv, tokens):
 def test_bfloat16_logits_are_within_rounding(family, tmp_path):
     """Two layers of bfloat16 (8 bits of mantissa): within 3 % of the largest logit, and half of that on average."""
     handle = loaded(family, tmp_path / "m", torch.bfloat16)
-    step = DenseStep(handle.model, "sdpa")
+    step = OwnStep(handle.model, "sdpa")
     kv, tokens = prefilled(handle, step)
     made, expected = both_logits(handle, step, kv, tokens)
     error = (made - expected).abs()
@@ -182,7 +182,7 @@ def test_the_demo_model_says_the_same_in_bfloat16():
 
 
 def test_eager_attention_gives_the_same_logits(handle):
-    sdpa, eager = DenseStep(handle.model, "sdpa"), DenseStep(handle.model, "eager")
+    sdpa, eager = OwnStep(handle.model, "sdpa"), OwnStep(handle.model, "eager")
     kv, tokens = prefilled(handle, sdpa)
     eager.reach(256)
     with torch.inference_mode():
@@ -191,7 +191,7 @@ def test_eager_attention_gives_the_same_logits(handle):
 
 
 def test_fused_weights_are_the_model_s_own_and_add_no_memory(handle):
-    DenseStep(handle.model, "sdpa")
+    OwnStep(handle.model, "sdpa")
     layer = text_stack(handle.model).layers[0]
     storages = [getattr(layer.self_attn, f"{name}_proj").weight.untyped_storage().data_ptr() for name in "qkv"]
     assert len(set(storages)) == 1
@@ -201,9 +201,9 @@ def test_fused_weights_are_the_model_s_own_and_add_no_memory(handle):
 def test_a_second_step_for_one_model_fuses_nothing_anew(handle):
     """Otherwise every new step would leave the old fused tensors behind."""
     weights = [text_stack(handle.model).layers[0].self_attn.q_proj.weight]
-    DenseStep(handle.model, "sdpa")
+    OwnStep(handle.model, "sdpa")
     before = text_stack(handle.model).layers[0].self_attn.q_proj.weight.data_ptr()
-    DenseStep(handle.model, "sdpa")
+    OwnStep(handle.model, "sdpa")
     assert text_stack(handle.model).layers[0].self_attn.q_proj.weight.data_ptr() == before
     assert weights
 

@@ -7,7 +7,7 @@ from transformers.generation import logits_process as hf
 
 from qwenvl.decoding.sampling import (
     TIES,
-    Chooser,
+    Sampler,
     candidates,
     keep_min_p,
     keep_top_k,
@@ -100,51 +100,51 @@ def test_more_ties_than_there_is_room_for_cost_only_ties():
     assert len(set(ids[0].tolist())) == 5 + TIES
 
 
-def chooser(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4, ends=()):
+def sampler(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4, ends=()):
     prompt, mask = torch.tensor(prompt), torch.tensor(mask)
-    made = Chooser(sampling, len(prompt), vocabulary, "cpu")
+    made = Sampler(sampling, len(prompt), vocabulary, "cpu")
     made.start(sampling, seed, prompt, mask, ends)
     return made
 
 
 def test_draws_follow_the_distribution():
-    choose = chooser(Sampling(temperature=1, top_p=1, top_k=3), 0)
-    share = torch.bincount(choose(FOUR.expand(20000, 4)), minlength=4) / 20000
+    sample = sampler(Sampling(temperature=1, top_p=1, top_k=3), 0)
+    share = torch.bincount(sample(FOUR.expand(20000, 4)), minlength=4) / 20000
     # Four standard deviations of a share near one half are 0.014.
     torch.testing.assert_close(share, torch.tensor([0.5556, 0.2778, 0.1667, 0.0]), atol=0.015, rtol=0)
 
 
 def test_greedy_takes_the_best_and_needs_no_seed():
-    assert chooser(Sampling(do_sample=False))(FOUR).tolist() == [0]
+    assert sampler(Sampling(do_sample=False))(FOUR).tolist() == [0]
 
 
 def test_what_was_chosen_counts_as_seen_and_padding_does_not():
-    choose = chooser(Sampling(do_sample=False, repetition_penalty=2.0), None, [[0, 3], [1, 3]], [[0, 1], [1, 1]])
+    sample = sampler(Sampling(do_sample=False, repetition_penalty=2.0), None, [[0, 3], [1, 3]], [[0, 1], [1, 1]])
     logits = torch.tensor([[4.0, 3.0, 1.0, 7.0]] * 2)
     # Row 0: token 3 is seen, token 0 is padding. Row 1: tokens 1 and 3 are.
-    assert [choose(logits).tolist() for _ in range(2)] == [[0, 0], [3, 3]]
+    assert [sample(logits).tolist() for _ in range(2)] == [[0, 0], [3, 3]]
 
 
 def test_a_seed_repeats_its_draws():
     rows = torch.zeros(64, 100)
-    draws = [chooser(Sampling(temperature=1, top_k=0, top_p=1), seed)(rows).tolist() for seed in (1, 1, 2)]
+    draws = [sampler(Sampling(temperature=1, top_k=0, top_p=1), seed)(rows).tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_chooser_that_starts_again_is_as_good_as_new():
     first = Sampling(temperature=1.9, top_p=0.9, top_k=4, repetition_penalty=1.9)
     second = Sampling(temperature=0.5, top_p=0.8, top_k=4, repetition_penalty=1.1)
-    assert Chooser.kind(first) == Chooser.kind(second) != Chooser.kind(Sampling(top_k=5))
-    used = chooser(first, 1, [[2]])
+    assert Sampler.kind(first) == Sampler.kind(second) != Sampler.kind(Sampling(top_k=5))
+    used = sampler(first, 1, [[2]])
     used(FOUR)
     used.start(second, 3, torch.tensor([[1]]), torch.tensor([[1]]))
-    fresh = chooser(second, 3, [[1]])
+    fresh = sampler(second, 3, [[1]])
     assert [used(FOUR).tolist() for _ in range(20)] == [fresh(FOUR).tolist() for _ in range(20)]
 
 
 def test_a_masked_token_is_never_drawn_even_if_the_noise_underflows(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.zero_())
-    assert chooser(Sampling(temperature=1, top_k=1, top_p=1), 0)(FOUR.flip(-1)).tolist() == [3]
+    assert sampler(Sampling(temperature=1, top_k=1, top_p=1), 0)(FOUR.flip(-1)).tolist() == [3]
 
 
 def test_presence_and_frequency_lower_what_is_in_the_answer():
@@ -169,18 +169,18 @@ GREEDY = Sampling(do_sample=False)
 )
 def test_penalties_count_the_answer_and_start_anew(settings, chosen):
     logits = torch.tensor([[3.0, 2.5, 1.8, 0.0]])
-    choose = chooser(replace(GREEDY, **settings), None, [[0]])
+    sample = sampler(replace(GREEDY, **settings), None, [[0]])
     for _ in "ab":
-        assert [choose(logits).tolist()[0] for _ in chosen] == chosen
-        choose.start(replace(GREEDY, **settings), None, torch.tensor([[0]]), torch.tensor([[1]]))
+        assert [sample(logits).tolist()[0] for _ in chosen] == chosen
+        sample.start(replace(GREEDY, **settings), None, torch.tensor([[0]]), torch.tensor([[1]]))
 
 
 def test_penalties_are_those_of_each_row():
-    choose = chooser(replace(GREEDY, presence_penalty=2.0), None, [[0], [0]], [[1], [1]])
+    sample = sampler(replace(GREEDY, presence_penalty=2.0), None, [[0], [0]], [[1], [1]])
     first = torch.tensor([[3.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.0, 3.0]])
     same = torch.tensor([[3.0, 2.0, 1.9, 2.5]] * 2)
-    assert choose(first).tolist() == [0, 3]
-    assert choose(same).tolist() == [3, 0]
+    assert sample(first).tolist() == [0, 3]
+    assert sample(same).tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -189,14 +189,14 @@ def test_what_would_repeat_is_what_transformers_forbids(size):
     ids = torch.randint(0, 4, (3, 30), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, :7] = mask[2, :29] = 0
-    choose = chooser(replace(GREEDY, no_repeat_ngram_size=size), None, ids.tolist(), mask.tolist())
+    sample = sampler(replace(GREEDY, no_repeat_ngram_size=size), None, ids.tolist(), mask.tolist())
     rows = [row[there.bool()].tolist() for row, there in zip(ids, mask, strict=True)]
     for _ in range(12):
         logits = torch.randn(3, 6, generator=generator)
         alone = [hf.NoRepeatNGramLogitsProcessor(size)(torch.tensor([row]), logits[[i]]) for i, row in enumerate(rows)]
         expected = torch.cat(alone)
-        assert torch.equal(choose._filtered(logits), expected)
-        assert choose(logits).tolist() == expected.argmax(-1).tolist()
+        assert torch.equal(sample._filtered(logits), expected)
+        assert sample(logits).tolist() == expected.argmax(-1).tolist()
         for row, token in zip(rows, expected.argmax(-1).tolist(), strict=True):
             row.append(token)
 
@@ -205,11 +205,11 @@ def test_a_text_does_not_end_too_early():
     ends = [2, 3]
     sampling = replace(GREEDY, min_new_tokens=3)
     theirs = hf.MinNewTokensLengthLogitsProcessor(1, 3, ends, device="cpu")
-    choose = chooser(sampling, ends=ends)
+    sample = sampler(sampling, ends=ends)
     logits, row = torch.tensor([[1.0, 2.0, 9.0, 8.0]]), [0]
     for _ in range(5):
         expected = theirs(torch.tensor([row]), logits).argmax(-1).tolist()
-        assert choose(logits).tolist() == expected
+        assert sample(logits).tolist() == expected
         row += expected
     assert row == [0, 1, 1, 1, 2, 2]
 
@@ -217,15 +217,15 @@ def test_a_text_does_not_end_too_early():
 def test_what_a_captured_step_changes_is_all_in_its_state():
     """A warm-up is undone by giving these back."""
     every = replace(GREEDY, repetition_penalty=1.5, presence_penalty=1.0, min_new_tokens=9)
-    choose = chooser(every, ends=[3])
-    before = [each.clone() for each in choose.state]
+    sample = sampler(every, ends=[3])
+    before = [each.clone() for each in sample.state]
     logits = torch.tensor([[3.0, 2.9, 2.8, 9.0]])
-    first = [choose(logits).tolist() for _ in range(3)]
+    first = [sample(logits).tolist() for _ in range(3)]
     assert len(before) == 3
-    for each, value in zip(choose.state, before, strict=True):
+    for each, value in zip(sample.state, before, strict=True):
         assert not torch.equal(each, value)
         each.copy_(value)
-    assert [choose(logits).tolist() for _ in range(3)] == first
+    assert [sample(logits).tolist() for _ in range(3)] == first
 
 
 def test_only_what_looks_at_the_host_prevents_a_capture():
@@ -236,14 +236,14 @@ def test_only_what_looks_at_the_host_prevents_a_capture():
         "stop": ("x",),
         "thinking_budget": 3,
     }
-    assert Chooser.why_not_captured(Sampling(**free)) is None
-    assert "no_repeat_ngram_size" in Chooser.why_not_captured(Sampling(no_repeat_ngram_size=2))
+    assert Sampler.why_not_captured(Sampling(**free)) is None
+    assert "no_repeat_ngram_size" in Sampler.why_not_captured(Sampling(no_repeat_ngram_size=2))
 
 
 @pytest.mark.parametrize("changes", [{"presence_penalty": 1.0}, {"min_new_tokens": 2}, {"no_repeat_ngram_size": 3}])
 def test_samplings_with_other_filters_do_not_share_a_chooser(changes):
     for plain in (GREEDY, Sampling()):
-        assert Chooser.kind(plain) != Chooser.kind(replace(plain, **changes))
+        assert Sampler.kind(plain) != Sampler.kind(replace(plain, **changes))
     more = {name: value + 1 for name, value in changes.items()}
-    same = Chooser.kind(replace(GREEDY, **changes)) == Chooser.kind(replace(GREEDY, **more))
+    same = Sampler.kind(replace(GREEDY, **changes)) == Sampler.kind(replace(GREEDY, **more))
     assert same == ("no_repeat_ngram_size" not in changes)

@@ -7,9 +7,9 @@ from pictures import draw
 from tiny import batch_of, by_transformers
 from transformers.cache_utils import StaticLayer
 
-from qwenvl.decoding.cuda_graph import Waits
+from qwenvl.decoding.cuda_graph import HostSyncs
 from qwenvl.decoding.decoder import Decoder, best_tier
-from qwenvl.decoding.static_cache import CachedLanes, why_not_generic
+from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import load
 from qwenvl.media.media import Video
@@ -48,7 +48,7 @@ def _skip_without(handle):
 def generic(handle):
     """One decoder, asked again and again as the pipeline does it."""
     _skip_without(handle)
-    decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
+    decoder = Decoder(handle.model, "sdpa", StaticCacheLanes.name)
     return lambda inputs: decoder.generate(inputs, GREEDY, None, ignore, ignore).rows
 
 
@@ -101,7 +101,7 @@ def test_a_text_that_outgrows_its_cache_goes_on_unchanged(handle, monkeypatch):
     _skip_without(handle)
     inputs, long = batch_of(handle), Sampling(do_sample=False, max_new_tokens=80)
     expected = by_transformers(handle.model, inputs, 80)
-    decoder = Decoder(handle.model, "sdpa", CachedLanes.name)
+    decoder = Decoder(handle.model, "sdpa", StaticCacheLanes.name)
     assert decoder.generate(inputs, long, None, ignore, ignore).rows == expected
     assert decoder._lanes.version > 1, "it grew"
 
@@ -137,7 +137,7 @@ def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
     handle = load(LoadSpec("qwen3_moe"), tiny.save("qwen3_moe", tmp_path / "m"), CPU)
     _skip_without(handle)
-    lanes, seen = CachedLanes(handle.model), attended(handle.model)
+    lanes, seen = StaticCacheLanes(handle.model), attended(handle.model)
     inputs = question(handle, "Tell me at length. " * 9)
     length = inputs["input_ids"].shape[1]
     spans = set()
@@ -169,10 +169,10 @@ def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
 def test_nothing_in_a_step_waits_for_the_device(handle):
     """Families for which transformers does not promise it either say so."""
     _skip_without(handle)
-    lanes = CachedLanes(handle.model)
+    lanes = StaticCacheLanes(handle.model)
     with torch.inference_mode():
         _, logits = lanes.prefill(batch_of(handle), 16, ignore, "")
-        with Waits() as waits:
+        with HostSyncs() as waits:
             lanes.step(logits.argmax(-1))
             lanes.count_on_device()
     assert waits.found == []
@@ -184,7 +184,7 @@ def test_a_warm_up_can_be_undone(handle):
         assert "indexed_attention layers keep what grows" in why_not_generic(handle.model)
         return
     assert why_not_generic(handle.model) is None
-    lanes = CachedLanes(handle.model)
+    lanes = StaticCacheLanes(handle.model)
     with torch.inference_mode():
         _, logits = lanes.prefill(question(handle), 16, ignore, "")
         tokens = logits.argmax(-1)

@@ -4,8 +4,17 @@ import pytest
 import torch
 from kernels import reference_kernel
 
-from qwenvl.decoding.kv_cache import KeyValues
-from qwenvl.decoding.step_attention import FLASH_FROM, ByLength, Eager, Flash, Sdpa, choose, flash_kernel, why_not_flash
+from qwenvl.decoding.kv_cache import KVCache
+from qwenvl.decoding.step_attention import (
+    FLASH_FROM,
+    ByLength,
+    Eager,
+    Flash,
+    Sdpa,
+    attention_for,
+    flash_kernel,
+    why_not_flash,
+)
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, DIM = 6, 2, 16
@@ -21,12 +30,12 @@ def reads_everything(query, keys, values, rows, slots, span, used):
 def stored(*lengths, capacity=48):
     """A buffer in which the last token of each row has been stored but not counted, and its keys and values."""
     random = torch.Generator().manual_seed(1)
-    kv = KeyValues(len(lengths), KV_HEADS, DIM, capacity, torch.float32, CPU)
+    kv = KVCache(len(lengths), KV_HEADS, DIM, capacity, torch.float32, CPU)
     kv.lens.copy_(torch.tensor(lengths) - 1)
     kv.filled, kv.even = max(lengths) - 1, len(set(lengths)) == 1
     slots = torch.arange(capacity)
     kv.bias.masked_fill_((slots < torch.tensor(lengths)[:, None])[:, None, None], 0.0)
-    keys, values = kv.room(), kv.room()
+    keys, values = kv.allocate(), kv.allocate()
     keys.copy_(torch.randn(keys.shape, generator=random))
     values.copy_(torch.randn(values.shape, generator=random))
     return kv, keys, values, torch.randn(len(lengths), HEADS, DIM, generator=random)
@@ -37,7 +46,7 @@ def stored(*lengths, capacity=48):
 @pytest.mark.parametrize("span", [None, 44], ids=["exact", "span"])
 def test_each_row_attends_to_its_own_tokens(attend, lengths, span):
     kv, keys, values, query = stored(*lengths)
-    made = attend(query, keys, values, attend.see(kv, span))
+    made = attend(query, keys, values, attend.prepare(kv, span))
     own = (KV_HEADS, HEADS // KV_HEADS, DIM)
     for row, length in enumerate(lengths):
         scores = query[row].view(own) @ keys[row, :, :length].transpose(-1, -2) / DIM**0.5
@@ -50,7 +59,7 @@ def test_flash_reads_no_slot_beyond_the_text():
     for row, length in enumerate((9, 30)):
         keys[row, :, length:] = values[row, :, length:] = float("nan")
     attend = Flash(reference_kernel)
-    assert attend(query, keys, values, attend.see(kv, 48)).isfinite().all()
+    assert attend(query, keys, values, attend.prepare(kv, 48)).isfinite().all()
 
 
 def test_flash_is_taken_only_where_a_trial_of_it_is_right():
@@ -76,7 +85,7 @@ def test_short_texts_are_attended_to_by_one_kernel():
 
 @pytest.mark.parametrize(("asked", "used"), [("sdpa", "sdpa"), ("flash_attention_2", "sdpa"), ("eager", "eager")])
 def test_what_was_asked_for_is_honoured(asked, used):
-    assert {choose(asked, *SIZES).at(span).name for span in (None, 4096)} == {used}
+    assert {attention_for(asked, *SIZES).at(span).name for span in (None, 4096)} == {used}
 
 
 @on_gpu
@@ -90,14 +99,14 @@ def test_flash_decoding_is_captured_with_its_length(sizes=(8, 2, 64)):
     """A replay must read the length of the moment, not that of the capture."""
     heads, kv_heads, dim = sizes
     device, dtype = torch.device("cuda:0"), torch.bfloat16
-    kv = KeyValues(1, kv_heads, dim, 4096, dtype, device)
-    keys, values = kv.room().normal_(), kv.room().normal_()
+    kv = KVCache(1, kv_heads, dim, 4096, dtype, device)
+    keys, values = kv.allocate().normal_(), kv.allocate().normal_()
     query = torch.randn(1, heads, dim, dtype=dtype, device=device)
     flash, made = Flash(), torch.empty(1, heads * dim, dtype=dtype, device=device)
     graph = torch.cuda.CUDAGraph()
-    flash(query, keys, values, flash.see(kv, 4096))
+    flash(query, keys, values, flash.prepare(kv, 4096))
     with torch.cuda.graph(graph):
-        made.copy_(flash(query, keys, values, flash.see(kv, 4096)))
+        made.copy_(flash(query, keys, values, flash.prepare(kv, 4096)))
     for length in (1, 700, 4096):
         kv.lens.fill_(length - 1)
         graph.replay()

@@ -3,19 +3,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwenvl.errors import LoadError, Understood, UnusableError
+from qwenvl.errors import LoadError, UnusableError, WrappedErrors
 from qwenvl.models.checkpoint import UnreadableError
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), Exception("of tokenizers"), RuntimeError("odd")])
 def test_what_transformers_raises_about_a_folder_is_a_load_error(error):
-    with pytest.raises(LoadError, match=r"^m cannot be read: .+") as caught, Understood("m cannot be read"):
+    with pytest.raises(LoadError, match=r"^m cannot be read: .+") as caught, WrappedErrors("m cannot be read"):
         raise error
     assert caught.value.__cause__ is error
 
 
 def test_the_error_is_of_the_kind_that_was_asked_for():
-    with pytest.raises(UnusableError, match=r"^m cannot be asked: x$"), Understood("m cannot be asked", UnusableError):
+    with (
+        pytest.raises(UnusableError, match=r"^m cannot be asked: x$"),
+        WrappedErrors("m cannot be asked", UnusableError),
+    ):
         raise ValueError("x")
 
 
@@ -31,6 +34,6 @@ class Cancel(Exception):  # noqa: N818
     ],
 )
 def test_what_is_not_the_folder_s_fault_passes(error):
-    with pytest.raises(type(error)) as caught, Understood("m cannot be read"):
+    with pytest.raises(type(error)) as caught, WrappedErrors("m cannot be read"):
         raise error
     assert caught.value is error

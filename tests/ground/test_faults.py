@@ -7,7 +7,7 @@ from pictures import draw, image
 from shortage import MESSAGE, Shortage
 
 from qwenvl.decoding import cuda_graph
-from qwenvl.decoding.own_step import DenseStep
+from qwenvl.decoding.own_step import OwnStep
 from qwenvl.faults import DeviceLostError, is_lost_device, is_out_of_memory, running_out_at_once
 from qwenvl.loading import loader
 from qwenvl.loading.budget import OutOfMemoryError
@@ -100,7 +100,7 @@ def failing_once(monkeypatch, owner, name, at=1):
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(loader, "patch_embedding_as_matmul", 1), (torch.nn.functional, "silu", 5), (DenseStep, "__call__", 3)],
+    [(loader, "patch_embedding_as_matmul", 1), (torch.nn.functional, "silu", 5), (OwnStep, "__call__", 3)],
     ids=["loading", "prefill", "step"],
 )
 def test_a_lost_gpu_takes_its_models_along_and_the_next_run_is_right(request_, monkeypatch, owner, name, at):
@@ -120,7 +120,7 @@ def test_a_lost_gpu_takes_its_models_along_and_the_next_run_is_right(request_, m
 def test_a_lost_gpu_that_cannot_be_tidied_up_is_the_error_all_the_same(request_, monkeypatch, caplog):
     models = ModelCache()
     run(request_, models, Watch())
-    failing_once(monkeypatch, DenseStep, "__call__")
+    failing_once(monkeypatch, OwnStep, "__call__")
     monkeypatch.setattr(torch.cpu, "empty_cache", lambda: failing(), raising=False)
 
     def failing():

@@ -261,7 +261,7 @@ def test_a_node_that_goes_in_the_middle_of_a_run_neither_waits_nor_takes_the_mod
         assert Elsewhere(cache.forget_parked).gets_on(10), "another thread's garbage collection"
         cache.forget_parked()  # this thread's own
         assert cache.held == [B]
-        cache.make_room(B, 1)
+        cache.free_memory(B, 1)
         assert loads.living == 2
     assert cache.held == []
     assert loads.living == 0

@@ -106,7 +106,7 @@ def test_every_model_of_the_list_says_its_family():
     families = {shape: family for shape, (family, _) in ARCHITECTURES.items()}
     assert {shape: builtin._SHAPES[shape].family for shape in families} == families
     for model in [*builtin.vision(), *builtin.text()]:
-        assert family_of(model.family).sees == (model in builtin.vision()), model.name
+        assert family_of(model.family).has_vision == (model in builtin.vision()), model.name
 
 
 @pytest.mark.parametrize("shape", ARCHITECTURES)

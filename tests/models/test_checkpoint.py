@@ -37,7 +37,7 @@ def saved_config(family, folder):
 def test_every_family_is_told_by_the_config_that_transformers_writes(family, tmp_path):
     checkpoint = read_checkpoint(saved_config(family, tmp_path))
     assert checkpoint.family == family
-    assert checkpoint.sees == (family in tiny.SEEING)
+    assert checkpoint.has_vision == (family in tiny.SEEING)
     assert checkpoint.moe == ("moe" in family or family in {"qwen3_next", "qwen4_exp", "qwen4_exp_text"})
     assert checkpoint.quantized is None
 
@@ -51,21 +51,26 @@ def test_transformers_has_a_class_that_generates_text_for_every_family(family):
 
 def test_the_demo_model_sees_and_recommends_to_be_greedy():
     checkpoint = read_checkpoint(tiny.DEMO_FOLDER)
-    assert (checkpoint.family, checkpoint.sees, checkpoint.moe) == ("qwen3_vl", True, False)
+    assert (checkpoint.family, checkpoint.has_vision, checkpoint.moe) == ("qwen3_vl", True, False)
     assert checkpoint.sampling == {"do_sample": False}
 
 
 def test_a_name_that_says_otherwise_changes_nothing(tmp_path):
     folder = shutil.copytree(tiny.DEMO_FOLDER, tmp_path / "Qwen2.5-7B-Thinking-AWQ-MoE-A3B")
     there, here = read_checkpoint(folder), read_checkpoint(tiny.DEMO_FOLDER)
-    assert (there.family, there.sees, there.moe, there.quantized) == (here.family, here.sees, here.moe, here.quantized)
+    assert (there.family, there.has_vision, there.moe, there.quantized) == (
+        here.family,
+        here.has_vision,
+        here.moe,
+        here.quantized,
+    )
 
 
 def test_a_finetune_that_kept_the_language_model_only_does_not_see(model):
     config = {"model_type": "qwen3_5", "vision_config": {"depth": 2}, "text_config": {}}
-    assert read_checkpoint(model(config | {"architectures": ["Qwen3_5ForConditionalGeneration"]})).sees
-    assert not read_checkpoint(model(config | {"architectures": ["Qwen3_5ForCausalLM"]})).sees
-    assert not read_checkpoint(model({"model_type": "qwen3_5", "text_config": {}})).sees
+    assert read_checkpoint(model(config | {"architectures": ["Qwen3_5ForConditionalGeneration"]})).has_vision
+    assert not read_checkpoint(model(config | {"architectures": ["Qwen3_5ForCausalLM"]})).has_vision
+    assert not read_checkpoint(model({"model_type": "qwen3_5", "text_config": {}})).has_vision
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_there_is_a_tiny_model_of_every_family():
 def test_a_family_sees_where_its_config_has_a_vision_tower_and_a_token_is_a_square_of_its_patches(family):
     vision = getattr(defaults(family)[0], "vision_config", None)
     page = family_of(family)
-    assert page.sees == (vision is not None)
+    assert page.has_vision == (vision is not None)
     assert page.patch == (vision.patch_size * vision.spatial_merge_size if vision else 0)
 
 
@@ -36,7 +36,7 @@ def test_linear_attention_is_what_layers_of_the_config_say(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_sees_counts_pixels_or_thousandths_and_only_qwen2_5_vl_counts_pixels(family):
     page = family_of(family)
-    assert (page.coordinates in ("pixels", "0-1000")) == page.sees
+    assert (page.coordinates in ("pixels", "0-1000")) == page.has_vision
     assert (page.coordinates == "pixels") == (family == "qwen2_5_vl")
 
 
@@ -49,4 +49,4 @@ def test_experts_and_linear_attention_have_no_dense_step():
 def test_of_what_is_not_on_the_page_nothing_is_known():
     for name in ("", "bert", "Qwen2.5-VL-7B-Instruct"):
         assert family_of(name) == Family()
-        assert not family_of(name).sees
+        assert not family_of(name).has_vision

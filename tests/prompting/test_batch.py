@@ -13,7 +13,7 @@ from qwenvl.decoding.decoder import Decoder
 from qwenvl.loading.budget import OutOfMemoryError
 from qwenvl.media.media import MediaError
 from qwenvl.prompting.answer import NoAnswerError
-from qwenvl.prompting.batch import READERS, Room, later_seed, read_ahead
+from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead
 from qwenvl.prompting.prompt import Prompt, encode
 from qwenvl.request import Answer, Request, Sampling
 from qwenvl.settings import MAX_SEED
@@ -172,7 +172,7 @@ def test_what_was_made_for_a_batch_is_given_back_before_the_next_try(demo, answe
 def test_one_answer_that_does_not_fit_is_tried_again_once_room_is_made(demo, answer, monkeypatch):
     told = []
     tried = failing(monkeypatch, 0)
-    answers, _ = answer(questions(demo, 1), make_room=lambda: told.append(len(tried)))
+    answers, _ = answer(questions(demo, 1), free_memory=lambda: told.append(len(tried)))
     assert answers[0].text == CAPTIONS[0]
     assert (tried, told) == ([1, 1], [1])
 
@@ -187,7 +187,7 @@ def test_each_answer_has_its_second_try(demo, answer, monkeypatch):
         return real(self, *arguments)
 
     monkeypatch.setattr(Decoder, "generate", generate)
-    answers, _ = answer(questions(demo, 3), make_room=lambda: told.append(len(tried)))
+    answers, _ = answer(questions(demo, 3), free_memory=lambda: told.append(len(tried)))
     assert [each.text for each in answers] == CAPTIONS[:3]
     assert told == [2, 4]
 
@@ -222,11 +222,11 @@ def test_so_many_fit_as_the_longest_prompt_allows():
         asked.append((tokens, prompt_tokens))
         return prompt_tokens
 
-    room = Room(1000, bytes_of, 500, 16)
-    assert room.holds([prompt(200)] * 4)
-    assert not room.holds([prompt(100)] * 4 + [prompt(200)])
-    assert not room.holds([prompt(1)] * 17)
-    assert room.holds([prompt(100_000)]), "one is always tried"
+    limit = BatchLimit(1000, bytes_of, 500, 16)
+    assert limit.fits([prompt(200)] * 4)
+    assert not limit.fits([prompt(100)] * 4 + [prompt(200)])
+    assert not limit.fits([prompt(1)] * 17)
+    assert limit.fits([prompt(100_000)]), "one is always tried"
     # A buffer of the next power of two, which is copied where it grows.
     assert asked[0] == (1024 * 3 // 2, 200)
 

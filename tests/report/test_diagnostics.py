@@ -185,7 +185,7 @@ def test_off_logs_no_line_and_asks_nothing(ask, caplog, monkeypatch):
     ask(diagnostics="off")
     double = NvmlDouble(RTX_5090).install(monkeypatch)
     asked = []
-    for name in ("_look_at", "why_slow", "Onlooker", "pace"):
+    for name in ("_look_at", "why_slow", "StackSampler", "pace"):
         monkeypatch.setattr(diagnostics, name, lambda *_, name=name: asked.append(name))
     with caplog.at_level(logging.DEBUG):
         caplog.clear()

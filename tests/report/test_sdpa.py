@@ -33,7 +33,7 @@ def ask(demo):
         arguments = (question.inputs, Sampling(do_sample=False, max_new_tokens=4), None, lambda rows: None, check)
         if not watched:
             return decoder.generate(*arguments).ids, {}
-        with sdpa.seen(demo.model) as kernels:
+        with sdpa.observed(demo.model) as kernels:
             return decoder.generate(*arguments).ids, kernels
 
     return run
@@ -65,7 +65,7 @@ def test_a_cancel_leaves_nothing_behind_either(ask, demo):
 def test_where_attention_is_no_such_kernel_nothing_is_seen(tmp_path):
     handle = load(LoadSpec("tiny", attention="eager"), save("qwen3", tmp_path), machine("cpu"))
     question = encode(handle, Request(LoadSpec("tiny"), "hello"), [], None)
-    with sdpa.seen(handle.model) as kernels:
+    with sdpa.observed(handle.model) as kernels:
         tiny.decoder(handle.model, "eager").generate(
             question.inputs, Sampling(do_sample=False, max_new_tokens=2), None, lambda rows: None, lambda: None
         )
@@ -78,6 +78,6 @@ def test_in_a_model_that_begins_with_linear_attention_a_later_layer_is_looked_at
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
     linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     model = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**sizes, **heads, **linear)).eval()
-    with sdpa.seen(model) as kernels, torch.inference_mode():
+    with sdpa.observed(model) as kernels, torch.inference_mode():
         model(torch.arange(1, 20)[None])
     assert kernels == {"prefill": "flash"}

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from qwenvl.decoding.rows import TokenTime
-from qwenvl.report.stalls import LOOK_EVERY_S, Onlooker, pace, telling_s
+from qwenvl.report.stalls import LOOK_EVERY_S, StackSampler, pace, telling_s
 
 
 def times(*tokens):
@@ -48,11 +48,11 @@ def wait(looks=3):
 
 
 def test_the_place_where_a_run_waits_is_seen():
-    with Onlooker() as onlooker:
+    with StackSampler() as sampler:
         start = time.perf_counter()
         wait()
         end = time.perf_counter()
-    assert "this run in report/test_stalls.py wait()" in onlooker.between(start, end)
+    assert "this run in report/test_stalls.py wait()" in sampler.between(start, end)
 
 
 def test_another_thread_is_seen_at_work_and_not_when_it_waits():
@@ -66,38 +66,38 @@ def test_another_thread_is_seen_at_work_and_not_when_it_waits():
         stop.wait()
 
     threads = [threading.Thread(target=each, name=each.__name__) for each in (save_a_picture, idle)]
-    with Onlooker() as onlooker:
+    with StackSampler() as sampler:
         for thread in threads:
             thread.start()
         start = time.perf_counter()
         wait(5)
         end = time.perf_counter()
         stop.set()
-    seen = onlooker.between(start, end)
+    seen = sampler.between(start, end)
     assert "thread save_a_picture in report/test_stalls.py save_a_picture()" in seen
     assert not any("idle" in each for each in seen)
 
 
 def test_a_garbage_collection_is_seen_with_its_length():
-    with Onlooker() as onlooker:
+    with StackSampler() as sampler:
         start = time.perf_counter()
         gc.collect()
         end = time.perf_counter()
-    assert any(each.startswith("garbage collection for ") for each in onlooker.between(start, end))
-    assert onlooker.between(end, end + 1e-9) == []
+    assert any(each.startswith("garbage collection for ") for each in sampler.between(start, end))
+    assert sampler.between(end, end + 1e-9) == []
 
 
 def test_what_lets_no_other_code_run_is_told_as_such():
-    with Onlooker() as onlooker:
+    with StackSampler() as sampler:
         start = time.perf_counter()
         sum(range(30_000_000))  # one call that never lets go of the interpreter
         end = time.perf_counter()
-        inside = onlooker.between(start + 0.02, end - 0.02)
+        inside = sampler.between(start + 0.02, end - 0.02)
     assert "something that lets no other Python code run" in inside
 
 
 def test_nobody_looks_on_afterwards():
     before = threading.active_count(), list(gc.callbacks)
-    with pytest.raises(KeyboardInterrupt), Onlooker():
+    with pytest.raises(KeyboardInterrupt), StackSampler():
         raise KeyboardInterrupt
     assert (threading.active_count(), gc.callbacks) == before

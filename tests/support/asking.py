@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenvl.loading.loader import ModelHandle
 from qwenvl.prompting.prompt import Prompt
-from qwenvl.prompting.watch import Nobody, Telling, Writing
+from qwenvl.prompting.watch import GrowingAnswer, Nobody, Reporter
 from qwenvl.report.diagnostics import Diagnosis
 from qwenvl.request import Answer, DecodeStats, LoadSpec, LoadStats, PromptStats, Question, Request, Sampling, Stats
 from qwenvl.session import ModelSession
@@ -23,12 +23,12 @@ class Loaded:
     """Stands for the cache that holds the model, and for the source that it came from.
 
     Args:
-        make_room: called where not even one answer fits.
+        free_memory: called where not even one answer fits.
     """
 
-    def __init__(self, handle: ModelHandle, make_room: Callable[[], None]) -> None:
+    def __init__(self, handle: ModelHandle, free_memory: Callable[[], None]) -> None:
         self._handle = handle
-        self._make_room = make_room
+        self._free_memory = free_memory
 
     def source(self, spec: LoadSpec) -> Loaded:
         return self
@@ -36,8 +36,8 @@ class Loaded:
     def get(self, source: Loaded, request_bytes: int) -> ModelHandle:
         return self._handle
 
-    def make_room(self, spec: LoadSpec, request_bytes: int) -> None:
-        self._make_room()
+    def free_memory(self, spec: LoadSpec, request_bytes: int) -> None:
+        self._free_memory()
 
     def sampled(self, request: Request) -> Request:
         return request
@@ -54,8 +54,8 @@ def ask(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     most: int = 16,
-    look: Callable[[Sequence[Writing]], None] = ignore,
-    make_room: Callable[[], None] = ignore,
+    look: Callable[[Sequence[GrowingAnswer]], None] = ignore,
+    free_memory: Callable[[], None] = ignore,
 ) -> tuple[list[Answer | Exception], Stats]:
     """What comes of each prompt, in order, and the figures of all.
 
@@ -64,12 +64,12 @@ def ask(
         look: called after every token with the answers that are being made.
     """
     request = Request(handle.spec, "", sampling=sampling)
-    telling = Telling(Nobody(), ignore, ignore)
-    telling.look = look
-    with ModelSession(request, Loaded(handle, make_room), Nobody(), Diagnosis("off"), most) as session:
+    reporter = Reporter(Nobody(), ignore, ignore)
+    reporter.update = look
+    with ModelSession(request, Loaded(handle, free_memory), Nobody(), Diagnosis("off"), most) as session:
         session.load(Question(0, []), len(prompts))
         numbered = [replace(prompt, number=number) for number, prompt in enumerate(prompts)]
-        outcomes = list(session.generate(numbered, telling))
+        outcomes = list(session.generate(numbered, reporter))
         stats = session.stats()
     assert [each.number for each in outcomes] == list(range(len(prompts)))
     return [each.result for each in outcomes], stats

@@ -164,7 +164,7 @@ def tell_of_devices(story: Story) -> list[Any]:
     story.theirs("more core", 2000)
     story.ours("RAM", 8000, on=("cpu",))
     story.note("one in RAM makes room on no card")
-    story.models.make_room(story._request.LoadSpec("RAM"), 500 * MB)
+    story.models.free_memory(story._request.LoadSpec("RAM"), 500 * MB)
     story.note("and for its answer nowhere either")
     story.ours("both", 12_000, on=(str(CARD), str(SECOND)))
     story.note("one on both cards needs room for a half on each")

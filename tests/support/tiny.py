@@ -40,7 +40,7 @@ CLASSES = {
     "qwen3_5_moe": "Qwen3_5MoeConfig",
     "qwen4_exp": "Qwen4ExpConfig",
 }
-SEEING = tuple(family for family in CLASSES if family_of(family).sees)
+SEEING = tuple(family for family in CLASSES if family_of(family).has_vision)
 # Those that our own step covers, and the others.
 DENSE = tuple(family for family in CLASSES if family_of(family).decode == "dense")
 OTHERS = tuple(family for family in CLASSES if family not in DENSE)
