@@ -1,7 +1,6 @@
-"""The engine behind the nodes and the command line. It knows ComfyUI in host.py only.
+"""The core behind the nodes and the command line, in rooms: see pipeline.py first, then the room of each step.
 
-Reading order: request (what is asked) -> pipeline (the five steps) -> media, cache, loader, prompt, batch, decode,
-answer (one step each) -> catalog and download (where a model lives) -> remote (an engine in place of the steps) ->
-report and diagnostics (what this machine and a run tell of themselves) -> host (ComfyUI). The README's tree names
-every module in a line.
+In the order of a run: nodes (widgets) -> request -> pipeline and session -> media (read), loading (load), prompting
+(encode), decoding (generate), prompting (the answer). Beside them: models (which there are), remote (an engine in place
+of a model here), report (what a machine and a run tell of themselves), comfyui (all that is known of ComfyUI), cli.
 """
