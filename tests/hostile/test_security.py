@@ -12,8 +12,8 @@ from pictures import ROOT
 
 from qwenvl.packages import FLASH
 
-FILES = sorted([*(ROOT / "qwenvl").glob("*.py"), ROOT / "nodes.py", ROOT / "__init__.py"])
-TREES = {file.name: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+FILES = sorted([*(ROOT / "qwenvl").rglob("*.py"), ROOT / "nodes.py", ROOT / "__init__.py"])
+TREES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 # What runs text, or hands the terminal to somebody.
 RUNNING = {"eval", "exec", "compile", "__import__", "input", "breakpoint"}
 # Modules that run what they read, or start others.
@@ -91,12 +91,14 @@ def test_modules_are_imported_by_name_in_one_place_only():
 def test_the_one_program_that_is_started_is_python_with_a_fixed_text():
     """What it runs is written in the file; the repository and the folder are arguments of their own."""
     started = [(file, node) for file, name, node in calls() if name.startswith("subprocess.")]
-    assert [(file, ast.unparse(node.func)) for file, node in started] == [("download.py", "subprocess.Popen")]
+    assert [(file, ast.unparse(node.func)) for file, node in started] == [
+        ("qwenvl/models/download.py", "subprocess.Popen")
+    ]
     command = [ast.unparse(part) for part in started[0][1].args[0].elts]
     assert command == ["sys.executable", "'-c'", "code", "str(_PACK)", "repo_id", "str(folder.absolute())"]
     (text,) = [
         node.value
-        for node in ast.walk(TREES["download.py"])
+        for node in ast.walk(TREES["qwenvl/models/download.py"])
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code"
     ]
     assert isinstance(text, ast.Constant)
@@ -107,7 +109,7 @@ def test_models_are_read_from_this_disk_as_safetensors_without_code_of_their_fol
     spread = [{ast.unparse(each.value) for each in node.keywords if each.arg is None} for node in found]
     assert len(found) >= 4
     assert [each for each in spread if not each & {"_LOCAL", "options"}] == []
-    loader = [ast.unparse(node) for node in ast.walk(TREES["loader.py"]) if isinstance(node, ast.Dict)]
+    loader = [ast.unparse(node) for node in ast.walk(TREES["qwenvl/loading/loader.py"]) if isinstance(node, ast.Dict)]
     assert "{'local_files_only': True, 'trust_remote_code': False}" in loader
     assert [each for each in loader if each.startswith("{**_LOCAL") and "'use_safetensors': True" in each]
 
