@@ -98,7 +98,7 @@ def test_the_one_program_that_is_started_is_python_with_a_fixed_text():
     assert command == ["sys.executable", "'-c'", "code", "str(_PACK)", "repo_id", "str(folder.absolute())"]
     (text,) = [
         node.value
-        for node in ast.walk(TREES["qwenvl/models/download.py"])
+        for node in ast.walk(TREES[where])
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code"
     ]
     assert isinstance(text, ast.Constant)
