@@ -104,7 +104,8 @@ FIGURES = ("model", "quantization", "attention", "sampling", "seed", "answers", 
 def told(request, models):
     watch = Watch()
     result = run(request, models, watch)
-    return Told(result.answers, tuple(watch.texts), tuple(getattr(result.stats, name) for name in FIGURES))
+    figures = json.loads(result.stats.to_json())
+    return Told(result.answers, tuple(watch.texts), tuple(str(figures[name]) for name in FIGURES))
 
 
 def asked(scene, text="Describe this image.", **changes):
