@@ -3,6 +3,7 @@
 Short versions of what `python -m benchmarks.soak` and the tests marked long do many times over.
 """
 
+import json
 import subprocess
 import sys
 import threading
