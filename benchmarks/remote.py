@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import torch
 import transformers
 from PIL import Image
-from tests.engine import Served
+from tests.support.engine import Served
 from tests.fault_proxy import Fault, fault_proxy, piece, streamed
 
 from benchmarks.captions import draw_pictures
