@@ -47,8 +47,11 @@ def test_where_a_capture_fails_the_eager_step_goes_on_with_the_same_tokens(tmp_p
     expected = generated(Decoder(model, "sdpa", "own step"), inputs, sampling, seed)
     decoder = Decoder(model, "sdpa", "own step")
     decoder._captures = True
-    assert [generated(decoder, inputs, sampling, seed) for _ in "ab"] == [expected] * 2
-    assert caplog.text.count("without a CUDA graph") == 1, "said once, not at every run"
+    with caplog.at_level("INFO"):
+        assert [generated(decoder, inputs, sampling, seed) for _ in "abcde"] == [expected] * 5
+    told = [(each.levelname, each.getMessage()) for each in caplog.records if "CUDA graph" in each.getMessage()]
+    assert [level for level, _ in told] == ["INFO", "INFO", "WARNING"], "then no more is tried, and no more is said"
+    assert "from now on, for it failed 3 times: it is not on a GPU" in told[-1][1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a capture succeeds")
@@ -58,9 +61,12 @@ def test_where_a_capture_fails_it_is_tried_without_flash_decoding_first(tmp_path
     decoder = Decoder(model, "sdpa", "own step")
     decoder._captures = True
     decoder._lanes._step.attention = ByLength(Sdpa(), Flash(reference_kernel))
-    assert generated(decoder, inputs, GREEDY) == expected
-    assert not decoder._lanes._step.attention.reads_only_text
-    assert (caplog.text.count("is made simpler"), caplog.text.count("without a CUDA graph")) == (1, 1)
+    with caplog.at_level("INFO"):
+        for _ in "abcde":
+            assert generated(decoder, inputs, GREEDY) == expected
+            assert decoder.attention == "sdpa"
+    assert (caplog.text.count("is made simpler"), caplog.text.count("without a CUDA graph")) == (3, 3)
+    assert not decoder._lanes._step.attention.reads_only_text(4096)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def test_a_long_text_is_attended_to_by_flash_decoding_and_the_result_says_so(tmp
 
 BREAKS_OFF = """
 import torch
-from qwenvl.graph import CapturedStep, CaptureError
+from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError
 
 device = torch.device("cuda:0")
 tokens, own = torch.zeros(1, dtype=torch.long, device=device), torch.Generator(device)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernels import reference_kernel
 
-from qwenvl.decoding.kv_cache import KVCache
+from qwenvl.decoding.kv_cache import KVCache, span_for
+from qwenvl.decoding.sdpa_kernels import allowed_kernels
 from qwenvl.decoding.step_attention import (
     FLASH_FROM,
     ByLength,
@@ -76,11 +77,29 @@ def test_short_texts_are_attended_to_by_one_kernel():
     short, long = Sdpa(), Flash(reference_kernel)
     both = ByLength(short, long)
     assert [both.at(span) for span in (None, FLASH_FROM - 1, FLASH_FROM)] == [short, short, long]
-    assert both.reads_only_text
+    assert [both.reads_only_text(span) for span in (FLASH_FROM - 1, FLASH_FROM)] == [False, True]
     assert both.all_as_short()
     assert both.at(FLASH_FROM) is short
-    assert not both.reads_only_text
+    assert not both.reads_only_text(FLASH_FROM)
     assert not both.all_as_short()
+    both.as_chosen()
+    assert both.at(FLASH_FROM) is long
+
+
+def test_every_captured_step_is_long_enough_for_flash_decoding():
+    assert span_for(1) >= FLASH_FROM
+
+
+def test_the_trial_of_flash_decoding_does_without_cudnn():
+    seen = []
+
+    def look(*given):
+        seen.append(allowed_kernels())
+        return reference_kernel(*given)
+
+    assert why_not_flash(*SIZES, look) is None
+    assert [each for each in seen if "cuDNN" in each] == []
+    assert "cuDNN" in allowed_kernels()
 
 
 @pytest.mark.parametrize(("asked", "used"), [("sdpa", "sdpa"), ("flash_attention_2", "sdpa"), ("eager", "eager")])
