@@ -65,13 +65,14 @@ def main() -> None:
         json.dumps(
             {
                 **_described(options, inputs),
+                # Before the bandwidth is measured, which takes gigabytes itself.
+                **(_of_the_gpu(decoder, model) if device == "cuda" else {}),
                 **_speeds(found, copy_bandwidth(device, clock=clock_for(device)) / _bytes(model, inputs, options)),
                 "tier": last.tier,
                 "step_attention": decoder.attention,
                 "same_tokens_as_generate": agree,
                 "launches_per_layer": launches_per_layer(decoder, inputs),
                 "first_run_s": round(first_run_s, 2),
-                **(_of_the_gpu(decoder, model) if device == "cuda" else {}),
             }
         )
     )

@@ -25,7 +25,6 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # ComfyUI sets the second one by default.
 NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
-TESTS = ("tests/decoding/test_cuda_graph.py", "tests/decoding/test_step_attention.py")
 LAST = 6
 
 
@@ -47,7 +46,7 @@ def decode(arguments: str, seconds: int = 180, allocator: str = NATIVE) -> Run:
 
 PARTS: dict[int, list[Run]] = {
     1: [
-        Run(f"pytest -q {' '.join(TESTS)}", 240),
+        Run("pytest -q -m gpu tests/decoding", 240),
         decode("--shape 4b"),
         decode("--shape 4b", allocator=ASYNC),
         decode("--shape 4b --sampled"),

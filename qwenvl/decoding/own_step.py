@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from ..packages import release
 from .kv_cache import KVCache
 from .step_attention import attention_for
 
@@ -44,6 +45,12 @@ def why_not_dense(model: Any, decode: str) -> str | None:
     return None
 
 
+def has_fused_norm(tensor: torch.Tensor, version: str) -> bool:
+    """Whether F.rms_norm is one kernel where the tensor is: on a GPU, from 2.9 of torch on. Before that it is eight,
+    and on a CPU it is slower than the parts that stand in for it."""
+    return tensor.is_cuda and release(version) >= (2, 9)
+
+
 def text_stack(model: Any) -> Any:
     """The part of the model that reads and writes tokens."""
     return getattr(model.model, "language_model", model.model)
@@ -70,7 +77,7 @@ class OwnStep:
     Args:
         model: a transformers model for which why_not_dense is None.
         attention: what the model was loaded with.
-        fused_norm: whether F.rms_norm is one kernel on this device; on a CPU it is slower than its parts.
+        fused_norm: whether to call F.rms_norm; None where has_fused_norm() says so.
     """
 
     name = "own step"
@@ -82,7 +89,7 @@ class OwnStep:
         self._norm_out = stack.norm.weight
         self._head = model.lm_head
         self.dtype, self.device = self._embed.dtype, self._embed.device
-        self._fused_norm = self._embed.is_cuda if fused_norm is None else fused_norm
+        self._fused_norm = has_fused_norm(self._embed, torch.__version__) if fused_norm is None else fused_norm
         self._eps = config.rms_norm_eps
         self._eps_tensor = torch.tensor(self._eps, device=self.device)
         self._heads = config.num_attention_heads

@@ -135,6 +135,7 @@ def test_the_prompt_and_each_token_attend_to_the_text_and_not_to_the_room_after_
 def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
     """And gives the logits of an exact one: what it is shown beyond the text is masked."""
     monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
+    monkeypatch.setattr("qwenvl.decoding.static_cache.AHEAD", 1)
     handle = load(LoadSpec("qwen3_moe"), tiny.save("qwen3_moe", tmp_path / "m"), CPU)
     _skip_without(handle)
     lanes, seen = StaticCacheLanes(handle.model), attended(handle.model)
