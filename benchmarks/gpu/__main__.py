@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def main() -> int:
         wanted = chosen(lines(options), given.lines)
     except ValueError as error:
         parser.error(str(error))
+    # Where a time limit ends this program, the workers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     end = started + 60 * given.minutes if given.minutes else float("inf")
     given.results.mkdir(parents=True, exist_ok=True)

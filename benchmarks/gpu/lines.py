@@ -34,7 +34,7 @@ def lines(options: Options) -> list[Line]:
         Line("4bit", four_bit, 120),
         Line("hybrid", hybrid, 150, "hybrid"),
         Line("other-allocator", other_allocator, 90, "other allocator", ASYNC),
-        Line("alternations", alternations, 150, "alternations"),
+        Line("alternations", alternations, 200, "alternations"),
         Line("tests", gpu_tests, 180, "tests"),
     ]
     if options.comfyui:

@@ -31,6 +31,8 @@ def four_bit(bench: Bench) -> dict[str, Any]:
     each = {name: [one["tokens_per_s"] for one in found] for name, found in by_side.items()}
     found = speed(by_side["4bit"])
     context = bench.inputs["input_ids"].shape[1] + bench.tokens // 2
+    # The peak is of both models.
+    captured = {**of_the_gpu(decoder, model), "peak_bytes": None} if bench.device == "cuda" else {}
     return {
         "tier": decoder.tier,
         **found,
@@ -38,7 +40,7 @@ def four_bit(bench: Bench) -> dict[str, Any]:
         **bench.share(found["tokens_per_s"], bytes_per_token(model, context)),
         "plain": speed(by_side["plain"]),
         "ratio_to_plain": ratio(each["4bit"], each["plain"]),
-        **(of_the_gpu(decoder, model) if bench.device == "cuda" else {}),
+        **captured,
     }
 
 
@@ -46,6 +48,7 @@ def hybrid(bench: Bench) -> dict[str, Any]:
     """Linear attention in three layers of four, on a static cache of transformers', in turns with generate()."""
     if reason := why_not_hybrid():
         raise NotMeasured(f"{reason}.")
+    most = bench.ceiling.bytes_per_s
     model = build_hybrid(bench.options.shape, bench.device, bench.dtype)
     # The best tier on a GPU; on a CPU generate() itself would be.
     decoder = Decoder(model, "sdpa", None if bench.device == "cuda" else "generic step")
@@ -59,7 +62,7 @@ def hybrid(bench: Bench) -> dict[str, Any]:
         "tier_reason": decoder.tier_reason,
         "prompt_tokens": inputs["input_ids"].shape[1],
         "new_tokens": tokens,
-        **speeds(rounds(sides, tokens, bench.rounds, bench.clock), bench.ceiling.bytes_per_s / size),
+        **speeds(rounds(sides, tokens, bench.rounds, bench.clock), most / size),
         "same_tokens_as_generate": same,
         **(of_the_gpu(decoder, model) if bench.device == "cuda" else {}),
     }

@@ -128,14 +128,19 @@ class Runner:
                 started = time.monotonic()
                 entry = {"line": line.name, **self._entry(line)}
                 yield {**entry, "seconds": round(time.monotonic() - started, 1)}
+            self._leave()
         finally:
             if self._worker:
-                self._worker.leave()
+                self._worker.end()
+
+    def _leave(self) -> None:
+        if self._worker:
+            self._worker.leave()
+        self._worker = None
 
     def _entry(self, line: Line) -> dict[str, Any]:
         if self._worker and self._worker.process != line.process:
-            self._worker.leave()
-            self._worker = None
+            self._leave()
         needed = line.seconds + (0 if self._worker else START_SECONDS)
         if self._end - time.monotonic() < needed:
             return {"status": "no time left", "why": f"It may take {needed} s."}

@@ -50,7 +50,7 @@ def main():
         handle = ModelHandle(LoadSpec("random"), LoadPlan("none", "sdpa"), machine, model, None, None, 0.0, "qwen3_vl")
         memory = Watched(model)
         ends = time.monotonic() + float(sys.argv[2])
-        turns = alternate(handle, prompt(model, 8, 16), memory, int(sys.argv[1]), ends, 8)
+        turns = alternate(handle, prompt(model, 8, 16), memory, int(sys.argv[1]), ends, 4)
     print(json.dumps({"seen": memory.seen, "told": told(turns), "tokens": [len(turn.ids) for turn in turns]}))
 
 

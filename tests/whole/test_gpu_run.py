@@ -167,7 +167,7 @@ def holds(entry):
 
 
 def test_it_measures_on_a_cpu_what_it_can(tmp_path):
-    wanted = "own-step,generate,prefill,flash-from-1,4bit,hybrid,alternations"
+    wanted = "own-step,generate,prefill,flash-from-1,hybrid"
     found = run_on_cpu(tmp_path, "--lines", wanted)
     assert ",".join(found) == wanted
     assert all(map(holds, found.values()))
@@ -180,6 +180,25 @@ def test_it_measures_on_a_cpu_what_it_can(tmp_path):
     assert 0 < first["ceiling_share"] < 1
 
 
+def children(number):
+    file = Path(f"/proc/{number}/task/{number}/children")
+    return [int(each) for each in file.read_text().split()] if file.exists() else []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where processes are is read from Linux's /proc")
+def test_where_a_time_limit_ends_it_its_workers_end_too(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "nano", "--results", str(tmp_path)]
+    with subprocess.Popen([*command, "--lines", "tests"], cwd=ROOT, stdout=subprocess.DEVNULL) as run:
+        while not (workers := [inner for outer in children(run.pid) for inner in (outer, *children(outer))][1:]):
+            assert run.poll() is None
+            time.sleep(0.1)
+        workers += children(run.pid)
+        run.terminate()
+    assert run.returncode != 0
+    assert len(workers) >= 2, "the worker, and the tests that it runs"
+    assert not any(map(is_running, workers))
+
+
 @pytest.mark.long
 def test_it_runs_from_start_to_end_on_a_cpu(tmp_path):
     found = run_on_cpu(tmp_path)
@@ -187,7 +206,7 @@ def test_it_runs_from_start_to_end_on_a_cpu(tmp_path):
     assert all(map(holds, found.values()))
 
 
-@pytest.mark.parametrize(("count", "ends", "made"), [(3, 600, 3), (3, 0, 1)], ids=["all", "one where time is short"])
+@pytest.mark.parametrize(("count", "ends", "made"), [(2, 600, 2), (2, 0, 1)], ids=["all", "one where time is short"])
 def test_the_block_is_never_there_while_the_model_is(count, ends, made):
     command = [sys.executable, str(SUPPORT / "pretended_alternations.py"), str(count), str(ends)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, SUPPORT)))}
@@ -201,4 +220,4 @@ def test_the_block_is_never_there_while_the_model_is(count, ends, made):
     ]
     assert found["told"]["turns"] == made
     assert found["told"]["same_answer_every_turn"]
-    assert set(found["tokens"]) == {8}
+    assert set(found["tokens"]) == {4}
