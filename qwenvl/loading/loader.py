@@ -23,6 +23,7 @@ from .consistency import require_backing, why_unfit
 from .devices import own_random_numbers, placement, strays
 from .patch_embedding import patch_embedding_as_matmul
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
+from .stored import indexed, tie_as_said
 from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -187,9 +188,11 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options["ignore_mismatched_sizes"] = True
     with WrappedErrors(f"{folder} cannot be loaded"), own_random_numbers(machine):
         # Not as config.json says: it may name a kernel to be fetched.
+        tie_as_said(folder, config)
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
-        with running_out_at_once():
-            model, report = auto.from_pretrained(folder, config=config, **options)
+        with running_out_at_once(), indexed(folder) as given:
+            model, report = auto.from_pretrained(given, config=config, **options)
+        model.name_or_path = model.config._name_or_path = str(folder)
     # transformers gives random numbers to what it does not find, and goes on.
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
