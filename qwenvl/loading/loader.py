@@ -23,7 +23,7 @@ from .consistency import require_backing, why_unfit
 from .devices import own_random_numbers, placement, strays
 from .patch_embedding import patch_embedding_as_matmul
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
-from .stored import indexed, tie_as_said
+from .stored import indexed, require_described, require_used, tie_as_said
 from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -188,6 +188,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options["ignore_mismatched_sizes"] = True
     with WrappedErrors(f"{folder} cannot be loaded"), own_random_numbers(machine):
         # Not as config.json says: it may name a kernel to be fetched.
+        require_described(checkpoint, config)
         tie_as_said(folder, config)
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
         with running_out_at_once(), indexed(folder) as given:
@@ -204,6 +205,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
             f"{folder} cannot be loaded: {len(wrong)} of its weights have another shape than config.json says, "
             f"{wrong[0]} among them. Download it again."
         )
+    require_used(checkpoint, report["unexpected_keys"])
     if strays(model, machine):
         raise LoadError(
             f"{folder} does not fit in what is free on {', '.join(machine.devices)}. Pick a quantization, "
