@@ -189,7 +189,7 @@ def test_a_long_text_is_attended_to_by_flash_decoding_and_the_result_says_so(tmp
 
 BREAKS_OFF = """
 import torch
-from qwenvl.graph import CapturedStep, CaptureError
+from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError
 
 device = torch.device("cuda:0")
 tokens, own = torch.zeros(1, dtype=torch.long, device=device), torch.Generator(device)
