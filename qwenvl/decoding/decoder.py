@@ -118,31 +118,56 @@ class Decoder:
 
         Raises:
             UnusableError: the model's forward pass fails.
+            NotFiniteError: what it computes for a row is no numbers. Nobody has been told of that token.
             Whatever on_tokens and check raise, at the token or layer at which they do.
         """
         ids = inputs["input_ids"]
         end_ids = _end_ids(self._model)
         rows = Rows(len(ids), end_ids, on_tokens)
         reused = 0
-        with torch.inference_mode(), without_cudnn():
-            sample = self._sampler(sampling, len(ids))
-            sample.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
-            if self._lanes is None:
-                with self._computed:
-                    hf_generate.generate(self._model, inputs, sampling.max_new_tokens, sample, rows, check)
-            else:
-                with self._computed:
-                    reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
-                tokens = sample(logits)
-                rows.push(tokens.tolist())
-                captured = self._captures and not Sampler.why_not_captured(sampling)
-                if captured:
-                    tokens, captured = self._captured_loop(self._lanes, tokens, sampling, sample, rows)
-                self._loop(self._lanes, tokens, sampling, sample, rows)
-                self.attention = self._lanes.attention(captured)
-                self._lanes.finish(inputs, rows.all_ids, media)
+        try:
+            with torch.inference_mode(), without_cudnn():
+                sample = self._sampler(sampling, len(ids))
+                sample.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
+                if self._lanes is None:
+                    with self._computed:
+                        hf_generate.generate(self._model, inputs, sampling.max_new_tokens, sample, rows, check)
+                else:
+                    reused = self._by_lanes(self._lanes, inputs, sampling, sample, rows, check, media)
+        finally:
+            if rows.unsound:
+                self._drop_unsound()
         reasons = (self.tier_reason, self._captures and Sampler.why_not_captured(sampling))
         return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
+
+    def _by_lanes(
+        self,
+        lanes: Lanes,
+        inputs: Inputs,
+        sampling: Sampling,
+        sample: Sampler,
+        rows: Rows,
+        check: Check,
+        media: str,
+    ) -> int:
+        """Fill the rows step by step; returns how many tokens of the prompt were in the buffer already."""
+        with self._computed:
+            reused, logits = lanes.prefill(inputs, sampling.max_new_tokens, check, media)
+        tokens = sample(logits)
+        rows.push(tokens.tolist())
+        captured = self._captures and not Sampler.why_not_captured(sampling)
+        if captured:
+            tokens, captured = self._captured_loop(lanes, tokens, sampling, sample, rows)
+        self._loop(lanes, tokens, sampling, sample, rows)
+        self.attention = lanes.attention(captured)
+        lanes.finish(inputs, rows.all_ids, media)
+        return reused
+
+    def _drop_unsound(self) -> None:
+        """Give back buffers that hold no numbers: what a mask hides of them would be none for the next prompt too."""
+        for each in self._tokens.values():
+            each.tolist()  # the device may be some steps ahead, and still uses them
+        self.drop_buffers()
 
     def drop_buffers(self) -> None:
         """Give back everything but the weights."""
@@ -168,7 +193,7 @@ class Decoder:
         while not rows.all_ended and rows.steps < sampling.max_new_tokens:
             lanes.grow()
             with self._computed:
-                logits = lanes.step(tokens)
+                logits = lanes.step(tokens.clamp_min(0))
             lanes.count_on_device()
             lanes.count_on_host()
             tokens = sample(logits)
@@ -227,7 +252,12 @@ class Decoder:
     def _capture(self, lanes: Lanes, span: int, tokens: torch.Tensor, sample: Sampler) -> CapturedStep:
         state = [*lanes.state, *sample.state]
         return CapturedStep(
-            lambda given: lanes.step(given, span), sample, lanes.count_on_device, tokens, state, sample.random
+            lambda given: lanes.step(given.clamp_min(0), span),
+            sample,
+            lanes.count_on_device,
+            tokens,
+            state,
+            sample.random,
         )
 
     def _give_up(self, lanes: Lanes, attention: str, error: CaptureError) -> bool:

@@ -21,6 +21,7 @@ from .step_attention import attention_for
 DENSE = "dense"
 # Rotary embeddings whose frequencies do not depend on how long the text is.
 STATIC_ROPE = ("default", "linear", "yarn", "llama3")
+SLIDES = "it uses sliding-window attention"
 
 
 def why_not_dense(model: Any, decode: str) -> str | None:
@@ -34,8 +35,8 @@ def why_not_dense(model: Any, decode: str) -> str | None:
         return f"{type(model.config).model_type} is not one of the dense families"
     stack = text_stack(model)
     config = stack.config
-    if {*(getattr(config, "layer_types", None) or ["full_attention"])} != {"full_attention"}:
-        return "it uses sliding-window attention"
+    if {*(getattr(config, "layer_types", None) or ["full_attention"])} != {"full_attention"} or slides(stack):
+        return SLIDES
     if getattr(stack.rotary_emb, "rope_type", "default") not in STATIC_ROPE:
         return f"its rotary embedding is {stack.rotary_emb.rope_type}"
     if config.hidden_act != "silu":
@@ -54,6 +55,15 @@ def has_fused_norm(tensor: torch.Tensor, version: str) -> bool:
 def text_stack(model: Any) -> Any:
     """The part of the model that reads and writes tokens."""
     return getattr(model.model, "language_model", model.model)
+
+
+def slides(stack: Any) -> bool:
+    """Whether a layer of the stack attends to a window of the text only. Its layer_types alone do not tell: mixtures
+    have a window without them, and some do not look at those that their config.json names."""
+    config = stack.config
+    window = getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None)
+    attentions = [layer.self_attn for layer in stack.layers if hasattr(layer, "self_attn")]
+    return any(getattr(each, "sliding_window", window) for each in attentions)
 
 
 @dataclass(slots=True)

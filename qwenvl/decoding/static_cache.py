@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .kv_cache import AHEAD, LARGEST_DOUBLING, capacity_for, span_for
+from .own_step import SLIDES, slides, text_stack
 from .prefill import Check, Inputs, Prefill, checked
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
@@ -30,7 +31,7 @@ def why_not_generic(model: Any) -> str | None:
     kinds = {*(getattr(model.config.get_text_config(), "layer_types", None) or STATIC_LAYERS)}
     if others := kinds - STATIC_LAYERS:
         return f"its {', '.join(sorted(others))} layers keep what grows with every token"
-    return None
+    return SLIDES if slides(text_stack(model)) else None
 
 
 class StaticCacheLanes:

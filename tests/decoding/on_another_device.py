@@ -29,6 +29,7 @@ from qwenvl.decoding.sampling import Sampler
 from qwenvl.decoding.sdpa_kernels import allowed_kernels
 from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
 from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa
+from qwenvl.errors import NotFiniteError
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import load, park
 from qwenvl.media.media import Video
@@ -216,6 +217,45 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
     told = tiny.cancelled(lambda stop: decoder.generate(inputs, GREEDY, None, stop, ignore), token)
     assert told == whole[:token]
     assert decoder.generate(inputs, GREEDY, None, ignore, ignore).ids == whole
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_numbers_that_are_none_are_found_on_the_device_and_not_told_of(handle, step, captured):
+    """From the fifth token of a row on, by the embedding of the token before; the buffers are of no use after it."""
+    inputs, whole = side_by_side(prompts(handle)), decoder_of(handle, step, captured=False)
+    (first, second), decoder = (
+        whole.generate(inputs, GREEDY, None, ignore, ignore).rows,
+        decoder_of(handle, step, captured),
+    )
+    at = next(
+        at for at in range(3, 9) if first[at] not in {*first[:at], *second[: at + 2], *inputs["input_ids"][0].tolist()}
+    )
+    embeddings, told = handle.model.get_input_embeddings().weight, []
+    kept = embeddings[first[at]].clone()
+    embeddings.data[first[at]] = float("nan")
+    try:
+        with pytest.raises(NotFiniteError) as raised:
+            decoder.generate(inputs, GREEDY, None, lambda new: told.append([*map(tuple, new)]), ignore)
+    finally:
+        embeddings.data[first[at]] = kept
+    assert (raised.value.rows, raised.value.token) == ([0], at + 1)
+    assert told == [[(one,), (two,)] for one, two in zip(first[: at + 1], second[: at + 1], strict=True)]
+    assert decoder._captures == captured, "no capture failed"
+    assert decoder.generate(inputs, GREEDY, None, ignore, ignore).rows == (first, second)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_they_are_found_in_the_prompt_s_own_logits(handle, step, captured):
+    head = handle.model.lm_head.weight
+    kept = head[7].clone()
+    head.data[7] = float("nan")
+    decoder = decoder_of(handle, step, captured)
+    try:
+        with pytest.raises(NotFiniteError) as raised:
+            decoder.generate(side_by_side(prompts(handle)), DRAWN, 1, pytest.fail, ignore)
+    finally:
+        head.data[7] = kept
+    assert (raised.value.rows, raised.value.token) == ([0, 1], 0)
 
 
 def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
