@@ -434,16 +434,17 @@ def test_an_answer_that_crosses_a_bucket_captures_once_and_before_its_second_tok
     monkeypatch.setattr("qwenvl.decoding.step_attention.FLASH_FROM", 16)
     inputs = side_by_side(prompts(handle))
     length = inputs["input_ids"].shape[1]
-    long = replace(GREEDY, max_new_tokens=40, min_new_tokens=40)
-    assert span_for(length + 1) < span_for(length + 40)
+    new = capacity_for(length + 1) + 10 - length
+    long = replace(GREEDY, max_new_tokens=new, min_new_tokens=new)
+    assert span_for(length + 1) < span_for(length + new)
     whole = decoder_of(handle, "generate", captured=False).generate(inputs, long, None, ignore, ignore).rows
     decoder = decoder_of(handle, step, captured=True)
     if kernel == "flash":
         decoder._lanes._step.attention = ByLength(Sdpa(), Flash(flash))
     rows, told = captures_by_token(decoder, inputs, long)
     assert rows == whole
-    assert told == [0] + [1] * 39
-    assert captures_by_token(decoder, inputs, long) == (whole, [0] * 40)
+    assert told == [0] + [1] * (new - 1)
+    assert captures_by_token(decoder, inputs, long) == (whole, [0] * new)
 
 
 def test_a_masked_span_grows_only_where_an_answer_is_longer_than_was_looked_ahead(handle, step, monkeypatch):
