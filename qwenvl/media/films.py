@@ -31,6 +31,8 @@ SMALLEST_FRAME_SIDE = 32
 MOST_FRAME_PIXELS = 1 << 26
 # Pixels of films are up to about 4 times as wide as high, or the other way round. More is a mistake of the file.
 MOST_SQUEEZED = 16
+# So long a window may begin with nothing to see: ComfyUI lets it begin with the first frame that begins in it.
+_SHORT_S = 0.2
 # Times that differ by less are the same.
 _SAME_S = 1e-6
 
@@ -112,6 +114,8 @@ def _sample(
     frames: Frames,
     window: tuple[float, float],
 ) -> Video:
+    if timeline.lost and not len(timeline.times_s):
+        raise MediaError(f"{told}: no frame of it could be decoded.")
     part = _part(told, timeline, *window)
     inside = timeline.times_s[part.numbers.start : part.numbers.stop]
     picked = pick_moments(told, inside, part.end_s - part.start_s, size, frames)
@@ -134,10 +138,11 @@ def _part(told: str, timeline: Timeline, start_s: float, duration_s: float) -> _
     low = timeline.origin_s + start_s
     high = low + duration_s if duration_s else float("inf")
     first, last = (bisect_left(times, edge - _SAME_S) for edge in (low if start_s else -float("inf"), high))
-    # A still picture may have begun long before, and be on the screen when the window begins.
-    usual = (timeline.end_s - float(times[0])) / len(times) if len(times) else 0.0
+    # A still picture may have begun long before the window, and be on the screen when it begins.
     until = float(times[first]) if first < len(times) else timeline.end_s
-    still = first > 0 and min(until, high) - low > usual + _SAME_S
+    usual = (timeline.end_s - float(times[0])) / len(times) if len(times) else 0.0
+    waits = until - low > min(usual, _SHORT_S) + _SAME_S
+    still = first > 0 and low < timeline.end_s and (waits or first >= last)
     numbers = range(first - still, last)
     if not numbers:
         where = f" between {start_s:g} and {start_s + duration_s if duration_s else float('inf'):g} s"

@@ -61,5 +61,5 @@ def open_film(source: str | io.BytesIO) -> Any:
         # Titles are in any encoding.
         # Not as options of the streams too: of a file that names its streams late (FLV), PyAV 14 then crashes.
         return av.open(where, container_options=only, metadata_errors="replace")
-    except av.error.ArgumentError as error:
+    except ValueError as error:
         raise OSError("it is a playlist, a picture, or another kind of file than a film") from error

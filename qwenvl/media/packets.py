@@ -54,13 +54,13 @@ class Decoder:
         self._container, self._stream, self._check, self._strict = container, stream, check, threads
         if not stream.codec_context.is_open:
             stream.thread_type = "AUTO" if threads else "NONE"
-        self.fed = self.failed = 0
+        self.fed = self.failed = self.corrupt = 0
         # VP8 has frames that are never shown.
         self._one_each = stream.codec_context.name != "vp8"
 
     def lost(self, expected: int, shown: int) -> int:
         """How many frames could not be decoded: not every decoder calls that an error."""
-        return max(self.failed, expected - shown if self._one_each else 0)
+        return max(self.failed + self.corrupt, expected - shown if self._one_each else 0)
 
     def frames(self, key: int | None = None) -> Iterator[Any]:
         """From the first packet on; with a key frame's time stamp, from there or from an earlier key frame.
@@ -93,4 +93,8 @@ class Decoder:
         for frame in frames:
             # Half a frame may be a packet of its own in an interlaced film.
             self._one_each = self._one_each and not frame.interlaced_frame
-            yield frame
+            # A guess at what was there, or less.
+            if frame.is_corrupt:
+                self.corrupt += 1
+            else:
+                yield frame

@@ -123,18 +123,20 @@ def _count_frames(told: str, source: Source, check: Check, threads: bool = True)
     with open_film(source) as container:
         stream = film_stream(container)
         unit, decoder = float(stream.time_base or 0), Decoder(container, stream, check, threads)
+        stamps, lost = array("d"), array("q")
         try:
-            stamps = array("d", (np.nan if frame.pts is None else frame.pts * unit for frame in decoder.frames()))
+            for frame in decoder.frames():
+                stamps.append(np.nan if frame.pts is None else frame.pts * unit)
+                lost.append(decoder.failed + decoder.corrupt)
         except av.FFmpegError:
             if not threads:
                 raise
         else:
             step = 1 / _rate(told, stream, bool(np.isnan(stamps).all()))
-            times = _clock(stamps, step, _longest_step(container))
+            times = _clock(stamps, lost, step, _longest_step(container))
             end = float(times[-1]) + step if len(times) else 0.0
-            return Timeline(
-                times, end, 0.0, range(len(times)), counted=True, lost=decoder.lost(decoder.fed, len(times))
-            )
+            missing = decoder.lost(decoder.fed, len(times))
+            return Timeline(times, end, 0.0, range(len(times)), counted=True, lost=missing)
     return _count_frames(told, source, check, threads=False)
 
 
@@ -148,21 +150,23 @@ def _rate(told: str, stream: Any, is_raw: bool) -> float:
     return USUAL_RATE
 
 
-def _clock(stamps: Sequence[float], step: float, longest: float) -> np.ndarray:
+def _clock(stamps: Sequence[float], lost: Sequence[int], step: float, longest: float) -> np.ndarray:
     """Seconds from the first frame on, of frames whose time stamps may be missing (NaN), out of order, or begin anew.
 
     Args:
-        step: from a frame to the next one, where nothing is known.
+        lost: how many frames were lost before each.
+        step: seconds from a frame to the next one, where nothing is known.
         longest: what is no new beginning yet.
     """
     known = np.array(stamps, np.float64)
     known = known[~np.isnan(known)]
+    counted = (np.arange(len(stamps)) + np.array(lost, np.int64)) * step
     if not len(known) or known.min() == known.max():
-        return np.arange(len(stamps)) * step
+        return counted - counted[:1]
     times = np.empty(len(stamps))
     shift = latest = 0.0
     for number, stamp in enumerate(stamps):
-        usual = latest + step if number else 0.0
+        usual = latest + (counted[number] - counted[number - 1] if number else 0.0)
         time = usual if np.isnan(stamp) else stamp + shift
         if number == 0 or not -OUT_OF_ORDER_S <= time - latest <= longest:
             shift, time = shift + usual - time, usual
