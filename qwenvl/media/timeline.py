@@ -173,6 +173,12 @@ def _clock(stamps: Sequence[float], lost: Sequence[int], step: float, longest: f
         times[number] = time
         latest = max(latest, time)
     times.sort()
+    steps = np.diff(times)
+    usual = float(np.median(steps[steps > 0]))
+    for number in range(1, len(times)):
+        # Two frames are never shown at once: one of their time stamps is wrong.
+        if times[number] <= times[number - 1] + usual / 100:
+            times[number] = times[number - 1] + usual
     return times - times[0]
 
 
