@@ -165,7 +165,8 @@ def pick_moments(name: str, times_s: np.ndarray, duration_s: float, size: tuple[
     # Rounded, so that a moment in the middle of two frames does not go now to the one and now to the other.
     nearest = np.interp(moments, times_s, np.arange(len(times_s))).round(6).round().astype(int)
     picked = sorted(set(nearest.tolist()))
-    while len(picked) < min(count, MIN_FRAMES) or (len(picked) % 2 and len(picked) < count):
+    # Of four moments or more, three at least have frames of their own: one more makes MIN_FRAMES.
+    while len(picked) % 2 and len(picked) < count:
         picked = sorted([*picked, _between(picked, times_s)])
     return picked
 

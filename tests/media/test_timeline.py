@@ -183,6 +183,21 @@ def test_recordings_that_were_joined_go_on(tmp_path, parts):
     assert numbers(video) == pytest.approx([round(i) % 90 for i in np.linspace(0, total - 1, 8)], abs=2)
 
 
+def test_recordings_whose_clock_was_set_back_are_shown_in_their_order(tmp_path):
+    late = write_film(tmp_path / "late.ts", times_ms=[50_000 + 40 * i for i in range(90)]).read_bytes()
+    early = write_film(tmp_path / "early.ts", total=40).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(late + early)
+    video = read(tmp_path / "joined.ts", Frames(max_frames=4))
+    assert numbers(video) == pytest.approx([0, 43, 86, 39], abs=2)
+    assert video.duration_s == pytest.approx(5.2, abs=0.3)
+
+
+def test_frames_that_are_lost_one_after_the_other_have_one_in_their_place(tmp_path):
+    """Without its key frame, nothing of the first group of pictures can be decoded."""
+    video = read(write_film(tmp_path / "a.mp4", broken=(0,)), Frames(sample_fps=5))
+    assert numbers(video)[:3] == [12, 16, 21]
+
+
 def test_a_recording_that_begins_within_a_group_of_pictures(tmp_path):
     content = write_film(tmp_path / "a.ts", gop=25).read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[188 * (len(content) // 188 // 3) :])
