@@ -5,29 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .checks import InvalidSettingError, shown, text_of
-from .settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, MODELS_OWN, SETTINGS, Setting, default
+from .settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, MODELS_OWN, check, default, settings_of, values_of
 
 _DEVICE = re.compile(rf"{AUTO}|{ALL_GPUS}|{ALL_GPUS_AND_CPU}|cpu|mps|(cuda|xpu):\d+")
-
-
-def settings_of(part: Any) -> list[Setting]:
-    """The settings that one of these classes holds."""
-    names = {each.name for each in fields(part)}
-    return [setting for setting in SETTINGS.values() if setting.attribute in names]
-
-
-def _check(part: Any) -> None:
-    for setting in settings_of(part):
-        setting.check(getattr(part, setting.attribute))
-
-
-def _held(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class takes of values by the settings' names."""
-    return {each.attribute: values[each.name] for each in settings_of(part) if each.name in values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +25,14 @@ class LoadSpec:
 
     def __post_init__(self) -> None:
         text_of("model", self.model)
-        _check(self)
+        check(self)
         if not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
             raise InvalidSettingError(f"device must be like auto, cpu, cuda:0 or all GPUs, got {shown(self.device)}.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> LoadSpec:
         """Of values by the settings' names; those that are not there have their defaults."""
-        return cls(**_held(cls, values))
+        return cls(**values_of(cls, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +57,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if not isinstance(self.stop, tuple) or not all(isinstance(each, str) and each for each in self.stop):
             raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {shown(self.stop)}.")
 
@@ -121,7 +105,7 @@ class Frames:
     fps: float = default("fps")
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +135,7 @@ class Request:
     sampling_from: str = default("sampling")
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         for name in ("text", "system"):
             object.__setattr__(self, name, text_of(name, getattr(self, name)))
 
@@ -161,9 +145,9 @@ class Request:
         return cls(
             load=LoadSpec.of(values),
             images=images,
-            sampling=Sampling(**_held(Sampling, values)),
-            frames=Frames(**_held(Frames, values)),
-            **_held(cls, values),
+            sampling=Sampling(**values_of(Sampling, values)),
+            frames=Frames(**values_of(Frames, values)),
+            **values_of(cls, values),
         )
 
     @property

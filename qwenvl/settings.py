@@ -7,7 +7,7 @@ command.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .checks import in_range, one_of
@@ -251,3 +251,20 @@ SYSTEM_PROMPT: str = SETTINGS["system"].default
 
 def default(name: str) -> Any:
     return SETTINGS[name].default
+
+
+def settings_of(part: Any) -> list[Setting]:
+    """The settings that one of these classes holds."""
+    names = {each.name for each in fields(part)}
+    return [setting for setting in SETTINGS.values() if setting.attribute in names]
+
+
+def check(part: Any) -> None:
+    """Raise InvalidSettingError where one of these classes holds a value that its setting cannot have."""
+    for setting in settings_of(part):
+        setting.check(getattr(part, setting.attribute))
+
+
+def values_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class takes of values by the settings' names."""
+    return {each.attribute: values[each.name] for each in settings_of(part) if each.name in values}

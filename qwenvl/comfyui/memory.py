@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from . import host
-from .host import free_ram, model_management
+from .host import model_management
 
 _Base: Any = object if model_management is None else host.ModelPatcher
 
@@ -132,7 +132,7 @@ class ComfyMemory:
         """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
         needed = 0 if resident.is_loaded else resident.size
         for other in sorted(others, key=lambda other: other.used_at):
-            if free_ram() > 1.1 * needed + request_bytes:
+            if host.free_ram() > 1.1 * needed + request_bytes:
                 return
             other.give_way(for_good=True)
             self.forget(other)

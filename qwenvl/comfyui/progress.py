@@ -7,12 +7,41 @@ from typing import Any
 
 from . import host
 from .host import model_management
-from .live import Live
 
 # A text event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
 # Before what a model thinks, in the live text: it is not part of the answer.
 THINKING_MARK = "[thinking]"
+
+
+class Live:
+    """Counts what is made, and measures how fast since it first saw some."""
+
+    def __init__(self) -> None:
+        self._thinking = ""
+        self._done: int | None = None
+        self._unit = ""
+        self._first: tuple[float, int] | None = None
+        self._per_s: float | None = None
+
+    def count(self, done: int, unit: str, thinking: str = "") -> None:
+        """So many of them are there now."""
+        now = time.monotonic()
+        self._done, self._unit, self._thinking = done, unit, thinking
+        # What came before the first count is not counted: reading pictures would make the first tokens look slow.
+        start, before = self._first = self._first or (now, done)
+        if done > before and now > start:
+            self._per_s = (done - before) / (now - start)
+
+    def told(self, node_id: str) -> dict[str, Any]:
+        """The same as the page is told it."""
+        return {
+            "node": node_id,
+            "thinking": self._thinking,
+            "done": self._done,
+            "unit": self._unit,
+            "per_s": self._per_s,
+        }
 
 
 def _browser_of(prompt_id: str) -> str | None:

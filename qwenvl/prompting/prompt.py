@@ -150,8 +150,12 @@ def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[
     return f"{resolution} {fingerprint(pictures, videos)}"
 
 
-def side_by_side(prompts: Sequence[Prompt]) -> Inputs:
-    """generate()'s keywords for several questions: one row each, padded on the left. Pure."""
+def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) -> Inputs:
+    """generate()'s keywords for several questions: one row each, padded on the left. Pure.
+
+    Args:
+        dtype: of the model, where it may be another than the questions were encoded for.
+    """
     longest = max(prompt.tokens for prompt in prompts)
     parts: dict[str, list[Any]] = {}
     for prompt in prompts:
@@ -160,7 +164,13 @@ def side_by_side(prompts: Sequence[Prompt]) -> Inputs:
             # 0 is a token like any other; the mask, which is 0 there too, hides it.
             padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
             parts.setdefault(key, []).append(padded)
-    return {key: _joined(values) for key, values in parts.items()}
+    joined = {key: _joined(values) for key, values in parts.items()}
+    return joined | {key: _to(joined[key], joined[key].device, dtype) for key in _PIXELS if dtype and key in joined}
+
+
+def media_of(prompts: Sequence[Prompt]) -> str:
+    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
+    return prompts[0].media if len(prompts) == 1 else ""
 
 
 def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:

@@ -18,8 +18,8 @@ from ..loading.loader import PICTURE_PIXELS
 from ..media.media import Video
 from ..models.engines import Engine
 from ..models.families import family_of
-from ..request import Request, Sampling, settings_of
-from ..settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting
+from ..request import Request, Sampling
+from ..settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting, settings_of
 
 # Fields of a chat completion -> the settings that they come from.
 FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}

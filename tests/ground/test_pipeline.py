@@ -10,6 +10,7 @@ import pytest
 import torch
 from pictures import draw, image, write_video
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from qwenvl.comfyui import host
 from qwenvl.decoding.decoder import Decoder
@@ -26,6 +27,8 @@ from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES, RELEASES
 
 EACH = IMAGE_MODES[1]
+# To which the demo model's processor scales pictures, at least and at most.
+PIXELS = (4096, 65536)
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
 READING_S = 0.5
 
@@ -112,6 +115,20 @@ def test_each_picture_has_an_answer_of_its_own_in_order(models):
     assert (result.stats.decode.answers, result.stats.decode.batch_size) == (3, 3)
     with pytest.raises(ValueError, match="too many values"):
         _ = result.text
+
+
+def test_the_statistics_say_at_what_size_each_picture_was_seen_and_what_boxes_count(models):
+    """So that whoever draws boxes need not know how a processor scales."""
+    images = {"image1": image(draw(*SCENES[0])), "image2": image(draw(*SCENES[1], (200, 120)))}
+    together, each = (run(request(images=images, image_mode=mode), models, Watch()).stats for mode in IMAGE_MODES)
+    sizes = [smart_resize(height, width, 32, *PIXELS)[::-1] for width, height in ((192, 192), (200, 120))]
+    assert sizes[1] != (200, 120)
+    assert together.prompt.seen_sizes == (tuple(sizes),)
+    assert each.prompt.seen_sizes == ((sizes[0],), (sizes[1],))
+    told = json.loads(each.to_json())
+    assert told["seen_sizes"] == [[list(sizes[0])], [list(sizes[1])]]
+    assert told["coordinates"] == "0-1000"
+    assert run(request("Count from 3 to 5."), models, Watch()).stats.prompt.seen_sizes == ((),)
 
 
 def test_without_a_picture_one_answer_per_image_is_one_answer(models):

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from qwenvl.checks import InvalidSettingError
-from qwenvl.request import Frames, LoadSpec, Request, Sampling, settings_of
+from qwenvl.request import Frames, LoadSpec, Request, Sampling
+from qwenvl.settings import settings_of
 
 NUMBERS = [(kind, each) for kind in (Sampling, Frames) for each in settings_of(kind) if each.span]
 

@@ -3,6 +3,7 @@
 Short versions of what `python -m benchmarks.soak` and the tests marked long do many times over.
 """
 
+import json
 import subprocess
 import sys
 import threading
@@ -104,7 +105,8 @@ FIGURES = ("model", "quantization", "attention", "sampling", "seed", "answers", 
 def told(request, models):
     watch = Watch()
     result = run(request, models, watch)
-    return Told(result.answers, tuple(watch.texts), tuple(getattr(result.stats, name) for name in FIGURES))
+    figures = json.loads(result.stats.to_json())
+    return Told(result.answers, tuple(watch.texts), tuple(str(figures[name]) for name in FIGURES))
 
 
 def asked(scene, text="Describe this image.", **changes):

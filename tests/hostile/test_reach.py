@@ -42,7 +42,9 @@ def doors(comfy, pack):
 
         return ask
 
-    question = {"text": "Describe.", "model": DEMO, "seed": 1, "max_new_tokens": 1}
+    declared = nodes["QwenVL"].INPUT_TYPES()["required"]
+    asked = {name: options["default"] for name, (_, options) in declared.items()}
+    question = asked | {"text": "Describe.", "model": DEMO, "seed": 1, "max_new_tokens": 1}
     text = {"text": ["x"], "names": [CAPTION.replace("txt", "png")], "existing": "overwrite"}
     return {
         "video_path": door("QwenVL", "video_path", **question),

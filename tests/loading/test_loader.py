@@ -259,12 +259,12 @@ def test_without_accelerate_a_model_answers_and_only_quantization_is_missed():
 import sys
 sys.modules["accelerate"] = None
 from pictures import draw, image
-from qwenvl import loader
-from qwenvl.cache import ModelCache
-from qwenvl.capabilities import Machine
-from qwenvl.catalog import DEMO
-from qwenvl.checkpoint import Checkpoint
-from qwenvl.host import NodeWatch
+from qwenvl.loading import loader
+from qwenvl.loading.cache import ModelCache
+from qwenvl.loading.capabilities import Machine
+from qwenvl.models.catalog import DEMO
+from qwenvl.models.checkpoint import Checkpoint
+from qwenvl.comfyui.progress import NodeWatch
 from qwenvl.pipeline import run
 from qwenvl.request import LoadSpec, Request, Sampling
 pictures = {"image1": image(draw("circle", "red", "blue"))}
@@ -278,7 +278,7 @@ try:
 except loader.LoadError as error:
     print(error)
 """
-    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
     ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=where, cwd=ROOT, check=False)
     answer, fallback, error = ran.stdout.splitlines()[-3:] if not ran.returncode else pytest.fail(ran.stderr)
     assert answer == "a red circle on a blue background"

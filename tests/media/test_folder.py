@@ -145,7 +145,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwenvl import folder
+from qwenvl.media import folder
 real = os.fsync
 os.fsync = lambda number: (real(number), os.kill(os.getpid(), signal.SIGKILL))
 folder.write_whole(Path(sys.argv[1]), "x" * 100_000)

@@ -155,7 +155,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from pathlib import Path
-from qwenvl.download import fetch
+from qwenvl.models.download import fetch
 
 class Watch:
     def check(self): pass

@@ -150,8 +150,8 @@ def watch(event, arguments):
     if event == "open" and str(arguments[0]).startswith(base):
         seen.add(f"open {Path(str(arguments[0])).relative_to(base)}")
 import transformers
-from qwenvl.capabilities import machine
-from qwenvl.loader import load
+from qwenvl.loading.capabilities import machine
+from qwenvl.loading.loader import load
 from qwenvl.request import LoadSpec
 sys.addaudithook(watch)
 handle = load(LoadSpec("trap"), Path(folder), machine("cpu"))

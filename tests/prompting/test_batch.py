@@ -49,7 +49,7 @@ def answer(demo, monkeypatch):
     """Answers prompts in batches; returns what came of each in order, and the statistics."""
 
     def run(prompts, sampling=GREEDY, most=16, tier=None, **asked):
-        monkeypatch.setattr(demo, "decoder", Decoder(demo.model, "sdpa", tier))
+        monkeypatch.setattr(demo, "decoder", Decoder(demo.model, "sdpa", tier, decode="dense"))
         return ask(demo, prompts, sampling, most, **asked)
 
     return run

@@ -404,7 +404,7 @@ def test_an_engine_that_counts_nothing_is_counted_for(canned):
 )
 def test_what_boxes_count_is_told_of_the_family_and_not_of_the_name(canned, entry, counted):
     stats = canned(stream(piece("yes"), piece(end="stop")), "Qwen/Qwen2.5-VL-7B-Instruct", entry=entry).stats
-    assert stats.coordinates == json.loads(stats.to_json())["coordinates"] == counted
+    assert stats.prompt.coordinates == json.loads(stats.to_json())["coordinates"] == counted
 
 
 @pytest.fixture

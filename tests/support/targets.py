@@ -23,7 +23,8 @@ from qwenvl.media import boxes, media
 from qwenvl.models import checkpoint, custom, discovery, download, engines, trust
 from qwenvl.process import PROCESS
 from qwenvl.prompting import presets
-from qwenvl.remote import refusals, session
+from qwenvl.remote import refusals
+from qwenvl.remote.answer import EngineAnswer
 from qwenvl.remote.reply import DONE, Reply, event_of, stream_data
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
 
@@ -150,7 +151,7 @@ def _stream(data: bytes) -> None:
     blocks = [data[start : start + size] for start in range(1, len(data), size)]
     reply = outcome(_heard, blocks)
     if isinstance(reply, Reply):
-        writer = session.Writer(ENGINE, Request(LoadSpec("m"), "?", sampling=Sampling(stop=("END",))))
+        writer = EngineAnswer(ENGINE, Request(LoadSpec("m"), "?", sampling=Sampling(stop=("END",))))
         writer.reply = reply
         for answer in (writer.so_far, writer.end()):
             json.dumps([answer and [answer.text, answer.thinking], writer.tokens, reply.cached], ensure_ascii=False)

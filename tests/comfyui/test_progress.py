@@ -1,17 +1,17 @@
-from qwenvl.comfyui import live
+from qwenvl.comfyui import progress
 
 
 def counted(monkeypatch, *counts, unit="tokens", thinking=""):
     """What is told after counts at so many seconds each: (seconds, done)."""
-    made = live.Live()
+    made = progress.Live()
     for seconds, done in counts:
-        monkeypatch.setattr(live.time, "monotonic", lambda seconds=seconds: seconds)
+        monkeypatch.setattr(progress.time, "monotonic", lambda seconds=seconds: seconds)
         made.count(done, unit, thinking)
     return made.told("7")
 
 
 def test_before_anything_is_made_nothing_is_claimed():
-    assert live.Live().told("7") == {"node": "7", "thinking": "", "done": None, "unit": "", "per_s": None}
+    assert progress.Live().told("7") == {"node": "7", "thinking": "", "done": None, "unit": "", "per_s": None}
 
 
 def test_one_token_has_no_speed_yet(monkeypatch):

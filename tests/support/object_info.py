@@ -1,7 +1,7 @@
 """What a running ComfyUI tells the page of this pack's nodes, and what has changed since it was last written down.
 
-COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/object_info.py > before.json
-COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/object_info.py --against before.json
+COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/support/object_info.py > before.json
+COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/support/object_info.py --against before.json
 """
 
 from __future__ import annotations
