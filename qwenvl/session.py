@@ -118,7 +118,7 @@ class ModelSession:
 
     def load(self, first: Question, expected: int) -> None:
         with self._diagnosis.phases("media"):
-            self._videos = media.videos(self._request)
+            self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
         start = time.perf_counter()
         asked = self._request

@@ -206,7 +206,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def _film(video: Video) -> bytes:
-    """The frames that were picked, as a file that plays them at their pace."""
+    """The frames that were picked, as a file that shows each at its time."""
     import av
 
     height, width = (side - side % 2 for side in video.frames.shape[1:3])  # what yuv420p can hold
@@ -215,7 +215,10 @@ def _film(video: Video) -> bytes:
         rate = max(1, round(1000 * len(video.frames) / max(video.duration_s, 0.001)))
         stream = container.add_stream("libx264", rate=Fraction(rate, 1000), options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in video.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:height, :width].copy(), format="rgb24")))
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for pixels, time_s in zip(video.frames, video.times_s, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels[:height, :width].copy(), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return packed.getvalue()

@@ -86,7 +86,7 @@ class EngineSession:
 
     def load(self, first: Question, expected: int) -> None:
         """Nothing is loaded here."""
-        self._videos = media.videos(self._request)
+        self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
 
     def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:

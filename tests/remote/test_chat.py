@@ -103,6 +103,17 @@ def test_an_engine_that_takes_videos_gets_one_file_with_the_same_frames_at_their
     assert shades == pytest.approx([20, 70, 120, 170], abs=3)
 
 
+@pytest.mark.parametrize("times_s", [(0.0, 0.5, 20.0, 21.0), (0.0, 0.033, 0.067, 0.1), (0.4, 1.4, 2.4)])
+def test_the_file_shows_each_frame_at_its_time(times_s):
+    """As those of films with a variable rate are not evenly spread."""
+    video = Video(film().frames[: len(times_s)], times_s, times_s[-1] + 1)
+    (part,) = parts(Engine("e", STUDIO.base_url, "m", video_url=True), videos=[video])
+    with av.open(io.BytesIO(content(part))) as container:
+        seen = [(frame.time, frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)]
+    assert [time for time, _ in seen] == pytest.approx(times_s, abs=0.001)
+    assert [shade for _, shade in seen] == pytest.approx([20, 70, 120, 170][: len(times_s)], abs=3)
+
+
 def test_the_body_of_a_drawn_answer_holds_every_parameter_under_the_name_that_engines_know():
     own = Sampling(
         temperature=0.9, top_p=0.8, top_k=7, min_p=0.1, repetition_penalty=1.1, max_new_tokens=33, presence_penalty=0.5,
