@@ -21,7 +21,7 @@ import torch
 from benchmarks.measure import command, device_name, synced_clock, versions
 from benchmarks.models import DECODE, SHAPES, build, prompt
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.loading.patch_embedding import patch_embedding_as_matmul
+from qwenvl.decoding.patch_embedding import patch_embedding_as_matmul
 from qwenvl.request import Sampling
 
 Clock = Callable[[], float]

@@ -18,7 +18,7 @@ from benchmarks.measure import clock_for
 from benchmarks.models import DECODE, SHAPES, build, prompt
 from benchmarks.prefill import patch_embedding
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.loading.patch_embedding import patch_embedding_as_matmul
+from qwenvl.decoding.patch_embedding import patch_embedding_as_matmul
 
 ROOT = Path(__file__).resolve().parents[2]
 # ComfyUI sets the second one by default.

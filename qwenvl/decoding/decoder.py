@@ -23,8 +23,8 @@ from .own_step import why_not_dense
 from .prefill import Check, Inputs
 from .rows import Generation, OnTokens, Rows
 from .sampling import Sampler
-from .sdpa_kernels import without_cudnn
 from .static_cache import StaticCacheLanes, why_not_generic
+from .step_attention import without_cudnn
 
 Lanes = OwnStepLanes | StaticCacheLanes
 PLAIN = "generate"

@@ -1,8 +1,10 @@
-"""How the new token of each row attends to what is stored: chosen once for a model, by what its device can do."""
+"""How the new token of each row attends to what is stored: chosen once for a model, by what its device can do; and
+which of torch's kernels may run meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
 from ..log import log
 from .kv_cache import KVCache
-from .sdpa_kernels import without_cudnn
 
 # Captured steps over fewer slots look at all of them under a mask; no span is that short. Modelled, not measured: at
 # 1,024 slots flash's kernels take 13 us a layer, and the masked one, with a block for each key head, 15 to 20; besides,
@@ -24,6 +25,37 @@ _TRIAL_TOLERANCE = 0.03
 # query (B, heads, dim), keys and values (B * capacity, kv heads, dim), first query and first slot of each row and
 # their ends (B + 1,) int32, most slots of a row, slots in use of each row (B,) int32 -> (B, heads, dim)
 Kernel = Callable[..., torch.Tensor]
+
+
+def allowed_kernels() -> list[str]:
+    """The kernels that scaled_dot_product_attention may choose from on a GPU now."""
+    asked = torch.backends.cuda
+    each = {
+        "flash": asked.flash_sdp_enabled,
+        "memory-efficient": asked.mem_efficient_sdp_enabled,
+        "cuDNN": getattr(asked, "cudnn_sdp_enabled", bool),
+        "math": asked.math_sdp_enabled,
+    }
+    return [name for name, enabled in each.items() if enabled()]
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """A block in which cuDNN's kernel is not chosen; where it is the only one that is allowed, it stays.
+
+    torch prefers it on H100, H200 and B200 from 2.11 on. It makes a plan for every shape, the number of keys among its
+    sizes: tens of milliseconds for each token of a loop, and plans that are kept without bound.
+    """
+    kernels = allowed_kernels()
+    if "cuDNN" not in kernels or len(kernels) == 1:
+        yield
+        return
+    # Not torch's sdpa_kernel(): it sets the flags of all kernels, and switches off those that it is not told of.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 class Sdpa:

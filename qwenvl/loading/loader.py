@@ -11,6 +11,7 @@ from typing import Any
 
 from ..decoding.decoder import Decoder
 from ..decoding.own_step import release_fused
+from ..decoding.patch_embedding import patch_embedding_as_matmul
 from ..errors import LoadError, WrappedErrors
 from ..faults import running_out_at_once
 from ..log import log
@@ -21,7 +22,6 @@ from .attention import plan_attention
 from .capabilities import Machine, has_package
 from .consistency import require_backing, why_unfit
 from .devices import own_random_numbers, placement, strays
-from .patch_embedding import patch_embedding_as_matmul
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
 from .stored import indexed, require_described, require_used, tie_as_said
 from .template import have_template, turn_ends

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..decoding.sdpa_kernels import allowed_kernels, without_cudnn
+from ..decoding.step_attention import allowed_kernels, without_cudnn
 
 # The operator that scaled_dot_product_attention ends in, and what the kernel is called.
 KERNELS = {

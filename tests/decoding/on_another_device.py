@@ -26,9 +26,8 @@ from qwenvl.decoding.kv_cache import capacity_for, span_for
 from qwenvl.decoding.lanes import OwnStepLanes
 from qwenvl.decoding.own_step import why_not_dense
 from qwenvl.decoding.sampling import Sampler
-from qwenvl.decoding.sdpa_kernels import allowed_kernels
 from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
-from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa
+from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa, allowed_kernels
 from qwenvl.errors import NotFiniteError
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import load, park

@@ -15,9 +15,8 @@ from tiny import cancelled
 
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.decoding.kv_cache import KVCache
-from qwenvl.decoding.sdpa_kernels import allowed_kernels
 from qwenvl.decoding.static_cache import why_not_generic
-from qwenvl.decoding.step_attention import Flash, Sdpa, why_not_flash
+from qwenvl.decoding.step_attention import Flash, Sdpa, allowed_kernels, why_not_flash
 from qwenvl.request import Sampling
 
 pytestmark = pytest.mark.gpu

@@ -5,13 +5,13 @@ import torch
 from kernels import reference_kernel
 
 from qwenvl.decoding.kv_cache import KVCache, span_for
-from qwenvl.decoding.sdpa_kernels import allowed_kernels
 from qwenvl.decoding.step_attention import (
     FLASH_FROM,
     ByLength,
     Eager,
     Flash,
     Sdpa,
+    allowed_kernels,
     attention_for,
     flash_kernel,
     why_not_flash,

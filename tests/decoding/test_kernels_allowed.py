@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import StaticLayer
 
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.decoding.sdpa_kernels import allowed_kernels, without_cudnn
+from qwenvl.decoding.step_attention import allowed_kernels, without_cudnn
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import load
 from qwenvl.prompting.prompt import encode
