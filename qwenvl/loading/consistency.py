@@ -111,11 +111,17 @@ def indexed(folder: Path) -> Iterator[Path]:
 
 
 def tie_as_said(folder: Path, config: Any) -> None:
-    """Where the output head is not stored, it is the embeddings, if any part of config.json says so: which part is
-    looked at depends on the version of transformers."""
-    said = getattr(config.get_text_config(), "tie_word_embeddings", False)
-    if said and not any(name.endswith("lm_head.weight") for name in weight_map(folder)):
-        config.tie_word_embeddings = True
+    """Where any part of config.json says that the output head is the embeddings, it is so unless a head is stored and
+    another part denies it: which part is looked at depends on the version of transformers."""
+    written = read_json_object(folder / "config.json")
+    flag = "tie_word_embeddings"
+    said = {bool(each[flag]) for each in (written, part(written, "text_config")) if flag in each}
+    if True not in said:
+        return
+    stored = any(name.endswith("lm_head.weight") for name in weight_map(folder))
+    if len(said) > 1 or not stored:
+        for each in (config, config.get_text_config()):
+            each.tie_word_embeddings = not stored
 
 
 def require_described(checkpoint: Checkpoint, config: Any) -> None:
