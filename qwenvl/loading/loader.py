@@ -20,10 +20,9 @@ from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
 from .attention import plan_attention
 from .capabilities import Machine, has_package
-from .consistency import require_backing, why_unfit
+from .consistency import indexed, require_backing, require_described, require_used, tie_as_said, why_unfit
 from .devices import own_random_numbers, placement, strays
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
-from .stored import indexed, require_described, require_used, tie_as_said
 from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
