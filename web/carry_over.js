@@ -65,7 +65,10 @@ function byName(info, names) {
   const layouts = names.includes("prompt") ? TEXT_LAYOUTS : VISION_LAYOUTS;
   const layout = layouts.find((each) => each.length === values.length && fits(values, each));
   if (!layout) console.warn(`QwenVL: the widgets of node ${info.id} are in no order that is known. Look them over.`);
-  return layout && Object.fromEntries(layout.map((name, place) => [name, values[place]]));
+  const saved = layout && Object.fromEntries(layout.map((name, place) => [name, values[place]]));
+  // To a fork, the GPU that torch takes by itself.
+  if (saved?.device === "cuda") saved.device = "auto";
+  return saved;
 }
 
 /**

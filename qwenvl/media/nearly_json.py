@@ -22,6 +22,8 @@ _MARK = re.compile(r"[\[\]{}\"']")
 # A quote opens a string after one of these, and closes it before one of those: others are apostrophes and inches.
 _BEFORE_STRING = "[{,:("
 _END = {quote: re.compile(rf"(?<!\\){quote}(?=\s{{0,9}}(?:[,:\]}})`]|\Z))") for quote in "\"'"}
+# A bracket before a word is of a sentence.
+_LIST = re.compile(r"\[\s{0,40}(?:[\[{(\"'“\d.+-]|\Z)")
 _OPENS = {"}": "{", "]": "["}
 # A number, or the string of one, at the very end: more digits may have been to come.
 _LAST_NUMBER = re.compile(r"[\"']?[-+.\deE]{1,40}\Z")
@@ -92,6 +94,7 @@ def outline_of(text: str, known: Mapping[int, int]) -> Outline:
                 return Outline(ends, start)
             place = closed.end()
         last = place
+    open_ones = [each for each in open_ones if each[0] == "{" or _LIST.match(text, each[1])]
     return Outline(ends, last if open_ones and not _goes_on(text, open_ones[-1], last) else None)
 
 

@@ -83,6 +83,8 @@ def test_nonsense_ends(text):
         ("{'objects': [" + "{'bbox_2d': [1, 2, 30, 40], 'label': 'a'}]}", ["a"]),
         ('```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "a"}\n```', ["a"]),
         ('[{"bbox_2d": [1, 2, 30, 40], "label": "a"}\nThere is one.', ["a"]),
+        ('As boxes [in thousandths:\n[{"bbox_2d": [1, 2, 30, 40], "label": "a"}]', ["a"]),
+        ('[{"bbox_2d": [1, 2, 30, 40], "label": "a"}] (see [above', ["a"]),
     ],
 )
 def test_what_is_nearly_json_is_read_and_is_not_called_cut_off(answer, labels):
