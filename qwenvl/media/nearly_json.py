@@ -106,7 +106,7 @@ def _close(
     while counts[bracket] and opened != bracket:
         opened, start = open_ones.pop()
         counts[opened] -= 1
-        ends[start] = after if opened == bracket else after - 1
+        ends[start] = after
 
 
 def can_mend() -> bool:

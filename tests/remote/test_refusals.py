@@ -74,7 +74,7 @@ def test_fields_count_as_unknown_only_where_the_engine_says_so_and_names_them(sa
          QuestionError, "vision"),
         (500, "this model is missing data required for image input", QuestionError, "vision"),
         (500, "Model does not support images.", QuestionError, "vision"),
-        (500, "failed to decode image: out of memory", QuestionError, "failed"),
+        (500, "failed to decode image: out of memory", QuestionError, "8000 failed: "),
         (500, "input is too large to process. increase the physical batch size", QuestionError, "too long"),
         (400, "The maximum context length is 4096 tokens. You requested 5000.", QuestionError, "max_new"),
         (400, "The input (9000 tokens) is longer than 8192 tokens.", QuestionError, "max_new"),

@@ -122,6 +122,15 @@ def test_a_model_that_thinks_though_it_was_told_not_to_gives_no_thought_for_an_a
     assert len(engine.proxy.seen) == 3
 
 
+def test_a_mark_in_the_answer_of_a_model_that_was_told_not_to_think_is_asked_about(engine):
+    whole = stream(piece("hm</think>yes"), piece(end="stop"))
+    result = engine(whole, stream(piece("One word.</think>yes"), piece(end="stop")), thinking="off")
+    assert (result.text, result.thinking) == ("yes", "hm")
+    PROCESS.opens_thought.clear()
+    refused = status(400, {"error": {"message": "no"}})
+    assert engine(whole, refused, thinking="off").text == "hm</think>yes", "nothing of it is lost without a reason"
+
+
 def test_of_a_model_that_heeds_it_a_mark_is_a_word_and_what_was_cut_off_the_answer(engine):
     assert engine(CUT, AT_ONCE, thinking="off").text == "Okay, the user wants a caption."
     assert engine(stream(piece("a </think> b"), piece(end="stop")), thinking="off").text == "a </think> b"
