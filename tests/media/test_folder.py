@@ -120,12 +120,12 @@ PIECES = st.sampled_from(
 )
 ALIKE = st.lists(st.sampled_from([".png", ".PNG", ".jpg", "~2", ".txt"]), max_size=3).map("".join)
 NAMES = st.one_of(
-    st.builds("{}{}.png".format, st.sampled_from(["a", "A", "\u00e9", "e\u0301"]), ALIKE),
+    st.builds("{}{}{}".format, st.sampled_from(["a", "A", "\u00e9"]), ALIKE, st.sampled_from([".png", ".jpg", ".PNG"])),
     st.lists(PIECES, min_size=1, max_size=90).map("".join),
 ).filter(lambda name: name.strip(".") and len(os.fsencode(name)) <= 255)
 
 
-@given(names=st.sets(NAMES, max_size=30), suffix=st.sampled_from([".txt", ".caption", "._a", ".png.txt"]))
+@given(names=st.sets(NAMES, max_size=20), suffix=st.sampled_from([".txt", ".caption", "._a", ".png.txt"]))
 def test_as_many_files_as_pictures_whatever_they_are_called(names, suffix):
     """On disks that know no capitals and no ways to put an accent too."""
     files = [Path("set", name) for name in names]
