@@ -6,9 +6,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+from ..checks import printable
 from ..loading.devices import device_choices
+from ..log import PrintableFormatter
 from ..models import catalog
 from ..models.download import default_policy
 from ..prompting import presets
@@ -63,10 +65,29 @@ def request(options: argparse.Namespace, question: str, images: Mapping[str, Any
     return Request.of({**vars(options), **written}, images)
 
 
+class Parser(argparse.ArgumentParser):
+    """What a shell makes of * may be any names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, ""))
+
+
+def say(text: str, keep: str = "", **where: Any) -> None:
+    """Print it: names of files, models and presets, and what engines say, may hold orders to the terminal.
+
+    Args:
+        keep: control characters that stay as they are.
+        where: as print takes it.
+    """
+    print(printable(text, keep), **where)
+
+
 def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     """Do the work with the log that was asked for. Errors become one line on standard error, and a status."""
     talks = options.verbose or options.diagnostics == "full"
-    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, handlers=[handler])
     try:
         return work()
     except KeyboardInterrupt:
@@ -75,5 +96,5 @@ def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "\n", file=sys.stderr)
         return FAILED
