@@ -84,7 +84,7 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
         with contextlib.suppress(RuntimeError):  # nobody's home
             given = given.expanduser()
     # An absolute path replaces the base that it is joined to.
-    found = [real for base in bases if (real := _real(base / given)) and is_within(real, roots)]
+    found = [path for base in bases if (path := real(base / given)) and is_within(path, roots)]
     if not found:
         raise _outside(name, value) if roots is not None else _circle(name, value)
     best = next((path for path in found if _mode(path)), found[0])
@@ -97,8 +97,8 @@ def is_within(path: Path, roots: Sequence[Path] | None) -> bool:
     """Whether the path, links followed, is below one of the roots, or is one."""
     if roots is None:
         return True
-    real = _real(path)
-    return real is not None and any(real.is_relative_to(root.resolve()) for root in roots)
+    found = real(path)
+    return found is not None and any(found.is_relative_to(root) for root in map(real, roots) if root)
 
 
 def why_not_local(value: str, *, windows: bool) -> str | None:
@@ -146,10 +146,12 @@ def _is_text(value: str) -> bool:
         return False
 
 
-def _real(path: Path) -> Path | None:
+def real(path: Path) -> Path | None:
     """The path with every link followed; None where links go round in a circle."""
     try:
-        return path.resolve()
+        found = path.resolve()
+        # Python 3.13 leaves such a link as it is.
+        return None if found.is_symlink() else found
     except (OSError, RuntimeError):
         return None
 

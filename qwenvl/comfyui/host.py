@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..paths import are_confined
+from ..paths import are_confined, real
 
 # The one place that imports it; what else is in this room takes it from here.
 try:
@@ -50,7 +50,7 @@ def model_roots() -> list[Path]:
     paths = [path for name in MODEL_FOLDERS if name in registered for path in folder_paths.get_folder_paths(name)]
     unique: dict[Path, Path] = {}
     for path in map(Path, paths):
-        unique.setdefault(path.resolve(), path)  # LLM and llm are one folder where case does not matter
+        unique.setdefault(real(path) or path, path)  # LLM and llm are one folder where case does not matter
     return list(unique.values())
 
 
@@ -63,7 +63,7 @@ def preset_folder() -> Path:
 
 def is_preset_folder(folder: Path) -> bool:
     """Whether the real path lies there, by whatever spelling: some disks know no capitals."""
-    presets, given = (Path(str(path).casefold()) for path in (preset_folder().resolve(), folder))
+    presets, given = (Path(str(path).casefold()) for path in (real(preset_folder()) or preset_folder(), folder))
     return given.is_relative_to(presets)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..paths import is_plain_name
+from ..paths import is_plain_name, real
 from .checkpoint import LARGEST, UnreadableError, read_json_object
 
 # A subfolder that tokenizers read from.
@@ -30,7 +30,10 @@ def why_unsafe(folder: Path) -> str | None:
 
 def _reasons(folder: Path) -> Iterator[str]:
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
-        if file.is_symlink() and not _stays(file.resolve(), folder):
+        target = real(file)
+        if target is None:
+            yield f"{file.name} is a link that leads back to itself. Take it out"
+        elif file.is_symlink() and not _stays(target, folder):
             yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
     for file in (folder / name for name in (_MODEL, _PROCESSOR, _TOKENIZER)):
         # Others would read what is not looked at here.
@@ -55,11 +58,11 @@ def _from_tokenizer(settings: dict[str, Any]) -> Iterator[str]:
             yield f"tokenizer_config.json names a file elsewhere ({key}: {value!r}). Take it out"
 
 
-def _stays(real: Path, folder: Path) -> bool:
+def _stays(target: Path, folder: Path) -> bool:
     """Whether a file is in the folder, or in a store of Hugging Face's cache, to which all files there are links."""
-    store = real.parent
+    store = target.parent
     is_blob = store.name == "blobs" and store.parent.name.startswith("models--")
-    return is_blob or real.is_relative_to(folder.resolve())
+    return is_blob or target.is_relative_to(folder.resolve())
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -205,3 +205,13 @@ def test_live_text_goes_to_the_page_that_queued_the_prompt(comfy, pack, monkeypa
         ("for them", "7", "theirs"),
         ("for the last one", "7", "browser"),
     ]
+
+
+def test_folders_that_are_links_to_themselves_are_no_trouble(comfy, pack, tmp_path, monkeypatch):
+    folder_paths, host = sys.modules["folder_paths"], sys.modules["the_pack.qwenvl.comfyui.host"]
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "LLM", ([str(loop), str(tmp_path)], set()))
+    assert tmp_path in host.model_roots()
+    monkeypatch.setattr(host, "preset_folder", lambda: loop)
+    assert not host.is_preset_folder(tmp_path)

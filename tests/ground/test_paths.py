@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl import paths
-from qwenvl.paths import ForbiddenPathError, is_plain_name, resolve, why_not_local
+from qwenvl.paths import ForbiddenPathError, is_plain_name, is_within, resolve, why_not_local
 
 
 @pytest.fixture
@@ -190,3 +190,13 @@ def test_a_setting_that_is_none_is_strict_and_told_of_once(monkeypatch, caplog):
     assert [record.message for record in caplog.records if "taken as strict" in record.message] == [
         "[QwenVL] QWENVL_PATHS is 'storng', which is none of auto, strict: taken as strict"
     ]
+
+
+def test_a_folder_that_is_a_link_to_itself_holds_nothing(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert not is_within(tmp_path / "a", [loop])
+    assert is_within(tmp_path / "a", [loop, tmp_path])
+    assert not is_within(loop, [tmp_path])
+    with pytest.raises(ForbiddenPathError, match="not in a folder that may be reached"):
+        resolve("video_path", "a.mp4", [loop], [loop])

@@ -186,3 +186,13 @@ def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path
     assert others == []
     assert "open model/model.safetensors" in told["seen"] or "open model/config.json" in told["seen"], "it did watch"
     assert set(told["attention"]) == {"sdpa"}
+
+
+@pytest.mark.parametrize("name", ["extra.json", "tokenizer.json", "additional_chat_templates/a.jinja"])
+def test_a_link_to_itself_is_named(tmp_path, name):
+    folder = shutil.copytree(catalog.find(catalog.DEMO).folder, tmp_path / "model")
+    link = folder / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(link)
+    assert why_unsafe(folder) == f"{link.name} is a link that leads back to itself. Take it out"
