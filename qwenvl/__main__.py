@@ -10,6 +10,7 @@ from .cli import caption, common, doctor, serve_info
 from .comfyui.host import model_roots
 from .loading.cache import ModelCache
 from .models import catalog
+from .paths import pasted
 from .pipeline import run
 from .prompting import presets
 from .request import Request
@@ -25,7 +26,9 @@ class TerminalWatch:
     """
 
     def __init__(self) -> None:
+        common.write_every_character()
         self._written = self._thought = 0
+        self.text = ""
 
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
@@ -46,13 +49,14 @@ class TerminalWatch:
 
     def end(self, text: str) -> None:
         """Write what is not written yet."""
-        sys.stdout.write(text[self._written :])
-        sys.stdout.flush()
+        print(text[self._written :], end="", flush=True)
         self._written = max(self._written, len(text))
+        self.text = text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled."""
+    """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled, 141 nobody reads it."""
+    common.write_every_character()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
@@ -67,8 +71,10 @@ def _answer(options: argparse.Namespace) -> int:
     elif options.list_presets:
         print("\n".join(presets.names()))
     else:
-        result = run(_request(options), ModelCache(), TerminalWatch())
-        print()
+        watch = TerminalWatch()
+        result = run(_request(options), ModelCache(), watch)
+        print(flush=True)
+        common.tell_of_escapes(watch.text)
         if options.stats:
             print(result.stats.to_json(), file=sys.stderr)
     return common.DONE
@@ -82,8 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("text", nargs="?", default="", help="the question; - reads it from standard input")
-    add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
-    add("--video", dest="video_path", default="", metavar="FILE", help="a video")
+    add(
+        "--image",
+        action="append",
+        type=pasted,
+        default=[],
+        metavar="FILE",
+        help="a picture; may be given several times",
+    )
+    add("--video", dest="video_path", type=pasted, default="", metavar="FILE", help="a video")
     add("--list-models", action="store_true", help="print the models and exit")
     add("--list-presets", action="store_true", help="print the presets and exit")
     add("--stats", action="store_true", help="print the figures of the run as JSON on standard error")
@@ -100,7 +113,8 @@ def _doctor(arguments: Sequence[str]) -> int:
     """Exit status: 0 all is well, 1 something grave was found."""
     parser = argparse.ArgumentParser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
     parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
-    return 0 if doctor.examine(parser.parse_args(arguments).model, print) else 1
+    model = parser.parse_args(arguments).model
+    return common.written(lambda: 0 if doctor.examine(model, print) else 1)
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.

@@ -16,15 +16,25 @@ from pathlib import Path
 from ..checks import shown, whole_characters
 from ..log import log
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+# Of every kind of file that opening.py reads. Browsers save JPEGs under all of these names.
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib"),
+    *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
+)
 SORTS = ("name", "oldest first", "newest first")
 _TEMPORARY = ".qwenvl-"
 # A caption is written in far less, so a temporary file that is older belongs to nobody.
 _LEFT_AFTER_S = 60.0
+# What Windows says, and from how many letters on it may mean that.
+_TOO_LONG, _NO_PATH, _LONGEST = 206, 3, 260
 
 
 class FolderError(ValueError):
     """A folder of pictures cannot be used as it was asked for."""
+
+
+class LongNameError(FolderError):
+    """The file system takes no name of that length."""
 
 
 def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive: bool = False) -> list[Path]:
@@ -72,10 +82,30 @@ def caption_files(files: Sequence[Path], suffix: str = ".txt") -> dict[Path, Pat
     }
 
 
+def is_there(file: Path) -> bool:
+    """Whether there is something of this name.
+
+    Raises:
+        LongNameError: there can be nothing.
+    """
+    try:
+        file.stat()  # newer versions of Python say of exists() that there is none, whatever the reason
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if _is_too_long(file, error):
+            raise _cannot_write(file, error) from error
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False  # a link to itself, which the caption replaces
+        raise _cannot_write(file, error) from error
+    return True
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then.
 
     Raises:
+        LongNameError: the file system takes no such name; others it may take.
         FolderError: the disk is full, or the folder cannot be written to.
     """
     temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
@@ -109,9 +139,20 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 
 
 def _cannot_write(file: Path, error: OSError) -> FolderError:
+    if _is_too_long(file, error):
+        return LongNameError(
+            f"{str(file)!r} cannot be written: the name is longer than the file system takes. Give the picture a "
+            "shorter name."
+        )
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     advice = "Make room and run it again" if full else "Allow writing there, or choose another folder"
     return FolderError(f"{str(file)!r} cannot be written ({error.strerror or error}). {advice}: what is there stays.")
+
+
+def _is_too_long(file: Path, error: OSError) -> bool:
+    """Windows says of such a path that it is too long, or that there is none."""
+    code = getattr(error, "winerror", None)
+    return error.errno == errno.ENAMETOOLONG or code == _TOO_LONG or (code == _NO_PATH and len(str(file)) >= _LONGEST)
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
