@@ -89,7 +89,10 @@ def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: i
     if first is None:
         return False
     asked.load(first, expected)
-    for batch in asked.encode(chain([first], readable)):
+    # Whoever holds the first one holds its pictures to the end: an iterator lets go of what it gave, a list does not.
+    waiting = chain(iter([first]), readable)
+    del first
+    for batch in asked.encode(waiting):
         for outcome in asked.generate(batch, reporter):  # which looks at every token
             reporter.finish(outcome)
     return True

@@ -122,7 +122,7 @@ class ModelSession:
             self._videos = media.videos(self._request)
         self._watch.check()
         start = time.perf_counter()
-        asked = self._request
+        asked, self._alone = self._request, expected == 1
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
         self._need = _bytes_of(self._source, self._request, first.pictures, self._videos)
@@ -145,6 +145,7 @@ class ModelSession:
         batch: list[Prompt] = []
         for question in questions:
             encoded = self._encode(question)
+            del question  # its pictures need not wait for the answers
             if batch and not self._limit.fits([*batch, encoded]):
                 yield batch
                 batch = []
@@ -156,8 +157,9 @@ class ModelSession:
             yield batch
 
     def _encode(self, question: Question) -> Prompt:
-        phases, number = self._diagnosis.phases, question.number
-        work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
+        phases, alone = self._diagnosis.phases, self._alone
+        shown = (question.pictures, self._videos, phases, question.number, alone)
+        work = partial(prompt.encode, self._handle, self._request, *shown)
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:

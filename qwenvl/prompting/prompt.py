@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -43,7 +44,8 @@ class Prompt:
     number: int = 0
     # (width, height) of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
+    # Names what is seen, and holds it until then. Only a question that is asked alone needs it, and large pictures take
+    # a while.
     media_name: Callable[[], str] = str
 
     @property
@@ -54,6 +56,11 @@ class Prompt:
     @property
     def tokens(self) -> int:
         return self.inputs["input_ids"].shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """What the model is shown takes so many."""
+        return sum(self.inputs[key].nbytes for key in _PIXELS if key in self.inputs)
 
     def continued(self, ids: Sequence[int]) -> Prompt:
         """The same with more text after it."""
@@ -97,12 +104,15 @@ def encode(
     videos: Sequence[Video] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     number: int = 0,
+    alone: bool = True,
 ) -> Prompt:
     """Pictures first, then videos, then the text, in one user turn after the system prompt.
 
     Args:
         phase: a block that times one of the parts "template", "processor" and "transfer".
         number: of the question.
+        alone: no others are asked in the same run: what is seen can be found in memory by the next run. Otherwise
+            the pictures are not held any longer.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -126,7 +136,9 @@ def encode(
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
         moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
-    media_name = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
+    # A name that nothing else has is never found again.
+    seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
+    media_name = seen if alone else partial(str, secrets.token_hex(8))
     sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
     return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, media_name)
 

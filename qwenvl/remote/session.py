@@ -130,7 +130,9 @@ class EngineSession:
         # A picture at a time, so that a cancel need not wait for all of them.
         while part := await asyncio.to_thread(next, packing, None):
             parts.append(part)
-        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, question.number), parts)
+        number = question.number
+        del question, packing  # the pictures need not wait for the answer
+        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, number), parts)
         async with self._places:
             if self._fatal:
                 raise self._fatal
