@@ -1,6 +1,7 @@
 import asyncio
 import json
 import threading
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -13,12 +14,15 @@ from pictures import draw, image, write_video
 from qwenvl.__main__ import main
 from qwenvl.loading import loader
 from qwenvl.loading.cache import ModelCache
+from qwenvl.media import media
 from qwenvl.models import catalog
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.process import PROCESS
 from qwenvl.prompting.answer import NoAnswerError
+from qwenvl.prompting.watch import Nobody
 from qwenvl.remote import client
+from qwenvl.remote.client import Wire
 from qwenvl.remote.refusals import EngineError, QuestionError
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
@@ -450,3 +454,25 @@ def test_a_node_can_ask_where_an_event_loop_runs_already(proxy, models):
 
     with torch.inference_mode():
         assert asyncio.run(node()).startswith("Hello!")
+
+
+def test_a_picture_goes_once_it_is_packed_not_with_its_answer(proxy, models, monkeypatch):
+    there, alive = [], []
+    real_pictures, real_complete = media.pictures, Wire.complete
+
+    def pictures(images):
+        made = real_pictures(images)
+        there.extend(map(weakref.ref, made))
+        return made
+
+    async def complete(self, *given):
+        reply = await real_complete(self, *given)
+        alive.append([number for number, each in enumerate(there) if each() is not None])
+        return reply
+
+    monkeypatch.setattr(media, "pictures", pictures)
+    monkeypatch.setattr(Wire, "complete", complete)
+    items = [(str(number), draw("circle", "red", "blue")) for number in range(3)]
+    assert caption(request(), items, models, Nobody(), batch_size=1) is not None
+    assert len(alive) == 3
+    assert alive[-1] in ([], [2]), "at most the one that was put last"
