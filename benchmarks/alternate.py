@@ -108,7 +108,7 @@ def _block_class(patcher: type) -> type:
 
 
 def _answer(pack: Any, models: Any) -> str:
-    names = ("pipeline", "request", "watch")
+    names = ("pipeline", "request", "prompting.watch")
     pipeline, request, watch = (sys.modules[f"{pack.__name__}.qwenvl.{name}"] for name in names)
     demo = sys.modules[f"{pack.__name__}.qwenvl.models.catalog"].DEMO
     picture = Image.new("RGB", (192, 192), "blue")

@@ -27,6 +27,7 @@ from benchmarks.measure import (
     launches_per_layer,
     ratio,
     rounds,
+    speed,
     versions,
 )
 from benchmarks.models import DECODE, SHAPES, build, bytes_per_token, prompt, quantize
@@ -49,29 +50,30 @@ def main() -> None:
     inputs = prompt(model, *(PROMPTS[options.shape] if options.image_side is None else (options.image_side, 64)))
     plain, model = model, quantize(model, options.quantization)
     decoder = _decoder(model, options)
-    sides = {"ours": _ours(decoder, inputs, options.sampled), "generate": _theirs(model, inputs, options.sampled)}
+    sides = {"ours": ours(decoder, inputs, options.sampled), "generate": theirs(model, inputs, options.sampled)}
     if options.static:
-        sides["generate, static cache"] = _theirs(model, inputs, options.sampled, cache_implementation="static")
+        sides["generate, static cache"] = theirs(model, inputs, options.sampled, cache_implementation="static")
     if plain is not model:
-        sides["unquantized"] = _ours(_decoder(plain, options), inputs, options.sampled)
+        sides["unquantized"] = ours(_decoder(plain, options), inputs, options.sampled)
 
     started = time.perf_counter()
     first = sides["ours"](options.tokens).rows[0]
     first_run_s = time.perf_counter() - started
-    agree = None if options.sampled else _in_common(first, sides["generate"](options.tokens))
+    agree = None if options.sampled else in_common(first, sides["generate"](options.tokens))
     found = rounds(sides, options.tokens, options.rounds, clock_for(device))
     last = sides["ours"](options.tokens)
     print(
         json.dumps(
             {
                 **_described(options, inputs),
-                **_speeds(found, copy_bandwidth(device, clock=clock_for(device)) / _bytes(model, inputs, options)),
+                # Before the bandwidth is measured, which takes gigabytes itself.
+                **(of_the_gpu(decoder, model) if device == "cuda" else {}),
+                **speeds(found, copy_bandwidth(device, clock=clock_for(device)) / _bytes(model, inputs, options)),
                 "tier": last.tier,
                 "step_attention": decoder.attention,
                 "same_tokens_as_generate": agree,
                 "launches_per_layer": launches_per_layer(decoder, inputs),
                 "first_run_s": round(first_run_s, 2),
-                **(_of_the_gpu(decoder, model) if device == "cuda" else {}),
             }
         )
     )
@@ -104,26 +106,26 @@ def _described(options: argparse.Namespace, inputs: dict[str, Any]) -> dict[str,
     }
 
 
-def _speeds(found: dict[str, list[dict]], ceiling: float) -> dict[str, Any]:
-    speeds = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
+def speeds(found: dict[str, list[dict]], ceiling: float) -> dict[str, Any]:
+    """Of rounds with the sides "ours" and "generate", and others; ceiling in tokens per second."""
+    by_side = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
     prefills = {name: statistics.median(each["prefill_s"] for each in rounds) for name, rounds in found.items()}
-    ours, theirs = statistics.median(speeds["ours"]), speeds["generate"]
-    others = [name for name in speeds if name not in ("ours", "generate")]
+    mine, others = statistics.median(by_side["ours"]), by_side["generate"]
+    more = [name for name in by_side if name not in ("ours", "generate")]
     return {
-        "tokens_per_s": round(ours, 1),
-        "tokens_per_s_range": [round(min(speeds["ours"]), 1), round(max(speeds["ours"]), 1)],
-        "generate_tokens_per_s": round(statistics.median(theirs), 1),
-        "generate_tokens_per_s_range": [round(min(theirs), 1), round(max(theirs), 1)],
-        "ratio": ratio(speeds["ours"], theirs),
-        "ratios": {name: ratio(speeds["ours"], speeds[name]) for name in others},
+        **speed(found["ours"]),
+        "generate_tokens_per_s": round(statistics.median(others), 1),
+        "generate_tokens_per_s_range": [round(min(others), 1), round(max(others), 1)],
+        "ratio": ratio(by_side["ours"], others),
+        "ratios": {name: ratio(by_side["ours"], by_side[name]) for name in more},
         "ceiling_tokens_per_s": round(ceiling, 1),
-        "ceiling_share": round(ours / ceiling, 3),
+        "ceiling_share": round(mine / ceiling, 3),
         "prefill_s": round(prefills["ours"], 4),
         "generate_prefill_s": round(prefills["generate"], 4),
     }
 
 
-def _of_the_gpu(decoder: Decoder, model: Any) -> dict[str, Any]:
+def of_the_gpu(decoder: Decoder, model: Any) -> dict[str, Any]:
     """What captures took, and the memory beside the weights at the highest point of all."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return {
@@ -139,11 +141,13 @@ def _bytes(model: Any, inputs: dict[str, Any], options: argparse.Namespace) -> i
     return bytes_per_token(model, inputs["input_ids"].shape[1] + options.tokens // 2)
 
 
-def _in_common(ours: tuple[int, ...], theirs: list[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+def in_common(one: tuple[int, ...], other: list[int]) -> int:
+    """How many tokens are the same from the start on."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
-def _ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool) -> Side:
+def ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool = False) -> Side:
+    """A side of rounds(): an answer of so many tokens."""
     calls = 0
 
     def run(tokens: int) -> Any:
@@ -157,7 +161,8 @@ def _ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool) -> Side:
     return run
 
 
-def _theirs(model: Any, inputs: dict[str, Any], sampled: bool, **more: Any) -> Side:
+def theirs(model: Any, inputs: dict[str, Any], sampled: bool = False, **more: Any) -> Side:
+    """The same by generate()."""
     how = {**SAMPLED, "do_sample": True} if sampled else {"do_sample": False}
 
     def run(tokens: int) -> list[int]:

@@ -43,7 +43,7 @@ def main() -> None:
     if options.inside:
         _fuzz(options)
         return
-    from tests.targets import TARGETS
+    from tests.support.targets import TARGETS
 
     start, results = time.perf_counter(), {}
     for asked in options.target or TARGETS:
@@ -101,9 +101,8 @@ def _fuzz(options: argparse.Namespace) -> None:
 
     # Before ours are imported: instrumentation happens at import.
     with atheris.instrument_imports(include=list(OURS), enable_loader_override=False):
-        from tests.targets import TARGETS
-
         from qwenvl.log import log
+        from tests.support.targets import TARGETS
     (name,) = options.target
     target = TARGETS[name]
     log.logger.propagate = False

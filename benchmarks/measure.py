@@ -50,6 +50,23 @@ def rounds(sides: dict[str, Side], tokens: int, count: int, clock: Callable[[], 
     return found
 
 
+def speed(found: list[dict]) -> dict[str, Any]:
+    """Of one side of rounds(): the median and the range."""
+    values = [each["tokens_per_s"] for each in found]
+    return {
+        "tokens_per_s": round(statistics.median(values), 1),
+        "tokens_per_s_range": [round(min(values), 1), round(max(values), 1)],
+    }
+
+
+def spread(values: list[float], digits: int = 4) -> dict[str, Any]:
+    """The median and the range."""
+    return {
+        "median": round(statistics.median(values), digits),
+        "range": [round(min(values), digits), round(max(values), digits)],
+    }
+
+
 def ratio(ours: list[float], theirs: list[float]) -> float:
     """Median over the rounds of what one side reached beside the other in the same round."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)

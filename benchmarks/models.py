@@ -11,6 +11,12 @@ import torch
 from qwenvl.models.families import family_of
 
 IMAGE, VIDEO, VISION_START, VISION_END = 5, 6, 7, 8
+VISION_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 # The decode step of our own that fits them.
 DECODE = family_of("qwen3_vl").decode
 
@@ -44,9 +50,13 @@ SHAPES = {
 
 def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
     """The model, its weights drawn on the device. It never ends a text by itself."""
+    return randomized(_config(shape), device, dtype)
+
+
+def randomized(config: Any, device: str, dtype: torch.dtype) -> Any:
+    """A model of that configuration, its weights drawn on the device."""
     from transformers import AutoModelForImageTextToText
 
-    config = _config(shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -110,6 +120,25 @@ def prompt(model: Any, image_side: int, text_tokens: int) -> dict[str, torch.Ten
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
+def text_prompt(model: Any, tokens: int) -> dict[str, torch.Tensor]:
+    """The same of so many tokens of random text, without a picture."""
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(20, model.config.text_config.vocab_size, (1, tokens), generator=random).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "mm_token_type_ids": torch.zeros_like(ids).int()} if _wants_token_types() else inputs
+
+
+def prefill_flops(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+    """Of the matrix products with weights: the text stack's layers for each token, the vision tower's for each patch.
+
+    Attention's own products are left out: a few percent of it at a thousand tokens.
+    """
+    stacks = [(model.model.language_model.layers, inputs["input_ids"].numel())]
+    if "pixel_values" in inputs:
+        stacks.append((model.model.visual.blocks, len(inputs["pixel_values"])))
+    return sum(2 * weight.numel() * rows for stack, rows in stacks for weight in stack.parameters() if weight.ndim > 1)
+
+
 def bytes_per_token(model: Any, context: int) -> int:
     """What one step must read: every weight of the text stack and the head, and the keys and values so far."""
     stack, config = model.model.language_model, model.config.text_config
@@ -146,9 +175,7 @@ def _config(shape: Shape) -> Any:
         "num_position_embeddings": 2304,
         "deepstack_visual_indexes": [1, 2, 3] if shape.vision_layers < 24 else [5, 11, 17],
     }
-    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-    ids |= {"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.tied, **ids)
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.tied, **VISION_IDS)
 
 
 def _no_init() -> Any:

@@ -33,8 +33,6 @@ from urllib.parse import urlsplit
 import torch
 import transformers
 from PIL import Image
-from tests.engine import Served
-from tests.fault_proxy import Fault, fault_proxy, piece, streamed
 
 from benchmarks.captions import draw_pictures
 from qwenvl.loading.cache import ModelCache
@@ -45,6 +43,8 @@ from qwenvl.process import PROCESS
 from qwenvl.prompting.watch import Nobody
 from qwenvl.remote import chat
 from qwenvl.request import Answer, LoadSpec, Request, Sampling
+from tests.support.engine import Served
+from tests.support.fault_proxy import Fault, fault_proxy, piece, streamed
 
 AT_A_TIME = (1, 4, 16)
 # What the stand-in takes for each question in the second part.

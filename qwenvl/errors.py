@@ -24,6 +24,20 @@ class UnusableError(RuntimeError):
     """A model was loaded, but what its folder says fails when it is asked something."""
 
 
+class NotFiniteError(UnusableError):
+    """A model computes NaN or infinity where logits should be.
+
+    Attributes:
+        rows: of the batch, those in which it does, counted from 0.
+        token: the first that cannot be chosen, counted from 0.
+    """
+
+    def __init__(self, rows: list[int], token: int) -> None:
+        super().__init__(f"The model computes no numbers (NaN or infinity) for token {token + 1} of rows {rows}.")
+        self.rows = rows
+        self.token = token
+
+
 class WrappedErrors:
     """A block in which transformers does what a folder says: whatever it raises becomes an error of ours.
 

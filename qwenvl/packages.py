@@ -18,6 +18,8 @@ from packaging.version import Version
 
 # The first that has kernels for a CPU.
 OLDEST_ON_CPU = "0.49"
+# From here on a 4bit layer is one kernel when a token is made; before, it is several.
+FAST_4BIT = "0.50"
 # From here on it makes do with any build of the same major version of CUDA or ROCm.
 ANY_MINOR = (0, 50)
 

@@ -127,7 +127,9 @@ class Process:
         unknown_fields: by address and model, what an engine turned out not to know: asking again costs all pictures
             of a question a second time.
         pillow: its readers. How it takes a damaged file is one switch, which holds for every thread.
-        opens_thought: by address and model, whether an engine's prompts end in an open think block.
+        engine_kinds: by address and model, what kind of engine it is; "" where that cannot be told.
+        opens_thought: by address, model and the setting of thinking, whether an engine's prompts end in an open think
+            block.
     """
 
     models: WeakSet[Models] = field(default_factory=WeakSet)
@@ -136,7 +138,8 @@ class Process:
     fastest: dict[Hashable, Pace] = field(default_factory=dict)
     pillow: Shared = field(default_factory=Shared)
     unknown_fields: dict[tuple[str, str], set[str]] = field(default_factory=dict)
-    opens_thought: dict[tuple[str, str], bool] = field(default_factory=dict)
+    engine_kinds: dict[tuple[str, str], str] = field(default_factory=dict)
+    opens_thought: dict[tuple[str, str, str], bool] = field(default_factory=dict)
 
     def is_new(self, *what: Hashable) -> bool:
         """Whether this was not told before; from now on it was."""

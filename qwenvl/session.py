@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from PIL import Image
-
 from .comfyui import host
-from .decoding.kv_cache import capacity_for
 from .decoding.rows import Generation
+from .errors import NotFiniteError
 from .faults import ran_out, retry_with_memory
-from .loading.budget import prompt_tokens
 from .loading.cache import ModelCache
 from .loading.devices import current, peak_bytes, reset_peak
-from .loading.loader import PICTURE_PIXELS, ModelHandle
-from .loading.source import ModelSource, find_source
+from .loading.loader import ModelHandle
+from .loading.overflow import has_room, in_float32, why_not_finite
+from .loading.source import find_source, load_stats, question_bytes
 from .log import log
 from .media import media
 from .models import catalog
@@ -27,13 +26,13 @@ from .models.families import family_of
 from .prompting import prompt
 from .prompting.answer import Writer, why_no_answer
 from .prompting.batch import MOST_ROWS, BatchLimit, later_seed, run_seed
-from .prompting.prompt import Prompt, side_by_side
+from .prompting.prompt import Prompt, media_of, side_by_side
 from .prompting.watch import Reporter, TokenListener, Watch
 from .remote.session import EngineSession
 from .report.diagnostics import Diagnosis
 from .report.findings import tell_of
-from .request import DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Stats
-from .settings import RELEASES, RESOLUTIONS
+from .request import DecodeStats, Outcome, PromptStats, Question, Request, Stats
+from .settings import RELEASES
 
 _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 
@@ -119,15 +118,16 @@ class ModelSession:
 
     def load(self, first: Question, expected: int) -> None:
         with self._diagnosis.phases("media"):
-            self._videos = media.videos(self._request)
+            self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
         start = time.perf_counter()
         asked, self._alone = self._request, expected == 1
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
-        self._need = _bytes_of(self._source, self._request, first.pictures, self._videos)
+        self._need = question_bytes(self._source, self._request, first.pictures, self._videos)
         self._model = self._models.get(self._source, self._need * min(expected, self._most))
         self._load_s = time.perf_counter() - start
+        self._seed = run_seed(self._request.sampling)
         tell_of(self._model.family, family_of(self._model.family).linear_attention)
         self._watch.check()
         self._begin()
@@ -136,7 +136,6 @@ class ModelSession:
         model, sampling = self._handle, self._request.sampling
         device = model.machine.device
         self._limit = BatchLimit(host.free_bytes(device), self._source.request_bytes, sampling.longest, self._most)
-        self._seed = run_seed(sampling)
         reset_peak(device)
         self._around.enter_context(self._diagnosis.watching(model.model))
         self._around.enter_context(current(device))
@@ -163,12 +162,16 @@ class ModelSession:
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:
-        """In parts where memory runs out; what is finished stays finished."""
+        """In parts where memory runs out; what is finished stays finished, and what cannot be computed is left out."""
         again = False
         while batch:
             part = batch[: self._limit.most]
-            writers = self._write(part, reporter)
-            if writers is not None:
+            writers, failed = self._written(part, reporter)
+            if failed:
+                yield from failed
+                numbers = {each.number for each in failed}
+                batch = [each for each in batch if each.number not in numbers]
+            elif writers is not None:
                 for each, writer in zip(part, writers, strict=True):
                     yield Outcome(each.number, writer.end() or why_no_answer(self._request))
                 batch, again = batch[len(part) :], False
@@ -177,6 +180,37 @@ class ModelSession:
             else:
                 self._free_memory(again)
                 again = True
+
+    def _written(self, part: list[Prompt], reporter: Reporter) -> tuple[list[Writer] | None, list[Outcome]]:
+        """What _write makes of them, in float32 where float16 overflows; and what comes of those prompts for which no
+        numbers can be computed, after which the others are to be tried again."""
+        try:
+            return self._write(part, reporter), []
+        except NotFiniteError as error:
+            traceback.clear_frames(error.__traceback__)
+            unsound = NotFiniteError(error.rows, error.token)
+        if self._have_float32():
+            return self._written(part, reporter)
+        whys = why_not_finite(self._handle, unsound, len(part))
+        if not self._made and len(whys) == len(part):
+            raise whys[0]  # it is the model's fault, not that of a picture
+        return None, [Outcome(part[row].number, why) for row, why in zip(unsound.rows, whys, strict=True)]
+
+    def _have_float32(self) -> bool:
+        """Load the model anew in float32, if it was in float16 and there is room for it; whether it was."""
+        start, spec = time.perf_counter(), self._request.load
+        wider = in_float32(self._source, self._handle)
+        if wider is None or not has_room(self._models, self._source, wider, 2 * self._need):
+            return False
+        # Nobody may hold the model when it goes.
+        self._around.close()
+        self._model = None
+        self._models.forget(spec)
+        self._source, self._need = wider, 2 * self._need
+        self._model = self._models.get(wider, self._need)
+        self._load_s += time.perf_counter() - start
+        self._begin()
+        return True
 
     def _write(self, prompts: list[Prompt], reporter: Reporter) -> list[Writer] | None:
         """The answers of the prompts, side by side; None where memory ran out, with all that was made given back."""
@@ -203,24 +237,24 @@ class ModelSession:
     def _generations(self, prompts: list[Prompt], writers: list[Writer], reporter: Reporter) -> list[Generation]:
         """One of all prompts, and one more of those whose thoughts were cut short."""
         sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
-        decoder, check = self._handle.decoder, self._watch.check
         both = replace(sampling, max_new_tokens=sampling.longest)
         hear = TokenListener(writers, writers, reporter)
-        made = [decoder.generate(side_by_side(prompts), both, seed, hear, check, _media(prompts))]
+        decoder, check, dtype = self._handle.decoder, self._watch.check, self._handle.model.dtype
+        made = [decoder.generate(side_by_side(prompts, dtype), both, seed, hear, check, media_of(prompts))]
         if cut := [row for row, writer in enumerate(writers) if writer.over_budget]:
             # A single row finds its prompt and its thought in memory still.
             longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
             rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
             hear = TokenListener([writers[row] for row in cut], writers, reporter)
             seed = later_seed(seed, 1)
-            made.append(decoder.generate(side_by_side(longer), rest, seed, hear, check, _media(longer)))
+            made.append(decoder.generate(side_by_side(longer, dtype), rest, seed, hear, check, media_of(longer)))
         return made
 
     def stats(self) -> Stats:
         self._around.close()
         model, request, made = self._handle, self._request, self._made
         stats = Stats(
-            loaded=_loaded(model, request, self._load_s),
+            loaded=load_stats(model, self._load_s, _fallbacks(model, request)),
             prompt=PromptStats(
                 prompt_tokens=self._prompt_tokens,
                 reused_tokens=made[0].reused_tokens,
@@ -258,32 +292,9 @@ class ModelSession:
         self._models.free_memory(self._request.load, self._need)
 
 
-def _media(prompts: Sequence[Prompt]) -> str:
-    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
-    return prompts[0].media if len(prompts) == 1 else ""
-
-
-def _bytes_of(
-    source: ModelSource, request: Request, pictures: Sequence[Image.Image], videos: Sequence[media.Video]
-) -> int:
-    """What a question needs beside the weights, estimated before there is a model."""
-    pixels = RESOLUTIONS[request.image_resolution] or PICTURE_PIXELS
-    tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
-    # The buffer of keys and values has the size of a bucket, not of the text.
-    return source.request_bytes(capacity_for(tokens + request.sampling.longest), tokens)
-
-
-def _loaded(model: ModelHandle, request: Request, load_s: float) -> LoadStats:
+def _fallbacks(model: ModelHandle, request: Request) -> list[str]:
+    """What of the request itself has no effect on this model."""
     no_switch = prompt.why_no_switch(model, request)
     if no_switch:
         log.warning("%s", no_switch)
-    return LoadStats(
-        model=model.spec.model,
-        device=", ".join(model.machine.devices),
-        dtype=str(model.machine.dtype).removeprefix("torch."),
-        quantization=model.plan.quantization,
-        attention=model.plan.attention,
-        decode_attention=model.decoder.attention,
-        fallbacks=(*model.plan.fallbacks, *([no_switch] if no_switch else [])),
-        load_s=load_s,
-    )
+    return [no_switch] if no_switch else []

@@ -15,7 +15,7 @@ const each = (names, shape) => Object.fromEntries(words(names).map((name) => [na
 // What a widget's value can be, as far as it tells one order from another. Models differ between machines: any text. A
 // list that is longer today must be so here too; what is not in this table may be anything.
 const SHAPES = {
-  ...each("system text prompt model video_path", isText),
+  ...each("system text prompt model video_path device", isText),
   ...each("temperature top_p top_k min_p repetition_penalty max_new_tokens seed", isNumber),
   ...each("keep_model_loaded bypass do_sample", isSwitch),
   quantization: oneOf("none", "4bit", "8bit"),
@@ -44,8 +44,13 @@ const VISION_LAYOUTS = [
   `system text model quantization attention_mode image_quality enable_image_cache ${SWITCHES} ${SAMPLING} video_path`,
   `system text model quantization attention_mode ${SWITCHES} ${SAMPLING} image_resolution video_path`,
   `system text model quantization attention_mode ${SWITCHES} ${SAMPLING} image_resolution thread_count video_path`,
+  // Another fork of the oldest.
+  `device text ${FIRST}`,
 ].map(words);
-const TEXT_LAYOUTS = [FIRST, ...SCG].map((names) => words(`system prompt ${names}`));
+const TEXT_LAYOUTS = [
+  ...[FIRST, ...SCG].map((names) => `system prompt ${names}`),
+  `device system prompt ${FIRST}`,
+].map(words);
 
 /** Whether the values can have been saved from widgets of these names, in this order. */
 function fits(values, names) {
@@ -60,7 +65,10 @@ function byName(info, names) {
   const layouts = names.includes("prompt") ? TEXT_LAYOUTS : VISION_LAYOUTS;
   const layout = layouts.find((each) => each.length === values.length && fits(values, each));
   if (!layout) console.warn(`QwenVL: the widgets of node ${info.id} are in no order that is known. Look them over.`);
-  return layout && Object.fromEntries(layout.map((name, place) => [name, values[place]]));
+  const saved = layout && Object.fromEntries(layout.map((name, place) => [name, values[place]]));
+  // To a fork, the GPU that torch takes by itself.
+  if (saved?.device === "cuda") saved.device = "auto";
+  return saved;
 }
 
 /**

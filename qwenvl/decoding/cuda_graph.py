@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..packages import release
+
 WARM_UPS = 3
+# A capture takes new memory, and what torch keeps unused is not given back during one.
+ROOM_BYTES = 512 << 20
 # A captured step must give the logits of the same step run eagerly, within this share of the largest one.
 TOLERANCE = 0.02
 # Operators that make the host wait for the device, which no capture survives.
@@ -112,22 +116,16 @@ class CapturedStep:
         start = time.perf_counter()
         self._logits, self._sample, self._count, self._tokens = logits, sample, count, tokens
         self._random = random
-        restore = _restorer([tokens, *state], random)
-        try:
-            # What is on another GPU than the current one would be captured from the wrong stream.
-            with torch.cuda.device_of(tokens):
-                expected = self._uncaptured().clone()
-                restore()
-                # Outside of the graph's own memory, which nobody should hold on to.
-                self._last_logits = torch.empty_like(expected)
-                self._graph = self._capture(restore)
-                restore()
-                self()
-                self._compare(expected)
-        except RuntimeError as error:
-            raise error if isinstance(error, CaptureError) else CaptureError(str(error).splitlines()[0]) from error
-        finally:
+        # What is on another GPU than the current one would be captured from the wrong stream.
+        with _as_capture_error(), torch.cuda.device_of(tokens), _restoring([tokens, *state], random) as restore:
+            # Outside of the graph's own memory, which nobody should hold on to.
+            self._last_logits = torch.empty_like(self._watched())
             restore()
+            expected = self._warmed_up(restore)
+            self._graph = self._captured()
+            restore()
+            self()
+            self._compare(expected)
         self.seconds = time.perf_counter() - start
 
     def __call__(self) -> None:
@@ -140,8 +138,8 @@ class CapturedStep:
         self._count()
         self._tokens.copy_(chosen)
 
-    def _uncaptured(self) -> torch.Tensor:
-        """The logits of one step. A step that waits is found here: a capture that breaks off is hard to clean up."""
+    def _watched(self) -> torch.Tensor:
+        """Logits of one step. A step that waits is found here: a capture that breaks off is hard to clean up."""
         with HostSyncs() as waits:
             logits = self._logits(self._tokens)
             self._sample(logits)
@@ -150,15 +148,21 @@ class CapturedStep:
         return logits
 
     def _compare(self, expected: torch.Tensor) -> None:
-        expected = expected.float()
-        error = (self._last_logits.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        expected, made = expected.float(), self._last_logits.float()
+        # What is no number on both sides is the same, which whoever reads the token is told of.
+        unlike = made.isfinite() != expected.isfinite()
+        expected, made = expected.nan_to_num(), made.nan_to_num().masked_fill(unlike, float("nan"))
+        error = (made - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
         if not error <= TOLERANCE:
             raise CaptureError(f"the captured step's logits differ by {error:.2g} of the largest")
 
-    def _capture(self, restore: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _warmed_up(self, restore: Callable[[], None]) -> torch.Tensor:
+        """The logits of an eager step that nobody watched: some operators compute otherwise where they are.
+
+        It runs on the stream of the capture, so that libraries have their workspaces there already.
+        """
         if not self._tokens.is_cuda:
             raise CaptureError("it is not on a GPU")
-        # Warmed up on the stream of the capture, so that libraries have their workspaces there already.
         stream = _capture_stream(self._tokens.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -166,19 +170,34 @@ class CapturedStep:
                 self._run()
                 restore()
         torch.cuda.current_stream().wait_stream(stream)
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        return self._last_logits.clone()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        device = self._tokens.device
+        stream, graph, pool = _capture_stream(device), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        _make_room(device)
         # A generator keeps tensors for its captures. Made in inference mode, nobody could use them outside of it.
         with torch.inference_mode(False), _cleaned_up(stream, pool, self._random):
-            if self._random is not None:
-                graph.register_generator_state(self._random)
-            capture = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-            with capture, torch.inference_mode():
+            _tell_of(graph, self._random)
+            with _capturing(graph, stream, pool), torch.inference_mode():
                 self._run()
         return graph
 
 
-def _restorer(state: Sequence[torch.Tensor], random: torch.Generator | None) -> Callable[[], None]:
-    """What brings the tensors and the generator back to what they are now."""
+@contextmanager
+def _as_capture_error() -> Iterator[None]:
+    """A block in which whatever torch raises is a step that could not be captured."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except RuntimeError as error:
+        raise CaptureError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+@contextmanager
+def _restoring(state: Sequence[torch.Tensor], random: torch.Generator | None) -> Iterator[Callable[[], None]]:
+    """A block after which the tensors and the generator are what they were; what is given restores them within it."""
     before = [each.clone() for each in state]
     drawn = None if random is None else random.get_state()
 
@@ -188,7 +207,35 @@ def _restorer(state: Sequence[torch.Tensor], random: torch.Generator | None) -> 
         if random is not None and drawn is not None:
             random.set_state(drawn)
 
-    return restore
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+def _make_room(device: torch.device) -> None:
+    """Only where memory is scarce: it waits for the device, and what is given back here is taken anew later."""
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < ROOM_BYTES:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
+def _tell_of(graph: torch.cuda.CUDAGraph, random: torch.Generator | None) -> None:
+    """From 2.14 on torch finds a capture's generators by itself, and being told of one does nothing."""
+    if random is not None and release(torch.__version__) < (2, 14):
+        graph.register_generator_state(random)
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any) -> Iterator[None]:
+    """What torch.cuda.graph() does, without its wait, its emptied cache and, before 2.9, its collected garbage."""
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 @functools.cache
@@ -198,7 +245,7 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def _cleaned_up(stream: torch.cuda.Stream, pool: tuple[int, int], random: torch.Generator | None) -> Iterator[None]:
+def _cleaned_up(stream: torch.cuda.Stream, pool: Any, random: torch.Generator | None) -> Iterator[None]:
     """A capture that breaks off leaves the current stream, the allocator and the random generators, ComfyUI's too, in
     the middle of a capture: memory would never be freed again, and no number drawn. This ends it for them."""
     current, whole = torch.cuda.current_stream(), False
@@ -214,7 +261,7 @@ def _cleaned_up(stream: torch.cuda.Stream, pool: tuple[int, int], random: torch.
                 _capture_nothing(stream, random)
 
 
-def _end_allocations(device: int, pool: tuple[int, int]) -> None:
+def _end_allocations(device: int, pool: Any) -> None:
     # Without a public name; the second is torch's before 2.8.
     names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
     if end := next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None):
@@ -225,14 +272,9 @@ def _end_allocations(device: int, pool: tuple[int, int]) -> None:
 def _capture_nothing(stream: torch.cuda.Stream, random: torch.Generator | None) -> None:
     """The end of a capture is what brings generators back to drawing, also from one that broke off."""
     graph, number = torch.cuda.CUDAGraph(), torch.zeros(1, device=stream.device)
-    if random is not None:
-        graph.register_generator_state(random)
-    current = torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            number.add_(1)
-    finally:
-        torch.cuda.set_stream(current)
+    _tell_of(graph, random)
+    with _capturing(graph, stream, torch.cuda.graph_pool_handle()):
+        number.add_(1)
 
 
 class ReadLater:
@@ -240,7 +282,8 @@ class ReadLater:
 
     def __init__(self, batch: int, lag: int) -> None:
         self._host = [torch.empty(batch, dtype=torch.long, pin_memory=True) for _ in range(lag + 1)]
-        self._ready = [torch.cuda.Event() for _ in range(lag + 1)]
+        # Waiting for one lets the core go: otherwise it would spin for most of every token.
+        self._ready = [torch.cuda.Event(blocking=True) for _ in range(lag + 1)]
         self._sent = self._taken = 0
 
     def send(self, tokens: torch.Tensor) -> None:

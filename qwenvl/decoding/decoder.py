@@ -7,11 +7,13 @@ steps of the first two are captured (cuda_graph.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import UnusableError, WrappedErrors
+from ..faults import is_out_of_memory
 from ..log import log
 from ..request import Sampling
 from . import hf_generate
@@ -22,6 +24,7 @@ from .prefill import Check, Inputs
 from .rows import Generation, OnTokens, Rows
 from .sampling import Sampler
 from .static_cache import StaticCacheLanes, why_not_generic
+from .step_attention import without_cudnn
 
 Lanes = OwnStepLanes | StaticCacheLanes
 PLAIN = "generate"
@@ -29,6 +32,9 @@ PLAIN = "generate"
 LAG = 3
 # Kinds of sampling for which captured steps are kept: each has a graph and its memory.
 KEPT_SAMPLERS = 4
+# Runs in a row in which a capture may fail before no more is tried. Those in which memory ran out do not count: the
+# next may find enough.
+CAPTURE_TRIES = 3
 
 
 class Tier(NamedTuple):
@@ -79,7 +85,9 @@ class Decoder:
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         # LLM.int8 looks at its outliers on the host, which no capture survives.
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
-        self._steps: dict[tuple[Sampler, int], CapturedStep] = {}
+        self._steps: dict[tuple[Sampler, int, str], CapturedStep] = {}
+        # By what the step attended with: how often in a row it could not be captured.
+        self._failed: Counter[str] = Counter()
         self._tokens: dict[int, torch.Tensor] = {}
         # Around the model's own arithmetic.
         self._computed = WrappedErrors(
@@ -110,31 +118,56 @@ class Decoder:
 
         Raises:
             UnusableError: the model's forward pass fails.
+            NotFiniteError: what it computes for a row is no numbers. Nobody has been told of that token.
             Whatever on_tokens and check raise, at the token or layer at which they do.
         """
         ids = inputs["input_ids"]
         end_ids = _end_ids(self._model)
         rows = Rows(len(ids), end_ids, on_tokens)
         reused = 0
-        with torch.inference_mode():
-            sample = self._sampler(sampling, len(ids))
-            sample.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
-            if self._lanes is None:
-                with self._computed:
-                    hf_generate.generate(self._model, inputs, sampling.max_new_tokens, sample, rows, check)
-            else:
-                with self._computed:
-                    reused, logits = self._lanes.prefill(inputs, sampling.max_new_tokens, check, media)
-                tokens = sample(logits)
-                rows.push(tokens.tolist())
-                if self._captures and not Sampler.why_not_captured(sampling):
-                    tokens = self._captured_loop(self._lanes, tokens, sampling, sample, rows)
-                self._loop(self._lanes, tokens, sampling, sample, rows)
-                captured = self._captures and not Sampler.why_not_captured(sampling)
-                self.attention = self._lanes.attention(captured)
-                self._lanes.finish(inputs, rows.all_ids, media)
+        try:
+            with torch.inference_mode(), without_cudnn():
+                sample = self._sampler(sampling, len(ids))
+                sample.start(sampling, seed, ids, inputs["attention_mask"], end_ids)
+                if self._lanes is None:
+                    with self._computed:
+                        hf_generate.generate(self._model, inputs, sampling.max_new_tokens, sample, rows, check)
+                else:
+                    reused = self._by_lanes(self._lanes, inputs, sampling, sample, rows, check, media)
+        finally:
+            if rows.unsound:
+                self._drop_unsound()
         reasons = (self.tier_reason, self._captures and Sampler.why_not_captured(sampling))
         return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
+
+    def _by_lanes(
+        self,
+        lanes: Lanes,
+        inputs: Inputs,
+        sampling: Sampling,
+        sample: Sampler,
+        rows: Rows,
+        check: Check,
+        media: str,
+    ) -> int:
+        """Fill the rows step by step; returns how many tokens of the prompt were in the buffer already."""
+        with self._computed:
+            reused, logits = lanes.prefill(inputs, sampling.max_new_tokens, check, media)
+        tokens = sample(logits)
+        rows.push(tokens.tolist())
+        captured = self._captures and not Sampler.why_not_captured(sampling)
+        if captured:
+            tokens, captured = self._captured_loop(lanes, tokens, sampling, sample, rows)
+        self._loop(lanes, tokens, sampling, sample, rows)
+        self.attention = lanes.attention(captured)
+        lanes.finish(inputs, rows.all_ids, media)
+        return reused
+
+    def _drop_unsound(self) -> None:
+        """Give back buffers that hold no numbers: what a mask hides of them would be none for the next prompt too."""
+        for each in self._tokens.values():
+            each.tolist()  # the device may be some steps ahead, and still uses them
+        self.drop_buffers()
 
     def drop_buffers(self) -> None:
         """Give back everything but the weights."""
@@ -160,7 +193,7 @@ class Decoder:
         while not rows.all_ended and rows.steps < sampling.max_new_tokens:
             lanes.grow()
             with self._computed:
-                logits = lanes.step(tokens)
+                logits = lanes.step(tokens.clamp_min(0))
             lanes.count_on_device()
             lanes.count_on_host()
             tokens = sample(logits)
@@ -168,21 +201,25 @@ class Decoder:
 
     def _captured_loop(
         self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, sample: Sampler, rows: Rows
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, bool]:
         """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
 
         Returns:
-            The last tokens: where a capture fails, the eager loop goes on from there.
+            The last tokens, and whether no capture failed; where one does, the eager loop goes on from there.
         """
         batch = len(tokens)
         static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
         later: ReadLater | None = None
+        whole = True
+        if max(self._failed.values(), default=0) < CAPTURE_TRIES:
+            lanes.as_chosen()
         for _ in range(rows.steps, sampling.max_new_tokens):
             if rows.all_ended:
-                return static
+                return static, whole
             lanes.grow()
             step = self._captured_step(lanes, static, sample)
             if step is None:
+                whole = False
                 break
             later = later or ReadLater(batch, LAG)
             step()
@@ -192,35 +229,54 @@ class Decoder:
                 rows.push(later.take())
         while later and later.waiting and not rows.all_ended:
             rows.push(later.take())
-        return static
+        return static, whole
 
     def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, sample: Sampler) -> CapturedStep | None:
         """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
         if self._version != lanes.version:
             self._steps.clear()  # they point into a buffer that is gone
             self._version = lanes.version
-        span = lanes.span()
-        key = (sample, span)
-        if key not in self._steps:
-            state = [*lanes.state, *sample.state]
+        while True:
+            span, attention = lanes.span(), lanes.attention(True)
+            key = (sample, span, attention)
+            if key in self._steps:
+                return self._steps[key]
             try:
-                self._steps[key] = CapturedStep(
-                    lambda given: lanes.step(given, span),
-                    sample,
-                    lanes.count_on_device,
-                    tokens,
-                    state,
-                    sample.random,
-                )
+                self._steps[key] = self._capture(lanes, span, tokens, sample)
             except CaptureError as error:
-                if lanes.simplify():
-                    log.warning("this model's decode step is made simpler: %s", error)
-                    self._steps.clear()
-                    return self._captured_step(lanes, tokens, sample)
-                log.warning("this model's decode step runs without a CUDA graph: %s", error)
-                self._captures = False
-                return None
-        return self._steps[key]
+                if self._give_up(lanes, attention, error):
+                    return None
+            else:
+                self._failed[attention] = 0
+
+    def _capture(self, lanes: Lanes, span: int, tokens: torch.Tensor, sample: Sampler) -> CapturedStep:
+        state = [*lanes.state, *sample.state]
+        return CapturedStep(
+            lambda given: lanes.step(given.clamp_min(0), span),
+            sample,
+            lanes.count_on_device,
+            tokens,
+            state,
+            sample.random,
+        )
+
+    def _give_up(self, lanes: Lanes, attention: str, error: CaptureError) -> bool:
+        """Whether the run goes on without a graph, and not with a simpler step; after CAPTURE_TRIES, all runs do."""
+        transient = _ran_out(error)
+        self._failed[attention] += not transient
+        whole = transient or not lanes.simplify()
+        how = "runs without a CUDA graph" if whole else "is made simpler"
+        if self._failed[attention] < CAPTURE_TRIES:
+            log.info("the decode step of this answer %s: %s", how, error)
+            return whole
+        log.warning("this model's decode step %s from now on, for it failed %d times: %s", how, CAPTURE_TRIES, error)
+        self._captures = not whole
+        return whole
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether memory ran out somewhere on the way to this error."""
+    return error is not None and (is_out_of_memory(error) or _ran_out(error.__cause__ or error.__context__))
 
 
 def _end_ids(model: Any) -> frozenset[int]:

@@ -16,13 +16,14 @@ def generate(model: Any, inputs: Inputs, max_new_tokens: int, sample: Sampler, r
     """Fill the rows until all have ended or max_new_tokens is reached."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
+    choose = _OnlyChosen(sample)
     with checked(model, check) as unhook:
         model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([_OnlyChosen(sample)]),
-            stopping_criteria=StoppingCriteriaList([_Report(rows, unhook)]),
+            logits_processor=LogitsProcessorList([choose]),
+            stopping_criteria=StoppingCriteriaList([_Report(rows, choose, unhook)]),
         )
 
 
@@ -32,22 +33,27 @@ class _OnlyChosen:
     generate()'s own sampling draws from torch's global generator, which other nodes seed and use.
     """
 
+    chosen: torch.Tensor
+
     def __init__(self, sample: Sampler) -> None:
         self._sample = sample
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(scores, float("-inf")).scatter(1, self._sample(scores)[:, None], 0.0)
+        self.chosen = self._sample(scores)
+        # Where there is none, any: the rows are told so before it is used.
+        return torch.full_like(scores, float("-inf")).scatter(1, self.chosen.clamp_min(0)[:, None], 0.0)
 
 
 class _Report:
     """A stopping criterion, which generate() calls once a token: it ends the rows that somebody else ended."""
 
-    def __init__(self, rows: Rows, at_first: Callable[[], None]) -> None:
+    def __init__(self, rows: Rows, choose: _OnlyChosen, at_first: Callable[[], None]) -> None:
         self._rows = rows
+        self._choose = choose
         self._at_first = at_first
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         if not self._rows.steps:
             self._at_first()
-        self._rows.push(input_ids[:, -1].tolist())
+        self._rows.push(self._choose.chosen.tolist())
         return torch.tensor(self._rows.ended, device=input_ids.device)

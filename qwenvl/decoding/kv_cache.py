@@ -10,6 +10,9 @@ import torch
 SMALLEST_CAPACITY = 1024
 # ... up to here, and by an eighth from then on, so that a long one does not take twice what it needs.
 LARGEST_DOUBLING = 8192
+# A masked step reads its whole span, and another span is another capture, a stall of up to a second in the middle of an
+# answer. So a span has room for so many new tokens at first, which costs a twentieth where a text is near its end.
+AHEAD = 256
 
 
 def capacity_for(tokens: int) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from .kv_cache import LARGEST_DOUBLING, KVCache, capacity_for, span_for
+from .kv_cache import AHEAD, LARGEST_DOUBLING, KVCache, capacity_for, span_for
 from .own_step import OwnStep
 from .prefill import Check, Inputs, Prefill, checked, extend, forward
 
-# Tokens for which there is room at first; the buffer grows where an answer is longer.
-HEADROOM = 256
+# Tokens for which there is room at first: an answer of the default length. The buffer grows where one is longer, and
+# what was captured is captured anew in its middle; memory for the longest was asked for before the run in any case.
+HEADROOM = 512
 # Larger buffers than this are given back after the run.
 KEPT_CAPACITY = LARGEST_DOUBLING
 # Not worth a second forward: fewer tokens than this in common with the last prompt.
@@ -46,6 +47,8 @@ class OwnStepLanes:
         self._step = OwnStep(model, attention)
         self._kv: KVCache | None = None
         self._remembered: _Remembered | None = None
+        # How long a masked step takes the text to become.
+        self._ahead = 0
         self.version = 0
 
     @property
@@ -69,6 +72,7 @@ class OwnStepLanes:
         with checked(self._model, check):
             made = extend(self._model, ids, kv, reused) if reused else forward(self._model, inputs)
         kv.fill(made.cache, mask, made.offset, reused)
+        self._ahead = kv.filled + min(max_new_tokens, AHEAD)
         self._reach()
         return Prefill(reused, made.logits)
 
@@ -96,9 +100,10 @@ class OwnStepLanes:
         self.kv.filled += 1
 
     def span(self) -> int:
-        """How many slots the next captured step attends to: the bucket that the text has reached."""
-        bucket = capacity_for if self._step.attention.reads_only_text else span_for
-        return min(bucket(self.kv.filled + 1), self.kv.capacity)
+        """How many slots the next captured step attends to: one number for as much of an answer as can be."""
+        if self._step.attention.reads_only_text(self.kv.capacity):
+            return self.kv.capacity  # slots without a token cost nothing
+        return min(span_for(max(self.kv.filled + 1, self._ahead)), self.kv.capacity)
 
     def attention(self, static: bool) -> str:
         """What a step attends with now; static where it is one over a span."""
@@ -107,6 +112,10 @@ class OwnStepLanes:
     def simplify(self) -> bool:
         """Give up the boldest part of the step after a failure; whether there was one."""
         return self._step.attention.all_as_short()
+
+    def as_chosen(self) -> None:
+        """Take back what was given up."""
+        self._step.attention.as_chosen()
 
     def drop(self) -> None:
         """Give the buffer back."""

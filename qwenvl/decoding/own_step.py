@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from ..packages import release
 from .kv_cache import KVCache
 from .step_attention import attention_for
 
@@ -20,6 +21,7 @@ from .step_attention import attention_for
 DENSE = "dense"
 # Rotary embeddings whose frequencies do not depend on how long the text is.
 STATIC_ROPE = ("default", "linear", "yarn", "llama3")
+SLIDES = "it uses sliding-window attention"
 
 
 def why_not_dense(model: Any, decode: str) -> str | None:
@@ -33,8 +35,8 @@ def why_not_dense(model: Any, decode: str) -> str | None:
         return f"{type(model.config).model_type} is not one of the dense families"
     stack = text_stack(model)
     config = stack.config
-    if {*(getattr(config, "layer_types", None) or ["full_attention"])} != {"full_attention"}:
-        return "it uses sliding-window attention"
+    if {*(getattr(config, "layer_types", None) or ["full_attention"])} != {"full_attention"} or slides(stack):
+        return SLIDES
     if getattr(stack.rotary_emb, "rope_type", "default") not in STATIC_ROPE:
         return f"its rotary embedding is {stack.rotary_emb.rope_type}"
     if config.hidden_act != "silu":
@@ -44,9 +46,24 @@ def why_not_dense(model: Any, decode: str) -> str | None:
     return None
 
 
+def has_fused_norm(tensor: torch.Tensor, version: str) -> bool:
+    """Whether F.rms_norm is one kernel where the tensor is: on a GPU, from 2.9 of torch on. Before that it is eight,
+    and on a CPU it is slower than the parts that stand in for it."""
+    return tensor.is_cuda and release(version) >= (2, 9)
+
+
 def text_stack(model: Any) -> Any:
     """The part of the model that reads and writes tokens."""
     return getattr(model.model, "language_model", model.model)
+
+
+def slides(stack: Any) -> bool:
+    """Whether a layer of the stack attends to a window of the text only. Its layer_types alone do not tell: mixtures
+    have a window without them, and some do not look at those that their config.json names."""
+    config = stack.config
+    window = getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None)
+    attentions = [layer.self_attn for layer in stack.layers if hasattr(layer, "self_attn")]
+    return any(getattr(each, "sliding_window", window) for each in attentions)
 
 
 @dataclass(slots=True)
@@ -70,7 +87,7 @@ class OwnStep:
     Args:
         model: a transformers model for which why_not_dense is None.
         attention: what the model was loaded with.
-        fused_norm: whether F.rms_norm is one kernel on this device; on a CPU it is slower than its parts.
+        fused_norm: whether to call F.rms_norm; None where has_fused_norm() says so.
     """
 
     name = "own step"
@@ -82,7 +99,7 @@ class OwnStep:
         self._norm_out = stack.norm.weight
         self._head = model.lm_head
         self.dtype, self.device = self._embed.dtype, self._embed.device
-        self._fused_norm = self._embed.is_cuda if fused_norm is None else fused_norm
+        self._fused_norm = has_fused_norm(self._embed, torch.__version__) if fused_norm is None else fused_norm
         self._eps = config.rms_norm_eps
         self._eps_tensor = torch.tensor(self._eps, device=self.device)
         self._heads = config.num_attention_heads

@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ..errors import NotFiniteError
+
+# In place of a token that could not be chosen, because the row's logits are no numbers.
+NO_TOKEN = -1
 # Called with the new tokens of each row as soon as they are known, none for one that the model has ended. It may
 # return rows that are to end too; raising in it stops the loop.
 OnTokens = Callable[[Sequence[Sequence[int]]], Iterable[int] | None]
@@ -53,6 +57,8 @@ class Rows:
         # With the token that ended a row, as the model was given it.
         self.all_ids: list[list[int]] = [[] for _ in range(batch)]
         self.steps = 0
+        # Whether any row's logits were no numbers.
+        self.unsound = False
         self.ended = [False] * batch
         self._end_ids = end_ids
         self._on_tokens = on_tokens
@@ -65,8 +71,14 @@ class Rows:
         return all(self.ended)
 
     def push(self, tokens: list[int]) -> None:
-        """Take the next token of each row."""
+        """Take the next token of each row.
+
+        Raises:
+            NotFiniteError: there is none for a row that has not ended; nobody has been told of this step.
+        """
         self._last = time.perf_counter()
+        if NO_TOKEN in tokens:
+            self._look_at_missing(tokens)
         if not self.steps:
             self._first = self._last
         self.steps += 1
@@ -81,6 +93,12 @@ class Rows:
         for row in self._on_tokens(new) or ():
             self.ended[row] = True
         self._times.append(TokenTime(self._last, time.perf_counter()))
+
+    def _look_at_missing(self, tokens: list[int]) -> None:
+        """What is made of a row after its end is of no concern, but for what it leaves in the buffers."""
+        self.unsound = True
+        if rows := [row for row, token in enumerate(tokens) if token == NO_TOKEN and not self.ended[row]]:
+            raise NotFiniteError(rows, self.steps)
 
     def generation(self, tier: str, reason: str, reused: int) -> Generation:
         ids = tuple(tuple(row[:-1] if row[-1] in self._end_ids else row) for row in self.all_ids)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..request import Sampling
+from .rows import NO_TOKEN
 
 MASKED = float("-inf")
 # More tokens than this that tie with the last of the top_k best are dropped.
@@ -216,8 +217,11 @@ class Sampler:
             self._repeats = NoRepeats(sampling.no_repeat_ngram_size, texts)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, V) logits -> (B,) int64."""
-        logits = self._filtered(logits.float())
+        """(B, V) logits -> (B,) int64; NO_TOKEN where a row holds NaN or infinity, or no token that is possible."""
+        logits = logits.float()
+        # Found on the device, and seen when the token is read: the host does not wait for it. NaN wins every maximum.
+        sound = logits.amax(dim=-1).isfinite()
+        logits = self._filtered(logits)
         chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
         if self.occurred is not None:
             self.occurred.scatter_(1, chosen[:, None], True)
@@ -227,7 +231,7 @@ class Sampler:
             self.made.add_(1)
         if self._repeats is not None:
             self._repeats.push(chosen.tolist())
-        return chosen
+        return chosen.masked_fill(~sound, NO_TOKEN)
 
     def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
         """What greedy choices too must heed."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .kv_cache import LARGEST_DOUBLING, capacity_for, span_for
+from .kv_cache import AHEAD, LARGEST_DOUBLING, capacity_for, span_for
+from .own_step import SLIDES, slides, text_stack
 from .prefill import Check, Inputs, Prefill, checked
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
@@ -30,7 +31,7 @@ def why_not_generic(model: Any) -> str | None:
     kinds = {*(getattr(model.config.get_text_config(), "layer_types", None) or STATIC_LAYERS)}
     if others := kinds - STATIC_LAYERS:
         return f"its {', '.join(sorted(others))} layers keep what grows with every token"
-    return None
+    return SLIDES if slides(text_stack(model)) else None
 
 
 class StaticCacheLanes:
@@ -45,6 +46,8 @@ class StaticCacheLanes:
         # Its layers with all of their keys and values, of which they are shown as much as there is text.
         self._whole: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         self._capacity = self._batch = self._filled = 0
+        # How long a masked step takes the text to become.
+        self._ahead = 0
         # SDPA takes what may be attended to, eager attention what is added to the scores.
         self._adds = model.config._attn_implementation == "eager"
         self._mask = self._slot = self._positions = torch.empty(0)
@@ -106,6 +109,7 @@ class StaticCacheLanes:
         self._mask[:, 0, 0, :length].masked_fill_(mask.bool(), self._visible)
         self._slot.fill_(length)
         self._filled = length
+        self._ahead = length + min(max_new_tokens, AHEAD)
         return Prefill(0, made.logits[:, -1].float())
 
     def grow(self) -> None:
@@ -165,8 +169,8 @@ class StaticCacheLanes:
         self._filled += 1
 
     def span(self) -> int:
-        """How many slots the next captured step attends to."""
-        return min(span_for(self._filled + 1), self._capacity)
+        """How many slots the next captured step attends to: one number for as much of an answer as can be."""
+        return min(span_for(max(self._filled + 1, self._ahead)), self._capacity)
 
     def attention(self, static: bool) -> str:
         """What transformers attends with."""
@@ -175,6 +179,9 @@ class StaticCacheLanes:
     def simplify(self) -> bool:
         """There is nothing simpler."""
         return False
+
+    def as_chosen(self) -> None:
+        """And nothing to take back."""
 
     def drop(self) -> None:
         """Give the cache back."""

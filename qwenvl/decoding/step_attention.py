@@ -1,8 +1,10 @@
-"""How the new token of each row attends to what is stored: chosen once for a model, by what its device can do."""
+"""How the new token of each row attends to what is stored: chosen once for a model, by what its device can do; and
+which of torch's kernels may run meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from ..log import log
 from .kv_cache import KVCache
 
-# Below so many slots one kernel that reads them all is as fast as the four of flash decoding.
-FLASH_FROM = 2048
+# Captured steps over fewer slots look at all of them under a mask; no span is that short. Modelled, not measured: at
+# 1,024 slots flash's kernels take 13 us a layer, and the masked one, with a block for each key head, 15 to 20; besides,
+# flash reads the text alone. `python -m benchmarks.decode --step-attention` forces either.
+FLASH_FROM = 1024
 # What the trial runs on: rows of so many tokens in a buffer of so many slots.
 _TRIAL_LENGTHS, _TRIAL_CAPACITY = (5, 1500), 2048
 # Outputs of the trial are of the order of 1, and half precision has 8 bits or more.
@@ -21,6 +25,37 @@ _TRIAL_TOLERANCE = 0.03
 # query (B, heads, dim), keys and values (B * capacity, kv heads, dim), first query and first slot of each row and
 # their ends (B + 1,) int32, most slots of a row, slots in use of each row (B,) int32 -> (B, heads, dim)
 Kernel = Callable[..., torch.Tensor]
+
+
+def allowed_kernels() -> list[str]:
+    """The kernels that scaled_dot_product_attention may choose from on a GPU now."""
+    asked = torch.backends.cuda
+    each = {
+        "flash": asked.flash_sdp_enabled,
+        "memory-efficient": asked.mem_efficient_sdp_enabled,
+        "cuDNN": getattr(asked, "cudnn_sdp_enabled", bool),
+        "math": asked.math_sdp_enabled,
+    }
+    return [name for name, enabled in each.items() if enabled()]
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """A block in which cuDNN's kernel is not chosen; where it is the only one that is allowed, it stays.
+
+    torch prefers it on H100, H200 and B200 from 2.11 on. It makes a plan for every shape, the number of keys among its
+    sizes: tens of milliseconds for each token of a loop, and plans that are kept without bound.
+    """
+    kernels = allowed_kernels()
+    if "cuDNN" not in kernels or len(kernels) == 1:
+        yield
+        return
+    # Not torch's sdpa_kernel(): it sets the flags of all kernels, and switches off those that it is not told of.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 class Sdpa:
@@ -103,39 +138,50 @@ def why_not_flash(
     query, keys, values = drawn(kv.batch, heads, dim), kv.allocate(), kv.allocate()
     keys.copy_(drawn(*keys.shape))
     values.copy_(drawn(*values.shape))
-    flash, plain = Flash(kernel), Sdpa()
     try:
-        found = flash(query, keys, values, flash.prepare(kv, _TRIAL_CAPACITY)).float()
-        for row, length in enumerate(_TRIAL_LENGTHS):
-            own = slice(row, row + 1)
-            expected = plain(query[own], keys[own], values[own], (length, None)).float()
-            error = (found[own] - expected).abs().max()
-            if not error <= _TRIAL_TOLERANCE:
-                return f"its result is off by {error:.2g}"
+        return _why_wrong(Flash(kernel), kv, query, keys, values)
     except (RuntimeError, AttributeError) as error:  # not in this build, or called otherwise in this version
         return str(error).splitlines()[0][:200]
+
+
+@without_cudnn()
+def _why_wrong(flash: Flash, kv: KVCache, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> str | None:
+    """By how much it differs from attention of the exact length, or None where that is rounding."""
+    plain = Sdpa()
+    found = flash(query, keys, values, flash.prepare(kv, _TRIAL_CAPACITY)).float()
+    for row, length in enumerate(_TRIAL_LENGTHS):
+        own = slice(row, row + 1)
+        expected = plain(query[own], keys[own], values[own], (length, None)).float()
+        error = (found[own] - expected).abs().max()
+        if not error <= _TRIAL_TOLERANCE:
+            return f"its result is off by {error:.2g}"
     return None
 
 
 class ByLength:
-    """Short texts are attended to one way, and long ones another."""
+    """Short spans are attended to one way, and long ones another."""
 
     def __init__(self, short: Attention, long: Attention) -> None:
         self._short, self._long = short, long
+        self._simple = False
 
     def at(self, span: int | None) -> Attention:
         """What a step over so many slots uses; None is the exact length."""
-        return self._short if span is None or span < FLASH_FROM else self._long
+        return self._short if self._simple or span is None or span < FLASH_FROM else self._long
 
-    @property
-    def reads_only_text(self) -> bool:
-        """Whether slots without a token cost nothing in a long span."""
-        return isinstance(self._long, Flash)
+    def reads_only_text(self, span: int) -> bool:
+        """Whether slots without a token cost nothing in a span of that length."""
+        return isinstance(self.at(span), Flash)
 
     def all_as_short(self) -> bool:
-        """From now on one way for both; whether that is a change."""
-        changed, self._long = self._long is not self._short, self._short
+        """Until as_chosen() one way for both; whether that is a change."""
+        changed = not self._simple and self._long is not self._short
+        self._simple = True
         return changed
+
+    def as_chosen(self) -> None:
+        """Each its own way again."""
+        self._simple = False
 
 
 def attention_for(

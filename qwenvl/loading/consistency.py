@@ -1,16 +1,22 @@
-"""Whether a model folder is sound: its description held against its weights and its processor."""
+"""Whether a model folder is sound: its description held against its weights and its processor; and what is needed to
+read weights that lie there in another way than transformers expects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import LoadError
-from ..models.checkpoint import part, read_json_object
-from ..models.download import weight_headers
+from ..models.checkpoint import INDEX, Checkpoint, has_own_index, part, read_json_object
+from ..models.download import weight_headers, weight_map
 
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.
 _MOST_PER_BYTE = 8
@@ -23,6 +29,26 @@ _PATCHES = {
 }
 # Pixels to which anything may be enlarged: two frames of 8 million.
 _MOST_ENLARGED = 1 << 24
+_SETTINGS = "generation_config.json"
+# What lies beside weights that are no plain numbers -> what such a folder seems to be.
+_BESIDE = {
+    r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\.": "bitsandbytes in 4 bits",
+    r"\.(SCB|weight_format)$": "bitsandbytes in 8 bits",
+    r"\.(qweight|qzeros|g_idx|scales)$": "GPTQ or AWQ",
+    r"(^|\.)(scaled_fp8|scale_weight|scale_input|comfy_quant)$": "scaled FP8, as ComfyUI's own loaders read it",
+    r"\.weight_(packed|shape|zero_point|g_idx|global_scale)$": "compressed-tensors",
+    r"\.\w+_scale_inv$": "FP8 in blocks, as Qwen publishes it",
+    r"\.(weight|input|output|activation)_(scales?|scale_2|global_scale)$": "FP8, INT8 or FP4 with scales",
+    r"\.(W_q|_data|_scale|\w*qdata|\w+_quantizer\.\w+)$": "some quantization",
+}
+# Of tensors with two sides; of others, counters and the like are whole numbers.
+_PLAIN = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+# Parts of other models, and heads for several tokens at once, which transformers leaves on disk.
+_EXTRA = re.compile(r"(^|\.)(mtp|talker|token2wav|code2wav|audio_tower)\.")
+_TOWER = re.compile(r"(^|\.)(visual|vision_tower|vision_model)\.")
+# What is computed anew, and scales for a cache of keys and values in FP8, which ours is not.
+_NEEDLESS = re.compile(r"inv_freq$|rotary_emb\.|\.masked_bias$|\.([qkv]|kv|prob)_(scale|zero_point)$")
+_NUMBERED = re.compile(r"(?:^|\.)(layers|blocks|experts|\w+_list)\.(\d+)\.")
 
 
 def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
@@ -66,6 +92,94 @@ def why_unfit(processor: Any, vision: Any) -> str | None:
     if not 0 < smallest <= min(largest, _MOST_ENLARGED):
         return f"its processor makes {smallest!r:.99} to {largest!r:.99} pixels of whatever it is shown"
     return None
+
+
+@contextmanager
+def indexed(folder: Path) -> Iterator[Path]:
+    """What to give to transformers as the model's folder: where its files have no index that is of use, another with
+    one that names them. Nothing is written into the folder, which need not be ours."""
+    # An absolute path stays one when it is joined to that of a folder.
+    places = {} if has_own_index(folder) else {name: str(path.absolute()) for name, path in weight_map(folder).items()}
+    if not places:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="qwenvl-") as made:
+        (Path(made) / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+        if (folder / _SETTINGS).is_file():
+            shutil.copy(folder / _SETTINGS, made)
+        yield Path(made)
+
+
+def tie_as_said(folder: Path, config: Any) -> None:
+    """Where any part of config.json says that the output head is the embeddings, it is so unless a head is stored and
+    another part denies it: which part is looked at depends on the version of transformers."""
+    written = read_json_object(folder / "config.json")
+    flag = "tie_word_embeddings"
+    said = {bool(each[flag]) for each in (written, part(written, "text_config")) if flag in each}
+    if True not in said:
+        return
+    stored = any(name.endswith("lm_head.weight") for name in weight_map(folder))
+    if len(said) > 1 or not stored:
+        for each in (config, config.get_text_config()):
+            each.tie_word_embeddings = not stored
+
+
+def require_described(checkpoint: Checkpoint, config: Any) -> None:
+    """Raise LoadError where the files hold what config.json does not say: quantized weights, or more layers.
+
+    transformers would drop scales and layers, and what is left talks rubbish.
+    """
+    headers = dict(weight_headers(checkpoint.folder))
+    if checkpoint.quantized is None and (seems := _quantized(headers)):
+        name, kind = seems
+        raise LoadError(
+            f"{checkpoint.folder} cannot be loaded: its weights seem to be quantized ({kind}: {name} is among them), "
+            "and its config.json has no quantization_config, so that they would be taken for plain numbers. Put the "
+            "config.json there that belongs to them, or use a folder with plain weights, which quantization quantizes."
+        )
+    limits = {"layers": getattr(config.get_text_config(), "num_hidden_layers", None)}
+    if checkpoint.has_vision:
+        limits["blocks"] = getattr(config.vision_config, "depth", None)
+    for name in headers:
+        found = None if _is_extra(name, checkpoint.has_vision) else _NUMBERED.search(name)
+        most = limits.get(found[1]) if found else None
+        if found and isinstance(most, int) and int(found[2]) >= most:
+            raise LoadError(
+                f"{checkpoint.folder} cannot be loaded: config.json says that the model has {most} {found[1]}, and its "
+                f"weights have more ({name} is among them). Put the config.json there that belongs to them, or "
+                "download it again."
+            )
+
+
+def require_used(checkpoint: Checkpoint, unexpected: Iterable[str]) -> None:
+    """Raise LoadError where weights within the layers have no place in the model: it would compute something else.
+
+    Args:
+        unexpected: names of what transformers did not read.
+    """
+    if checkpoint.quantized is not None:
+        return  # what belongs to the quantization is known to whoever reads it
+    names = [each for each in unexpected if not _is_extra(each, checkpoint.has_vision) and not _NEEDLESS.search(each)]
+    if left := sorted(each for each in names if _NUMBERED.search(each)):
+        raise LoadError(
+            f"{checkpoint.folder} cannot be loaded: a model of its config.json has no place for {len(left)} of its "
+            f"weights, {left[0]} among them. Put the config.json there that belongs to them, or, where they are an "
+            "adapter's, merge it first."
+        )
+
+
+def _is_extra(name: str, has_vision: bool) -> bool:
+    """Whether it belongs to no part of the model that answers."""
+    return bool(_EXTRA.search(name) or (not has_vision and _TOWER.search(name)))
+
+
+def _quantized(headers: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
+    """A tensor that only quantized weights have, and what it seems to be of; None where all are plain."""
+    for pattern, kind in _BESIDE.items():
+        if name := next(filter(re.compile(pattern).search, headers), None):
+            return name, kind
+    packed = ((name, each["dtype"]) for name, each in headers.items() if len(each["shape"]) > 1)
+    return next(((name, f"stored as {dtype}") for name, dtype in packed if dtype not in _PLAIN), None)
 
 
 def _amount(name: str, value: Any) -> int:

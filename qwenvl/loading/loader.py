@@ -11,6 +11,7 @@ from typing import Any
 
 from ..decoding.decoder import Decoder
 from ..decoding.own_step import release_fused
+from ..decoding.patch_embedding import patch_embedding_as_matmul
 from ..errors import LoadError, WrappedErrors
 from ..faults import running_out_at_once
 from ..log import log
@@ -19,10 +20,10 @@ from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
 from .attention import plan_attention
 from .capabilities import Machine, has_package
-from .consistency import require_backing, why_unfit
+from .consistency import indexed, require_backing, require_described, require_used, tie_as_said, why_unfit
 from .devices import own_random_numbers, placement, strays
-from .patch_embedding import patch_embedding_as_matmul
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
+from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
@@ -114,6 +115,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     with WrappedErrors(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
         processor = _processor(folder, config) if checkpoint.has_vision else None
         tokenizer = processor.tokenizer if processor else _tokenizer(folder)
+        have_template(folder, processor or tokenizer, tokenizer)
+        ends = turn_ends(processor or tokenizer, tokenizer, parts=processor is not None)
     model = _read(checkpoint, config, plan, machine)
     if checkpoint.quantized:
         # Some ways of storing weights are computed with in one precision only.
@@ -122,7 +125,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     # A kernel of the hub may stand in for a package of the same name.
     plan = replace(plan, attention=model.config._attn_implementation)
     patch_embedding_as_matmul(model)
-    _keep_only_token_ids(model)
+    _keep_only_token_ids(model, ends)
     seconds = time.perf_counter() - start
     where = ", ".join(machine.devices)
     log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, where, seconds)
@@ -184,9 +187,12 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     options["ignore_mismatched_sizes"] = True
     with WrappedErrors(f"{folder} cannot be loaded"), own_random_numbers(machine):
         # Not as config.json says: it may name a kernel to be fetched.
+        require_described(checkpoint, config)
+        tie_as_said(folder, config)
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
-        with running_out_at_once():
-            model, report = auto.from_pretrained(folder, config=config, **options)
+        with running_out_at_once(), indexed(folder) as given:
+            model, report = auto.from_pretrained(given, config=config, **options)
+        model.name_or_path = model.config._name_or_path = str(folder)
     # transformers gives random numbers to what it does not find, and goes on.
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
@@ -198,6 +204,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
             f"{folder} cannot be loaded: {len(wrong)} of its weights have another shape than config.json says, "
             f"{wrong[0]} among them. Download it again."
         )
+    require_used(checkpoint, report["unexpected_keys"])
     if strays(model, machine):
         raise LoadError(
             f"{folder} does not fit in what is free on {', '.join(machine.devices)}. Pick a quantization, "
@@ -245,14 +252,21 @@ def _processor(folder: Path, config: Any) -> Any:
     return processor
 
 
-def _keep_only_token_ids(model: Any) -> None:
-    """Take the checkpoint's sampling defaults away: generate() would mix them into what the user set."""
+def _keep_only_token_ids(model: Any, ends: list[int]) -> None:
+    """Take the checkpoint's sampling defaults away: generate() would mix them into what the user set.
+
+    Args:
+        ends: tokens that end an answer too.
+    """
     from transformers import GenerationConfig
 
     own = model.generation_config
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    ids = {name: _token_ids(name, getattr(own, name), vocabulary) for name in _TOKEN_IDS}
-    model.generation_config = GenerationConfig(**ids)
+    given = {name: getattr(own, name) for name in _TOKEN_IDS}
+    first = given["eos_token_id"]
+    first = first if isinstance(first, list) else [] if first is None else [first]
+    given["eos_token_id"] = [*first, *(each for each in ends if each not in first)] or None
+    model.generation_config = GenerationConfig(**{name: _token_ids(name, given[name], vocabulary) for name in given})
 
 
 def _token_ids(name: str, given: Any, vocabulary: int) -> Any:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from ..comfyui import host
 from ..decoding.decoder import Decoder
+from ..decoding.kv_cache import capacity_for
 from ..errors import UnusableError, WrappedErrors
 from ..faults import unless_out_of_memory
 from ..log import log
+from ..media.media import Video
 from ..models import catalog, download
 from ..models.checkpoint import read_checkpoint
 from ..models.families import family_of
 from ..models.trust import why_unsafe
-from ..request import LoadSpec, Request
-from ..settings import AS_SET, QUANTIZATIONS
+from ..request import LoadSpec, LoadStats, Request
+from ..settings import AS_SET, QUANTIZATIONS, RESOLUTIONS
 from . import loader
-from .budget import OutOfMemoryError, model_bytes, request_bytes, why_out_of_memory
+from .budget import OutOfMemoryError, model_bytes, prompt_tokens, request_bytes, why_out_of_memory
 from .capabilities import Machine
 from .devices import current, machine_for
 from .precision import experts_are_fused
@@ -58,6 +62,8 @@ class ModelSource:
     spec: LoadSpec
     folder: Path
     machine: Machine
+    # Why the machine computes in another precision than it would by itself; "" where it does not.
+    fallback: str = ""
 
     def size(self) -> int:
         """Bytes of the weights, as they will be loaded."""
@@ -98,6 +104,9 @@ class ModelSource:
     def _read(self) -> loader.ModelHandle:
         with current(self.machine.device):
             handle = loader.load(self.spec, self.folder, self.machine)
+            if self.fallback:
+                log.warning("%s", self.fallback)
+                handle.plan = replace(handle.plan, fallbacks=(*handle.plan.fallbacks, self.fallback))
             with WrappedErrors(f"{self.folder} was loaded, but no decode step can be made of it", UnusableError):
                 return _with_decoder(handle)
 
@@ -117,6 +126,35 @@ class ModelSource:
         asked = replace(self.spec, quantization=quantization)
         plan = loader.plan_load(asked, self.machine, read_checkpoint(self.folder))
         return model_bytes(self.folder, self.machine.dtype, plan.quantization, plan.expands, experts_are_fused())
+
+
+def question_bytes(
+    source: ModelSource, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]
+) -> int:
+    """What a question needs beside the weights, estimated before there is a model."""
+    pixels = RESOLUTIONS[request.image_resolution] or loader.PICTURE_PIXELS
+    tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
+    # The buffer of keys and values has the size of a bucket, not of the text.
+    return source.request_bytes(capacity_for(tokens + request.sampling.longest), tokens)
+
+
+def load_stats(model: loader.ModelHandle, load_s: float, fallbacks: Sequence[str]) -> LoadStats:
+    """What was loaded and how.
+
+    Args:
+        load_s: seconds that it took this run.
+        fallbacks: what else could not be had.
+    """
+    return LoadStats(
+        model=model.spec.model,
+        device=", ".join(model.machine.devices),
+        dtype=str(model.machine.dtype).removeprefix("torch."),
+        quantization=model.plan.quantization,
+        attention=model.plan.attention,
+        decode_attention=model.decoder.attention,
+        fallbacks=(*model.plan.fallbacks, *fallbacks),
+        load_s=load_s,
+    )
 
 
 def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checks import shown, whole_characters
+from ..checks import whole_characters
+from . import notations
+from .nearly_json import can_mend, objects
+from .notations import Named
 
 # How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
 COORDINATES = ("auto", "0-1000", "pixels")
 THOUSAND = 1000
-# Key -> how many numbers stand behind it.
-_KEYS = {"bbox_2d": 4, "point_2d": 2}
-_LABEL_KEYS = ("label", "text_content", "text", "name")
+_OWN_KEY = re.compile(r"bbox_2d|point_2d")
+# No model answers with more: a quarter of a million tokens.
+_LONGEST = 1_000_000
 _MAX_LABEL = 60
 _MOST_PROBLEMS = 20
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#808000")
-
-# An object that is no JSON may hold others, so reading goes on within it; no character is read more often than this.
-_MOST_READS = 8
-_NUMBER = r"-?\d{1,9}(?:\.\d+)?"
-# In an object that is no JSON: quotes of any kind or none, an end that is missing. What float() takes, and not so long
-# that a text of quotes alone is read over and over.
-_BROKEN_MARK = re.compile(rf"(bbox_2d|point_2d)[\"']?\s*:\s*\[\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*\]", re.ASCII)
-_BROKEN_LABEL = re.compile(r"[\"']?label[\"']?\s*:\s*([\"'])(.{0,200}?)\1\s*[,}\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +43,23 @@ class Found(NamedTuple):
 
 
 def read(text: str) -> Found:
-    """Every bbox_2d and point_2d in an answer, in its own coordinates, and what is wrong with the rest.
+    """Every box and point in an answer, in its own coordinates, and what is wrong with the rest.
 
-    The answer may be JSON, JSON in a code block or among words, one object or lists of them, and may be cut off.
+    The answer may be JSON or nearly that, in a code block or among words, one object or lists of them, with Qwen's own
+    keys or similar ones; Qwen2-VL's pairs or Qwen2.5-VL's tags; four numbers alone. It may be cut off.
     """
-    text = whole_characters(text)
-    marks: list[Mark] = []
-    problems: list[str] = []
-    open_lists = end = 0
-    for start, after, value in _objects(text):
-        open_lists += text.count("[", end, start) - text.count("]", end, start)
-        end = after
-        if value is None:
-            _read_broken(text[start:after], marks, problems)
-        else:
-            _read_objects(value, marks, problems)
-    open_lists += text.count("[", end) - text.count("]", end)
+    longer = len(text) > _LONGEST
+    text = whole_characters(text[:_LONGEST])
+    marks, problems, cut_off = _read_objects(text)
+    if not (marks or problems):
+        marks = _marks(notations.of_text(text))
+        cut_off = notations.is_cut_off(text) if marks else cut_off
+    if not (marks or problems) and (marks := _marks(notations.without_key(text))):
+        problems = ["lists of four numbers without a key were taken for boxes"]
     problems = _first(problems)
-    if marks and open_lists > 0:
+    if longer:
+        problems.append(f"the answer has more than {_LONGEST:,} characters: the rest of it was not read")
+    elif (marks or problems) and cut_off:
         problems.append("the list has no end: the answer was cut off, so there may be more (raise max_new_tokens)")
     once = list(dict.fromkeys(marks))
     if len(once) < len(marks):
@@ -153,90 +146,41 @@ def as_bounding_boxes(marks: Sequence[Mark]) -> list[dict[str, Any]]:
     return found
 
 
-class _Uncounted(str):
-    """A text for json, which counts the lines from its beginning up to each mistake; nobody reads that number."""
-
-    __slots__ = ()
-
-    def count(self, *_: object) -> int:
-        return 0
-
-    def rfind(self, *_: object) -> int:
-        return -1
-
-
-def _objects(text: str) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-    """Start, end and value of each object. One that is no JSON has no value, and ends where the next one begins."""
-    decoder, uncounted = json.JSONDecoder(), _Uncounted(text)
-    mistakes: list[int] = []  # where those that were read in vain stopped
-    end = 0
-    while (start := text.find("{", end)) >= 0:
-        mistakes = [each for each in mistakes if each > start]
-        value = None
-        if len(mistakes) < _MOST_READS:
-            try:
-                value, end = decoder.raw_decode(uncounted, start)
-            except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits, has no pos
-                mistakes.append(getattr(error, "pos", len(text)))
-        if value is None:
-            after = text.find("{", start + 1)
-            end = after if after >= 0 else len(text)
-        yield start, end, value
+def _read_objects(text: str) -> tuple[list[Mark], list[str], bool]:
+    """What the objects in the text hold, a sentence for each that holds no box, and whether the text was cut off."""
+    marks: list[Mark] = []
+    problems: list[str] = []
+    mended: list[str] = []
+    left_out: list[str] = []
+    found_objects, cut_off = objects(text, notations.WANTED)
+    for piece in found_objects:
+        found = list(notations.of_value(piece.value))
+        here = _marks(each for each in found if isinstance(each, Named))
+        # Of a label that holds its own kind of quotes, json-repair keeps the last one too.
+        marks += here if piece.exact else [replace(mark, label=mark.label.rstrip("'\"")) for mark in here]
+        if piece.exact:
+            problems += [each for each in found if isinstance(each, str)]
+        elif here:
+            mended.append(piece.text)
+        elif _OWN_KEY.search(piece.text):
+            left_out.append(f"{_cut(piece.text)} is no JSON object, and left out")
+    if left_out and not can_mend():
+        left_out.insert(
+            0, "json-repair, which mends what is no JSON object, is not installed (pip install json-repair)"
+        )
+    if mended:
+        more = f", and {len(mended) - 1} more like it" if len(mended) > 1 else ""
+        problems.insert(0, f"{_cut(mended[0])} is no JSON object, and was read as well as it can be{more}")
+    return marks, [*problems, *left_out], cut_off
 
 
-def _read_objects(value: Any, marks: list[Mark], problems: list[str]) -> None:
-    """Add what the value holds, at any depth, in order."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            _read_object(value, marks, problems)
-            waiting += reversed(list(value.values()))
-        elif isinstance(value, list):
-            waiting += reversed(value)
-
-
-def _read_object(value: dict[str, Any], marks: list[Mark], problems: list[str]) -> None:
-    label = whole_characters(next((value[key] for key in _LABEL_KEYS if isinstance(value.get(key), str)), ""))
-    for key, count in _KEYS.items():
-        if key not in value:
-            continue
-        found = [box for numbers in _rows(value[key]) if (box := _box(numbers, count))]
-        marks += [Mark(box, label, count == 2) for box in found]
-        if not found:
-            problems.append(f"{key} of {label!r} must be {count} numbers, got {_cut(shown(value[key]))}")
-
-
-def _read_broken(text: str, marks: list[Mark], problems: list[str]) -> None:
-    """The same from an object that is not JSON or has no end."""
-    if not any(key in text for key in _KEYS):
-        return
-    label = _BROKEN_LABEL.search(text)
-    name = label.group(2) if label else ""
-    found = [
-        Mark(box, name, key == "point_2d")
-        for key, numbers in _BROKEN_MARK.findall(text)
-        if (box := _box([float(number) for number in numbers.split(",")], _KEYS[key]))
-    ]
-    marks += found
-    problems.append(f"{_cut(text)} is no JSON object, and {'was read as well as it can be' if found else 'left out'}")
-
-
-def _rows(value: Any) -> Iterator[Any]:
-    """A box or a list of boxes, as a list of boxes."""
-    if isinstance(value, list):
-        yield from value if value and isinstance(value[0], list) else [value]
-
-
-def _box(numbers: Sequence[Any], count: int) -> tuple[float, float, float, float] | None:
-    """Four or two numbers as a box whose left is left of its right; None for anything else."""
-    if not isinstance(numbers, list) or len(numbers) != count:
-        return None
-    # Whoever writes numbers of a hundred digits has not found a box.
-    if not all(isinstance(number, (int, float)) and abs(number) < 1e9 for number in numbers):
-        return None
-    x, y = (sorted(float(number) for number in numbers[axis::2]) for axis in (0, 1))
-    return x[0], y[0], x[-1], y[-1]
+def _marks(found: Iterable[Named]) -> list[Mark]:
+    """A box has its left left of its right, and its top above its bottom."""
+    marks = []
+    for numbers, label in found:
+        x, y = sorted(numbers[::2]), sorted(numbers[1::2])
+        marks.append(Mark((x[0], y[0], x[-1], y[-1]), label, len(numbers) == 2))
+    return marks
 
 
 def _pixels(mark: Mark) -> tuple[int, int, int, int]:

@@ -45,6 +45,22 @@ FILMS = (
     *("nut", "h264", "hevc", "vvc", "obu", "ivf", "m4v", "mjpeg", "vc1", "yuv4mpegpipe", "dv", "rm", "wtv"),
 )
 
+# Qwen's processors take no longer ones, and say so in words that name no input.
+MOST_NARROW = 200
+
+
+class MediaError(ValueError):
+    """A picture or a video cannot be used."""
+
+
+def require_shape(name: str, size: tuple[int, int]) -> None:
+    """Raise MediaError if a picture or frame of (width, height) pixels is too narrow for the models."""
+    width, height = size
+    if max(width, height) > MOST_NARROW * min(width, height):
+        raise MediaError(
+            f"{name} is {width} x {height} pixels: a picture may be at most {MOST_NARROW} times as long as it is wide."
+        )
+
 
 def open_picture(path: Path) -> Image.Image:
     """The file as Pillow opens it, whatever its name, without its pixels. Raises one of BROKEN_PICTURE."""
@@ -181,10 +197,13 @@ def open_film(source: str | io.BytesIO) -> Any:
 
     # Beside the kinds: should one of them name something all the same, it could be no address.
     only = {"format_whitelist": ",".join(FILMS), "protocol_whitelist": "file"}
+    if not isinstance(source, str):
+        source.seek(0)
     # The name of a file may look like an address.
     where = f"file:{source}" if isinstance(source, str) else source
     try:
         # Titles are in any encoding.
-        return av.open(where, options=only, metadata_errors="replace")
-    except av.error.ArgumentError as error:
+        # Not as options of the streams too: of a file that names its streams late (FLV), PyAV 14 then crashes.
+        return av.open(where, container_options=only, metadata_errors="replace")
+    except ValueError as error:
         raise OSError("it is a playlist, a picture, or another kind of file than a film") from error

@@ -78,8 +78,7 @@ def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
     if last in _sole_names(_named_ones()):
         places += [root / last for root in roots]
         places += [place for root in roots for place in sorted(root.glob(f"*/{last}")) if place not in places]
-    cached = in_hub_cache(model.repo_id)
-    return [*places, cached] if cached else places
+    return [*places, *in_hub_cache(model.repo_id)]
 
 
 def locate(model: Model, roots: Sequence[Path]) -> Path | None:

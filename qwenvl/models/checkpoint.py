@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..packages import release
+from ..paths import is_plain_name
 from ..settings import SETTINGS
 from .families import family_of
 
@@ -16,6 +18,10 @@ from .families import family_of
 _SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 # The index of a model of a terabyte has 5 MB.
 LARGEST = 64 << 20
+# What transformers reads: one file, or where that is not there, an index of several.
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# A part of several: what all of them are called, and how many there are. A variant is named before or behind that.
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})((?:\.\w+)?\.safetensors)")
 
 
 class UnreadableError(ValueError):
@@ -24,6 +30,10 @@ class UnreadableError(ValueError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be read: {reason}.")
         self.reason = reason
+
+
+class RivalWeightsError(ValueError):
+    """A folder with several sets of weights, of which none is the one that is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,63 @@ def _sampling(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     settings = read_json_object(path) if path.is_file() else {}
     return {name: settings[name] for name in _SAMPLING if isinstance(settings.get(name), int | float)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the folder's model, whether they are there or not.
+
+    As transformers has it, model.safetensors comes before an index, which may be that of another copy. Of what has
+    neither, or an index of files that are all gone, it is the only set of weights there.
+
+    Raises:
+        UnreadableError, LookupError, TypeError, ValueError: an index that is none, or that leads out of the folder.
+        RivalWeightsError: there are several sets.
+    """
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    indexed = _indexed(folder)
+    if any(file.is_file() for file in indexed):
+        return indexed
+    sets = _sets(folder)
+    # Those that are called as usual: another set is a variant, or in the layout of another program.
+    usual = [name for name in sets if name == WHOLE] or list(sets)
+    if len(usual) > 1:
+        raise RivalWeightsError(
+            f"it holds several sets of weights ({', '.join(sorted(usual))}), and none is called {WHOLE}: leave the one "
+            "that is to be read"
+        )
+    return sets[usual[0]] if usual else indexed
+
+
+def has_own_index(folder: Path) -> bool:
+    """Whether transformers finds the weight files by itself."""
+    if (folder / WHOLE).is_file():
+        return True
+    there = any(file.is_file() for file in _indexed(folder))
+    # Which it wants to find in every index.
+    return there and "metadata" in read_json_object(folder / INDEX)
+
+
+def _indexed(folder: Path) -> list[Path]:
+    if not (folder / INDEX).is_file():
+        return []
+    shards = sorted(set(read_json_object(folder / INDEX)["weight_map"].values()))
+    if outside := [name for name in shards if not is_plain_name(name, windows=True)]:
+        raise ValueError(f"{outside[0]!r} is no plain file name")
+    return [folder / name for name in shards]
+
+
+def _sets(folder: Path) -> dict[str, list[Path]]:
+    """What each set of weights there would be called as one file -> its files, those that are missing too."""
+    sets: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if not (shard := _SHARD.fullmatch(file.name)):
+            sets[file.name] = [file]
+            continue
+        stem, _, count, ending = shard.groups()
+        every = [folder / f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+        sets[stem.removesuffix(".safetensors") + ending] = every
+    return sets
 
 
 def part(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..log import log
 from .builtin import Model, Size
-from .checkpoint import UnreadableError, read_checkpoint
+from .checkpoint import UnreadableError, read_checkpoint, weight_files
 from .download import UNFINISHED, why_incomplete
 from .families import FAMILIES
 
@@ -56,17 +56,18 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(cache)).expanduser()
 
 
-def in_hub_cache(repo_id: str) -> Path | None:
-    """The snapshot that a repository's main branch had when it was last fetched, or the newest."""
+def in_hub_cache(repo_id: str) -> list[Path]:
+    """The snapshots of a repository: the one that its main branch had when it was last fetched, then the newest first.
+
+    The first need not hold the weights: whoever fetches a tokenizer alone has a new one for it.
+    """
     repository = hub_cache() / f"models--{repo_id.replace('/', '--')}"
     snapshots = _folders(repository / "snapshots")
-    if not snapshots:
-        return None
     try:
         named = repository / "snapshots" / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         named = repository
-    return named if named in snapshots else max(snapshots, key=lambda snapshot: snapshot.stat().st_mtime)
+    return sorted(snapshots, key=lambda each: (each == named, each.stat().st_mtime), reverse=True)
 
 
 def _in_roots(roots: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
@@ -93,8 +94,7 @@ def _in_hub_cache() -> Iterator[tuple[str, str, Path]]:
         kind, *rest = folder.name.split("--")
         if kind == "models" and len(rest) == 2:
             repo_id = "/".join(rest)
-            snapshot = in_hub_cache(repo_id)
-            if snapshot:
+            if snapshot := next(filter(describe, in_hub_cache(repo_id)), None):
                 yield repo_id, repo_id, snapshot
 
 
@@ -116,8 +116,16 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
         if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
             return None
         checkpoint = read_checkpoint(folder)
-        size = sum(file.stat().st_size for file in weights if file.exists())
+        size = sum(file.stat().st_size for file in _read_of(folder, weights) if file.exists())
     except (UnreadableError, OSError) as error:
         log.info("not in the list of models: %s", error)
         return None
     return Description(checkpoint.has_vision, size) if checkpoint.family in FAMILIES else None
+
+
+def _read_of(folder: Path, weights: list[Path]) -> list[Path]:
+    """The files that would be read; all of them where that cannot be told, which is said when the model is used."""
+    try:
+        return weight_files(folder)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return weights

@@ -18,11 +18,10 @@ from typing import Any, Protocol
 
 from ..checks import shown
 from ..log import amount, log
-from ..paths import is_plain_name
 from ..settings import DOWNLOADS
-from .checkpoint import UnreadableError, read_json_object
+from .checkpoint import RivalWeightsError, UnreadableError, weight_files
 from .hub_errors import redacted
-from .transfer import INDEX, UNFINISHED
+from .transfer import UNFINISHED
 
 _PACK = Path(__file__).resolve().parents[2]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -55,6 +54,8 @@ def why_incomplete(folder: Path) -> str | None:
     """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
     try:
         return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
+    except RivalWeightsError as error:
+        return str(error)
     except UnreadableError as error:
         return f"its index cannot be read ({error.reason})"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -63,9 +64,13 @@ def why_incomplete(folder: Path) -> str | None:
 
 def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and header (dtype, shape, data_offsets) of every tensor of a whole model."""
-    for path in _weight_files(folder):
-        with path.open("rb") as file:
-            yield from _tensors(file.read(int.from_bytes(file.read(8), "little"))).items()
+    for tensors in _headers(folder).values():
+        yield from tensors.items()
+
+
+def weight_map(folder: Path) -> dict[str, Path]:
+    """The file of every tensor of a whole model."""
+    return {name: path for path, tensors in _headers(folder).items() for name in tensors}
 
 
 def default_policy() -> str:
@@ -242,7 +247,7 @@ def _why_not_whole(folder: Path) -> str | None:
         return "config.json is missing"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return "the tokenizer is missing"
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     if not weights:
         return f"it holds no .safetensors weights{_pickles(folder)}"
     return next((reason for reason in map(_why_broken, weights) if reason), None)
@@ -256,14 +261,12 @@ def _pickles(folder: Path) -> str:
     return f", only {found[0]}: a pickle can run code when it is read, so none is ever opened"
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    shards = sorted(set(read_json_object(index)["weight_map"].values()))
-    if outside := [name for name in shards if not is_plain_name(name, windows=True)]:
-        raise ValueError(f"{outside[0]!r} is no plain file name")
-    return [folder / name for name in shards]
+def _headers(folder: Path) -> dict[Path, dict[str, dict[str, Any]]]:
+    headers = {}
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            headers[path] = _tensors(file.read(int.from_bytes(file.read(8), "little")))
+    return headers
 
 
 def _why_broken(path: Path) -> str | None:

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..log import amount
-from .checkpoint import UnreadableError, read_json_object
+from .checkpoint import INDEX, UnreadableError, read_json_object
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
 from .part import Part, RemoteFile
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-INDEX = "model.safetensors.index.json"
 # There while a download is under way, so that a folder cut off between two files is never taken for whole. It holds
 # the hashes of the files that are in place.
 UNFINISHED = ".download-unfinished"

@@ -16,7 +16,7 @@ from ..log import log
 from ..media import media
 from ..request import Outcome, Question, Sampling
 from ..settings import MAX_SEED
-from .prompt import Prompt
+from .prompt import PIXELS, Prompt
 
 # More rows than this gain little, and each has to wait for the longest answer of all.
 MOST_ROWS = 16
@@ -50,7 +50,7 @@ class BatchLimit:
 
     def fits(self, prompts: Sequence[Prompt]) -> bool:
         """Whether these fit; a single one always does, for it is to be tried."""
-        tokens, shown = max(prompt.tokens for prompt in prompts), sum(prompt.bytes for prompt in prompts)
+        tokens, shown = max(prompt.tokens for prompt in prompts), sum(map(shown_bytes, prompts))
         # Half as much again: a buffer that grows is copied.
         row = self._bytes_of(capacity_for(tokens + self._longest) * 3 // 2, tokens)
         # What is shown is there twice while it is put side by side.
@@ -61,6 +61,11 @@ class BatchLimit:
         """So many did not fit."""
         self.most = max(1, tried // 2)
         log.warning("%d answers at a time need too much memory: going on with %d", tried, self.most)
+
+
+def shown_bytes(prompt: Prompt) -> int:
+    """What the model is shown takes so many."""
+    return sum(prompt.inputs[key].nbytes for key in PIXELS if key in prompt.inputs)
 
 
 class _Room:

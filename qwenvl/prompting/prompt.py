@@ -23,9 +23,8 @@ from .answer import THINK_START
 
 # What a chat template calls its own switch for thinking.
 _SWITCH = "enable_thinking"
-# In the model's precision. The seconds between a video's frames are not: positions are computed from them, and
-# bfloat16 cannot tell 300 from 301.
-_PIXELS = ("pixel_values", "pixel_values_videos")
+# In the model's precision. The seconds between a video's frames are not: bfloat16 cannot tell 300 from 301.
+PIXELS = ("pixel_values", "pixel_values_videos")
 # A code point that Unicode reserves for a program's own use and that no text may hold.
 _BREAK = "\ufdd0"
 
@@ -44,8 +43,7 @@ class Prompt:
     number: int = 0
     # (width, height) of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Names what is seen, and holds it until then. Only a question that is asked alone needs it, and large pictures take
-    # a while.
+    # Names what is seen, and holds it. Only a question that is asked alone needs it, and large pictures take a while.
     media_name: Callable[[], str] = str
 
     @property
@@ -56,11 +54,6 @@ class Prompt:
     @property
     def tokens(self) -> int:
         return self.inputs["input_ids"].shape[1]
-
-    @property
-    def bytes(self) -> int:
-        """What the model is shown takes so many."""
-        return sum(self.inputs[key].nbytes for key in _PIXELS if key in self.inputs)
 
     def continued(self, ids: Sequence[int]) -> Prompt:
         """The same with more text after it."""
@@ -111,8 +104,7 @@ def encode(
     Args:
         phase: a block that times one of the parts "template", "processor" and "transfer".
         number: of the question.
-        alone: no others are asked in the same run: what is seen can be found in memory by the next run. Otherwise
-            the pictures are not held any longer.
+        alone: the next run may find what is seen in memory; otherwise the pictures are held no longer.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -135,10 +127,8 @@ def encode(
         _require_context(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
-        moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
-    # A name that nothing else has is never found again.
-    seen = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
-    media_name = seen if alone else partial(str, secrets.token_hex(8))
+        moved = {key: _to(value, device, dtype if key in PIXELS else None) for key, value in inputs.items()}
+    media_name = _naming(request.image_resolution, pictures, videos) if alone else partial(str, secrets.token_hex(8))
     sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
     return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, media_name)
 
@@ -157,13 +147,17 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
         )
 
 
-def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> str:
+def _naming(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Callable[[], str]:
     # The same picture in another size is another to the model.
-    return f"{resolution} {fingerprint(pictures, videos)}"
+    return lambda: f"{resolution} {fingerprint(pictures, videos)}"
 
 
-def side_by_side(prompts: Sequence[Prompt]) -> Inputs:
-    """generate()'s keywords for several questions: one row each, padded on the left. Pure."""
+def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) -> Inputs:
+    """generate()'s keywords for several questions: one row each, padded on the left. Pure.
+
+    Args:
+        dtype: of the model, where it may be another than the questions were encoded for.
+    """
     longest = max(prompt.tokens for prompt in prompts)
     parts: dict[str, list[Any]] = {}
     for prompt in prompts:
@@ -172,7 +166,13 @@ def side_by_side(prompts: Sequence[Prompt]) -> Inputs:
             # 0 is a token like any other; the mask, which is 0 there too, hides it.
             padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
             parts.setdefault(key, []).append(padded)
-    return {key: _joined(values) for key, values in parts.items()}
+    joined = {key: _joined(values) for key, values in parts.items()}
+    return joined | {key: _to(joined[key], joined[key].device, dtype) for key in PIXELS if dtype and key in joined}
+
+
+def media_of(prompts: Sequence[Prompt]) -> str:
+    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
+    return prompts[0].media if len(prompts) == 1 else ""
 
 
 def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:

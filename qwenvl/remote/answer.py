@@ -18,9 +18,9 @@ class EngineAnswer:
     def __init__(self, engine: Engine, request: Request) -> None:
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
-        self.auto = request.thinking == "auto"
-        # Whether the template opened the think block; None where that is not known.
-        self.opened = known(engine) if self.auto else self._may_think
+        # Whether the template opened the think block; None where that is not known. Not every template and not every
+        # engine heeds a wish that there be none.
+        self.opened = known(engine, request.thinking) if request.thinking != "on" else True
         self.reply = Reply(0.0)
 
     @property
@@ -39,8 +39,10 @@ class EngineAnswer:
         return Answer(cut_before(text or "", self._stops), thinking)
 
     def end(self) -> Answer | None:
-        """The whole of it; None where the model only thought."""
+        """The whole of it; None where the model only thought, or its tokens ran out before it said anything."""
         thinking, text = self._split()
+        if self.said_nothing:
+            return None
         if text is None and self.reply.ended != "length" and not self.reply.text.lstrip().startswith(THINK_START):
             # It ended by itself and closed no block, so there was none.
             thinking, text = "", thinking
@@ -48,11 +50,18 @@ class EngineAnswer:
             return None
         return Answer(cut_before(text, self._stops).strip(), thinking)
 
+    @property
+    def said_nothing(self) -> bool:
+        """Whether the tokens ran out and nothing of them was sent: an engine may keep thoughts to itself."""
+        return self.reply.ended == "length" and not (self.reply.text.strip() or self.reply.thinking.strip())
+
     def _split(self) -> tuple[str, str | None]:
         """(thinking, answer) as far as they have come."""
         # Only here: the halves of a character may come in two pieces.
         text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
         if thinking:
-            return thinking.strip(), text.strip()
+            # Of a thought that the engine ended itself, the end may have come as text.
+            rest, _, text = text.rpartition(THINK_END)
+            return f"{thinking}{rest}".strip(), text.strip()
         closed = self._may_think and THINK_END in text
         return split_thinking(text, bool(self.opened) or closed)

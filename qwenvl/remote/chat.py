@@ -20,13 +20,16 @@ from ..models.engines import Engine
 from ..models.families import family_of
 from ..request import Request, Sampling
 from ..settings import AS_SET, AUTO, RESOLUTIONS, SETTINGS, Setting, settings_of
+from .kinds import DOUBTFUL, IGNORES
 
 # Fields of a chat completion -> the settings that they come from.
 FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}
+# The second name under which a field is sent: llama.cpp and LM Studio pass over the first without a word.
+ALSO = {"repetition_penalty": "repeat_penalty", "thinking_token_budget": "thinking_budget_tokens"}
 # Every engine knows these.
 _KNOWN = {"temperature", "max_tokens"}
 # What an engine need not know. Where it says so, it is asked again without.
-MAY_DROP = {*FIELDS, "stream_options"} - _KNOWN
+MAY_DROP = {*FIELDS, *ALSO.values(), "stream_options"} - _KNOWN
 # Engines hold seeds in signed 64 bits.
 _SEEDS = 1 << 63
 # Tokens that make up the structure of a prompt, as all Qwen families write them.
@@ -79,7 +82,7 @@ def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
         is_off = values[setting.name] in (None, [], setting.off) or (own.greedy and setting.drawn)
         if _is_sent(setting, request, is_off):
             fields[name] = _off(setting) if is_off else values[setting.name]
-    return fields
+    return fields | {also: fields[name] for name, also in ALSO.items() if name in fields}
 
 
 def _is_sent(setting: Setting, request: Request, is_off: bool) -> bool:
@@ -94,12 +97,22 @@ def _off(setting: Setting) -> Any:
     return setting.off if setting.engine_off is None else setting.engine_off
 
 
-def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) -> list[str]:
+def doubtful(sent: dict[str, Any], unknown: set[str]) -> list[str]:
+    """The fields that an engine may pass over without a word and that would make a difference. Pure.
+
+    One that has said what it does not know passes over nothing.
+    """
+    fields = (name for name, setting in FIELDS.items() if name in DOUBTFUL and _counts(setting, sent.get(name)))
+    return [] if unknown - {"stop", "stream_options"} else list(fields)
+
+
+def without_effect(request: Request, sent: dict[str, Any], unknown: set[str], kind: str = "") -> list[str]:
     """A sentence for each thing that was asked for and that an engine cannot or does not do. Pure.
 
     Args:
         sent: the request's body.
         unknown: its fields that the engine did not know.
+        kind: of the engine, one of IGNORES; "" where it is not known.
     """
     spec, own = request.load, request.sampling
     sentences = []
@@ -108,10 +121,18 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str]) ->
     if request.sampling_from != AS_SET:
         sentences.append("the sampling is the engine's own, whose values are not known here")
     # An answer ends before a stop here, whether or not the engine knows it.
-    lost = [each.name for name, each in FIELDS.items() if name in unknown - {"stop"} and _counts(each, sent.get(name))]
+    not_known = {name for name in unknown - {"stop"} if ALSO.get(name, name) in unknown}
+    lost = [each.name for name, each in FIELDS.items() if name in not_known and _counts(each, sent.get(name))]
     if lost:
         sentences.append(f"the engine does not know {', '.join(lost)}")
-    if own.thinking_budget and "thinking_token_budget" not in unknown:
+    maybe = doubtful(sent, unknown)
+    passed_over = [FIELDS[name].name for name in maybe if name in IGNORES.get(kind, ())]
+    if passed_over:
+        sentences.append(f"{kind} ignores {', '.join(passed_over)}")
+    unsure = [FIELDS[name].name for name in maybe if not kind and name != "thinking_token_budget"]
+    if unsure:
+        sentences.append(f"the engine does not say what kind it is, and may ignore {', '.join(unsure)}")
+    if own.thinking_budget and "thinking_budget" not in (*lost, *passed_over):
         sentences.append("the thinking budget is the engine's to keep, which not every engine does")
     for each in settings_of(Sampling):
         if not each.engine and each.off is not None and getattr(own, each.attribute) != each.off:
@@ -206,7 +227,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def _film(video: Video) -> bytes:
-    """The frames that were picked, as a file that plays them at their pace."""
+    """The frames that were picked, as a file that shows each at its time."""
     import av
 
     height, width = (side - side % 2 for side in video.frames.shape[1:3])  # what yuv420p can hold
@@ -215,7 +236,10 @@ def _film(video: Video) -> bytes:
         rate = max(1, round(1000 * len(video.frames) / max(video.duration_s, 0.001)))
         stream = container.add_stream("libx264", rate=Fraction(rate, 1000), options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in video.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[:height, :width].copy(), format="rgb24")))
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for pixels, time_s in zip(video.frames, video.times_s, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels[:height, :width].copy(), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return packed.getvalue()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..log import log
 from ..models.engines import Engine
 from ..process import PROCESS
-from . import refusals
+from . import kinds, refusals
 from .refusals import EngineError
 from .reply import DONE, Reply, event_of, stream_data
 
@@ -121,25 +121,50 @@ class Wire:
             async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
                 if response.status != 200:
                     await self._refuse(response, may_drop)
-                await self._read(response, reply, on_piece, _MOST_PER_TOKEN * body.get("max_tokens", _MOST_WORDS))
+                await self._read(response, reply, on_piece, body, may_drop)
+                reply.end(body.get("max_tokens", 0))
+                if kind := kinds.of_answer(response.headers.get("Server", ""), reply.fingerprint):
+                    kinds.remember(self._engine, kind)
                 return reply
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             if reply.ended:
+                reply.end(body.get("max_tokens", 0))
                 return reply
             problem = self._problem(error, reply)
         # Raised out here: aiohttp's own errors hold the request, and so the key, in their attributes.
         raise problem
 
+    async def find_kind(self) -> None:
+        """Ask once for the list of models, which tells the kind of many engines."""
+        import aiohttp
+
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        patience = aiohttp.ClientTimeout(total=CONNECT_S)
+        body = ""
+        try:
+            address = f"{self._engine.base_url}/models"
+            async with self._session.get(address, headers=headers, allow_redirects=False, timeout=patience) as response:
+                body = await _beginning(response) if response.status == 200 else ""
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            log.debug("engine %r does not list its models: %s", self._engine.name, type(error).__name__)
+        kinds.remember(self._engine, kinds.of_models(body))
+
     async def _read(
-        self, response: aiohttp.ClientResponse, reply: Reply, on_piece: Callable[[Reply], None], most: int
+        self,
+        response: aiohttp.ClientResponse,
+        reply: Reply,
+        on_piece: Callable[[Reply], None],
+        body: Mapping[str, Any],
+        may_drop: Set[str],
     ) -> None:
+        most = _MOST_PER_TOKEN * body.get("max_tokens", _MOST_WORDS)
         if response.content_type != "text/event-stream":
             raise refusals.garbage(self._engine, self._without_key(await _beginning(response)))
         async for data in stream_data(response.content.iter_any()):
             if data == DONE:
                 reply.ended = reply.ended or "stop"
                 break
-            if reply.take(self._event(data)):
+            if reply.take(self._event(data, may_drop if not reply.pieces else frozenset())):
                 on_piece(reply)
             if len(reply.text) + len(reply.thinking) > most:
                 raise refusals.broken_off(self._engine, f"it has more than {most:,} characters, and is not at its end")
@@ -148,13 +173,15 @@ class Wire:
         if not reply.ended:
             raise self._lost(reply, "the stream ended without saying that the answer is complete")
 
-    def _event(self, data: str) -> dict[str, Any]:
+    def _event(self, data: str, may_drop: Set[str]) -> dict[str, Any]:
         event = event_of(data)
         if event is None:
             raise refusals.garbage(self._engine, self._without_key(data))
         if event.get("error"):
-            said = refusals.words(self._without_key(data))
-            raise refusals.refused(self._engine, refusals.status_in(event), said)
+            said, status = refusals.words(self._without_key(data)), refusals.status_in(event)
+            if names := refusals.left_out(status, said, may_drop):
+                raise _UnknownFieldsError(names)
+            raise refusals.refused(self._engine, status, said)
         return event
 
     async def _refuse(self, response: aiohttp.ClientResponse, may_drop: Set[str]) -> None:
@@ -162,7 +189,7 @@ class Wire:
         words = refusals.words(self._without_key(await _beginning(response)))
         if response.status in BUSY:
             raise _TryAgainError(refusals.busy(self._engine, words), _seconds(response.headers.get("Retry-After", "")))
-        if response.status in (400, 422) and (names := refusals.unknown_fields(words, may_drop)):
+        if names := refusals.left_out(response.status, words, may_drop):
             raise _UnknownFieldsError(names)
         if 300 <= response.status < 400:
             raise refusals.redirected(self._engine, response.headers.get("Location", ""))

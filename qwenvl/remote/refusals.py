@@ -12,12 +12,33 @@ from ..models.engines import Engine
 
 _LONGEST_WORDS = 400
 _UNKNOWN_FIELD = re.compile(
-    r"unexpected|unrecogni[sz]ed|unknown|unsupported|not (?:supported|permitted|allowed)|extra inputs|cannot find field"
+    r"unexpected|(?:un|not )recogni[sz]ed|unknown|unsupported|not (?:supported|permitted|allowed|a valid)|extra inputs|"
+    r"cannot find field|(?:does not|doesn't|isn't|not) (?:support|know|accept)|no such|invalid (?:param|arg|field|prop)"
 )
-_UNKNOWN_MODEL = re.compile(r"\bmodel\b.*(?:not exist|not found|unknown|not available|not serv)|pinned to", re.S)
+# What an engine knows instead, in the same sentence: "did you mean 'top_p'?", "expected one of `seed`, `stop`".
+_SUGGESTION = re.compile(
+    r"\b(?:did you mean|(?:perhaps|maybe) you mean|expected(?: one of)?\b|must be one of|one of:)[^?.;]*|"
+    r"\buse [^?.;]{0,80}\binstead\b|\binstead of [^?.;,]*|"
+    r"\b(?<!not )(?:valid|supported|allowed|known|permitted|accepted|available) "
+    r"(?:param\w*|arg\w*|field\w*|propert\w*|name\w*|ones)(?: are| is|:)[^?.;]*",
+    re.IGNORECASE,
+)
+_UNKNOWN_MODEL = re.compile(
+    r"\bmodel\b.*(?:not exist|n[o']t found|unknown|not available|n[o']t serv|n[o']t loaded)|"
+    r"pinned to|not a valid model|(?:invalid|unknown|no such|no) model\b|unable to access model|"
+    r"no models? (?:is |are )?loaded|no healthy deployments|could not find .*handler for|llm provider not provided",
+    re.S,
+)
+_NO_VALUE = r"unsupported|not support|n't support|not have|missing|mmproj|cannot|can't|unable|text-only"
+# Where a status says that the engine failed, only such words tell that it was for the pictures.
+_NO_PICTURES = re.compile(
+    rf"(?:image|picture|multi-?modal|vision|video).{{0,80}}(?:{_NO_VALUE})|"
+    rf"(?:{_NO_VALUE}).{{0,80}}(?:image|picture|multi-?modal|vision|video)",
+    re.S,
+)
 _TOO_LONG = re.compile(
     r"context (?:length|window)|maximum (?:model|sequence|input|context|prompt)|too (?:long|many tokens)|"
-    r"longer than|max_model_len|exceeds? .*(?:length|tokens|context)"
+    r"longer than|max_model_len|exceeds? .*(?:length|tokens|context)|too large to process"
 )
 _PICTURES = re.compile(r"image|picture|multi-?modal|\bmm\b|vision|video")
 
@@ -63,7 +84,18 @@ def unknown_fields(said: str, candidates: Collection[str]) -> set[str]:
     """Those of the candidates that a refusal names as fields it does not know. Pure."""
     if not _UNKNOWN_FIELD.search(said.lower()):
         return set()
-    return {name for name in candidates if re.search(rf"\b{name}\b", said)}
+    named = _SUGGESTION.sub(" ", said)
+    return {name for name in candidates if re.search(rf"\b{name}\b", named)}
+
+
+def left_out(status: int, said: str, candidates: Collection[str]) -> set[str]:
+    """Those of the fields that were sent without which the question is put again. Pure.
+
+    An answer ends before a stop here too, so an engine that fails where it is sent one is not sent any.
+    """
+    names = unknown_fields(said, candidates) if status in (400, 422, 500, 501) else set()
+    fails_on_stop = status in (500, 501) or (status in (400, 422) and re.search(r"\bstop(?:\b|_)", said))
+    return names or ({"stop"} & set(candidates) if fails_on_stop else set())
 
 
 def refused(engine: Engine, status: int, said: str) -> EngineError:
@@ -81,7 +113,7 @@ def refused(engine: Engine, status: int, said: str) -> EngineError:
             f"The question is too long for {_the(who)}: {said}. "
             "Lower max_new_tokens, or show fewer or smaller pictures."
         )
-    if status < 500 and _PICTURES.search(low):
+    if (_PICTURES if status < 500 else _NO_PICTURES).search(low):
         return QuestionError(
             f"{who} refuses the pictures: {said}. If its model cannot see, set vision to false in its entry."
         )

@@ -14,6 +14,9 @@ LONGEST_LINE = 1 << 20
 _THOUGHTS = ("reasoning_content", "reasoning")
 # How engines end what they did not finish.
 _BROKEN_ENDS = ("abort", "error", "cancelled", "content_filter")
+# How engines say that max_tokens was reached, in small letters.
+_LENGTH_ENDS = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit")
+_CHUNK = "chat.completion.chunk"
 DONE = "[DONE]"
 
 
@@ -31,6 +34,8 @@ class Reply:
     ended: str = ""
     # The engine's own numbers; empty where it sends none.
     usage: Mapping[str, Any] = field(default_factory=dict)
+    # What some engines tell themselves by.
+    fingerprint: str = ""
 
     @property
     def broken(self) -> bool:
@@ -51,14 +56,23 @@ class Reply:
         """Grow by an event of event_of(), which is no error; returns whether there is more text now."""
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
+        if isinstance(event.get("system_fingerprint"), str):
+            self.fingerprint = event["system_fingerprint"]
         before = self.pieces
-        for choice in event["choices"][:1]:
+        for choice in (event.get("choices") or ())[:1]:
             delta = choice.get("delta") or {}
             text, *thoughts = (delta.get(name) or "" for name in ("content", *_THOUGHTS))
             if text or any(thoughts):
                 self._add(text, next(filter(None, thoughts), ""))
-            self.ended = choice.get("finish_reason") or self.ended
+            ended = choice.get("finish_reason") or self.ended
+            self.ended = "length" if ended.lower() in _LENGTH_ENDS else ended
         return self.pieces > before
+
+    def end(self, max_tokens: int) -> None:
+        """At its end: an engine that made as many tokens as it may has stopped for that, whatever it says."""
+        self.ended = self.ended or "stop"
+        if self.ended == "stop" and 0 < max_tokens <= self.count("completion_tokens"):
+            self.ended = "length"
 
     def _add(self, text: str, thinking: str) -> None:
         self.last_s = time.perf_counter()
@@ -77,6 +91,10 @@ def event_of(data: str) -> dict[str, Any] | None:
     if not isinstance(event, dict):
         return None
     choices = event.get("choices")
+    if choices is None and (
+        "choices" in event or event.get("object") == _CHUNK or isinstance(event.get("usage"), dict)
+    ):
+        choices = []  # a closing event that holds the numbers alone
     fits = isinstance(choices, list) and all(_is_choice(each) for each in choices)
     return event if fits or event.get("error") else None
 

@@ -18,12 +18,12 @@ from ..log import log
 from ..media import media
 from ..models.engines import Engine
 from ..models.families import family_of
-from ..prompting.answer import why_no_answer
+from ..prompting.answer import NoAnswerError, why_no_answer
 from ..prompting.batch import later_seed, run_seed
 from ..prompting.watch import Reporter, Watch
 from ..request import DecodeStats, LoadStats, Outcome, PromptStats, Question, Request, Sampling, Stats
 from ..settings import AS_SET
-from . import chat
+from . import chat, kinds
 from .answer import EngineAnswer
 from .client import Wire
 from .loop import Loop
@@ -72,7 +72,8 @@ class EngineSession:
         self._fatal: EngineError | None = None
         self._loop = Loop()
         self._wire = Wire(engine, _key(engine))
-        self._thoughts = Thoughts(engine, self._wire)
+        self._thoughts = Thoughts(engine, self._wire, request.thinking)
+        self._finding_kind = asyncio.Lock()
 
     def __enter__(self) -> EngineSession:
         self._loop.__enter__()
@@ -86,7 +87,7 @@ class EngineSession:
 
     def load(self, first: Question, expected: int) -> None:
         """Nothing is loaded here."""
-        self._videos = media.videos(self._request)
+        self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
 
     def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:
@@ -140,14 +141,21 @@ class EngineSession:
             self._at_once = max(self._at_once, self._now)
             try:
                 writer.reply = await self._wire.complete(body, chat.MAY_DROP, partial(self._grown, writer))
-                if writer.auto:
+                if self._request.thinking != "on":
                     writer.opened = await self._thoughts.opened(writer.reply, body)
+                await self._find_kind(body)
             except EngineError as error:
                 if not isinstance(error, QuestionError):
                     self._fatal = error
                 raise
             finally:
                 self._now -= 1
+
+    async def _find_kind(self, body: dict[str, Any]) -> None:
+        """Find out what kind of engine it is, once, where a parameter may have been passed over."""
+        async with self._finding_kind:
+            if chat.doubtful(body, self._wire.unknown) and kinds.known(self._engine) is None:
+                await self._wire.find_kind()
 
     def _look(self, reporter: Reporter) -> Iterator[Outcome]:
         """Wait for news, but not for long; then tell of it, and give what is finished.
@@ -170,7 +178,15 @@ class EngineSession:
                 raise error
             else:
                 self._done.append(writer)
-                yield Outcome(number, writer.end() or why_no_answer(self._request))
+                yield Outcome(number, writer.end() or self._why_no_answer(writer))
+
+    def _why_no_answer(self, writer: EngineAnswer) -> NoAnswerError:
+        if not writer.said_nothing:
+            return why_no_answer(self._request)
+        return NoAnswerError(
+            f"{self._request.load.model} used up {self._request.sampling.longest} tokens, and the engine sent no text: "
+            "it may keep to itself what a model thinks. Raise max_new_tokens, or set thinking to off."
+        )
 
     def stats(self) -> Stats:
         stats = Stats(
@@ -187,7 +203,7 @@ class EngineSession:
         return stats
 
     def _loaded(self) -> LoadStats:
-        fallbacks = chat.without_effect(self._request, self._sent, self._wire.unknown)
+        fallbacks = chat.without_effect(self._request, self._sent, self._wire.unknown, kinds.known(self._engine) or "")
         if any(not writer.reply.usage for writer in self._done):
             fallbacks.append("the engine does not count its tokens: the figures count the pieces it sent")
         return LoadStats(

@@ -14,7 +14,7 @@ from ..log import log
 from ..models.engines import Engine
 from ..process import PROCESS
 from ..prompting.answer import THINK_END, THINK_START
-from .chat import MAY_DROP
+from .chat import ALSO, MAY_DROP
 from .client import Wire
 from .refusals import EngineError
 from .reply import Reply
@@ -22,21 +22,30 @@ from .reply import Reply
 # A model that does not think needs a token or two for it; one that does is hardly done with its thought by then.
 _QUESTION, _MOST_TOKENS = "Answer with one word: yes.", 64
 # Fields that belong to the question that was cut off.
-_ITS_OWN = ("stop", "min_tokens", "thinking_token_budget")
+_ITS_OWN = ("stop", "min_tokens", "thinking_token_budget", ALSO["thinking_token_budget"])
 
 
-def known(engine: Engine) -> bool | None:
-    """Whether the block is open before the engine's texts; None where that was not found out."""
-    return PROCESS.opens_thought.get((engine.base_url, engine.model))
+def known(engine: Engine, thinking: str) -> bool | None:
+    """Whether the block is open before the engine's texts; None where that was not found out.
+
+    Args:
+        thinking: as it was asked for.
+    """
+    return PROCESS.opens_thought.get((engine.base_url, engine.model, thinking))
 
 
 class Thoughts:
-    """Tells thoughts from answers for the time of one run, where a request leaves thinking to the model."""
+    """Tells thoughts from answers for the time of one run, where a model was not told to think.
 
-    def __init__(self, engine: Engine, wire: Wire) -> None:
+    Args:
+        thinking: as it is asked for. "off" is a wish: some templates and some engines do not heed it.
+    """
+
+    def __init__(self, engine: Engine, wire: Wire, thinking: str) -> None:
         self._engine = engine
         self._wire = wire
-        self._key = (engine.base_url, engine.model)
+        self._thinking = thinking
+        self._key = (engine.base_url, engine.model, thinking)
         self._asking = asyncio.Lock()
 
     async def opened(self, reply: Reply, sent: Mapping[str, Any]) -> bool | None:
@@ -47,25 +56,32 @@ class Thoughts:
             sent: what was asked.
         """
         marked = _marked(reply)
-        if marked:
+        # Of a model that was told not to think, a mark may be a word of the answer.
+        if marked and self._thinking == "auto":
             PROCESS.opens_thought.setdefault(self._key, True)
-        if marked is None and reply.ended == "length" and reply.text.strip():
+        cut_off = marked is None and reply.ended == "length" and reply.text.strip()
+        if cut_off or (marked and self._thinking == "off"):
             # Many answers may be cut off at a time: one of them asks.
             async with self._asking:
-                found = known(self._engine)
-                return await self._ask(sent) if found is None else found
-        return known(self._engine)
+                found = known(self._engine, self._thinking)
+                return await self._ask(sent, otherwise=not marked) if found is None else found
+        return known(self._engine, self._thinking)
 
-    async def _ask(self, sent: Mapping[str, Any]) -> bool:
-        """By a short question. True where there is no telling: half a thought must not become an answer."""
+    async def _ask(self, sent: Mapping[str, Any], otherwise: bool) -> bool:
+        """By a short question.
+
+        Args:
+            otherwise: what is taken to be so where there is no telling. Half a thought must not become an answer, and
+                no whole answer a thought.
+        """
         kept = {name: value for name, value in sent.items() if name not in _ITS_OWN}
         greedy = {"temperature": 0.0} if "temperature" in sent else {}
         asked = {**kept, **greedy, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": _MOST_TOKENS}
         try:
             reply = await self._wire.complete(asked, MAY_DROP, lambda _: None)
         except EngineError as error:
-            log.warning("it is not known whether %s thinks unless it is told not to: %s", self._engine.model, error)
-            return True
+            log.warning("it is not known whether %s thinks before it answers: %s", self._engine.model, error)
+            return otherwise
         marked = _marked(reply)
         found = reply.ended == "length" if marked is None else marked
         log.info("%s %s before it answers", self._engine.model, "thinks" if found else "does not think")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..decoding.step_attention import allowed_kernels, without_cudnn
+
 # The operator that scaled_dot_product_attention ends in, and what the kernel is called.
 KERNELS = {
     "_scaled_dot_product_flash_attention": "flash",
@@ -22,15 +24,9 @@ KERNELS = {
 
 
 def allowed() -> list[str]:
-    """The kernels that torch may choose from on a GPU."""
-    asked = torch.backends.cuda
-    each = {
-        "flash": asked.flash_sdp_enabled,
-        "memory-efficient": asked.mem_efficient_sdp_enabled,
-        "cuDNN": getattr(asked, "cudnn_sdp_enabled", bool),
-        "math": asked.math_sdp_enabled,
-    }
-    return [name for name, enabled in each.items() if enabled()]
+    """The kernels that torch may choose from on a GPU while the pack computes."""
+    with without_cudnn():
+        return allowed_kernels()
 
 
 @contextmanager

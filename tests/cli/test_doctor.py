@@ -131,3 +131,7 @@ def test_the_bandwidth_of_a_copy_is_its_bytes_both_ways_over_its_time(monkeypatc
     clock = count()  # a second passes between any two looks at it
     monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert copy_bandwidth("cpu", size=1000) == 2000
+
+
+def test_a_copy_on_a_cpu_is_a_quarter_of_a_gigabyte():
+    assert doctor._copied_bytes("cpu") == 256 << 20

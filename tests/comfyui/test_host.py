@@ -81,7 +81,7 @@ def test_room_for_an_answer_is_made_by_everyone_but_the_model_that_answers(story
     story.theirs("core", 3000)
     story.ours("B", 2000)
     spec = story.ours("A", 3000)
-    story.models.make_room(spec, 6500 * memory_scenario.MB)
+    story.models.free_memory(spec, 6500 * memory_scenario.MB)
     assert [each.model for each in story.models.held] == ["A"]
     assert story.core["core"].loaded_size() == 0
 

@@ -16,16 +16,19 @@ import tiny
 import torch
 from asking import ask, ignore
 from pictures import draw
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers.cache_utils import StaticLayer
 
-from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, HostSyncs
+from qwenvl.cli import doctor
+from qwenvl.decoding.cuda_graph import CapturedStep, CaptureError, HostSyncs, ReadLater
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.decoding.kv_cache import capacity_for
+from qwenvl.decoding.kv_cache import capacity_for, span_for
 from qwenvl.decoding.lanes import OwnStepLanes
 from qwenvl.decoding.own_step import why_not_dense
 from qwenvl.decoding.sampling import Sampler
 from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
-from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa
+from qwenvl.decoding.step_attention import ByLength, Flash, Sdpa, allowed_kernels
+from qwenvl.errors import NotFiniteError
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import load, park
 from qwenvl.media.media import Video
@@ -215,6 +218,45 @@ def test_a_cancel_at_any_token_leaves_the_next_answer_right(handle, step, token)
     assert decoder.generate(inputs, GREEDY, None, ignore, ignore).ids == whole
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_numbers_that_are_none_are_found_on_the_device_and_not_told_of(handle, step, captured):
+    """From the fifth token of a row on, by the embedding of the token before; the buffers are of no use after it."""
+    inputs, whole = side_by_side(prompts(handle)), decoder_of(handle, step, captured=False)
+    (first, second), decoder = (
+        whole.generate(inputs, GREEDY, None, ignore, ignore).rows,
+        decoder_of(handle, step, captured),
+    )
+    at = next(
+        at for at in range(3, 9) if first[at] not in {*first[:at], *second[: at + 2], *inputs["input_ids"][0].tolist()}
+    )
+    embeddings, told = handle.model.get_input_embeddings().weight, []
+    kept = embeddings[first[at]].clone()
+    embeddings.data[first[at]] = float("nan")
+    try:
+        with pytest.raises(NotFiniteError) as raised:
+            decoder.generate(inputs, GREEDY, None, lambda new: told.append([*map(tuple, new)]), ignore)
+    finally:
+        embeddings.data[first[at]] = kept
+    assert (raised.value.rows, raised.value.token) == ([0], at + 1)
+    assert told == [[(one,), (two,)] for one, two in zip(first[: at + 1], second[: at + 1], strict=True)]
+    assert decoder._captures == captured, "no capture failed"
+    assert decoder.generate(inputs, GREEDY, None, ignore, ignore).rows == (first, second)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_they_are_found_in_the_prompt_s_own_logits(handle, step, captured):
+    head = handle.model.lm_head.weight
+    kept = head[7].clone()
+    head.data[7] = float("nan")
+    decoder = decoder_of(handle, step, captured)
+    try:
+        with pytest.raises(NotFiniteError) as raised:
+            decoder.generate(side_by_side(prompts(handle)), DRAWN, 1, pytest.fail, ignore)
+    finally:
+        head.data[7] = kept
+    assert (raised.value.rows, raised.value.token) == ([0, 1], 0)
+
+
 def test_a_model_that_waited_in_ram_says_the_same(handle, expected):
     """Its fused weights are let go before it moves, and made anew when it is back."""
     there = replace(handle, machine=Machine(f"{pretended.NAME}:0", torch.float32, ""))
@@ -289,6 +331,184 @@ def test_a_captured_step_may_differ_by_a_fiftieth_of_its_largest_logit(share, ta
 
         CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], None)()
     assert tokens.tolist() == [1 if taken else 2]
+
+
+# How a capture fails, and whether the next run may well succeed for that reason.
+RAN_OUT = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+BROKE_OFF = "CUDA error: operation failed due to a previous error during capture"
+
+
+class Failing:
+    """Raises in the captures of some runs, where the model computes its logits.
+
+    Args:
+        words: of the error; "" raises none.
+        attention: the decoder must attend that way for it to fail.
+    """
+
+    def __init__(self, decoder, attention=""):
+        self.words, self._decoder, self._attention = "", decoder, attention
+
+    def __call__(self, *_):
+        now = self._decoder._lanes.attention(True)
+        if self.words and pretended.Graph.recording and self._attention in ("", now):
+            raise RuntimeError(self.words)
+
+
+@pytest.fixture
+def failing(handle):
+    hooks = []
+
+    def failing(decoder, attention=""):
+        made = Failing(decoder, attention)
+        hooks.append(handle.model.lm_head.register_forward_pre_hook(made))
+        return made
+
+    yield failing
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("words", "ends"), [(RAN_OUT, False), (BROKE_OFF, True)], ids=["ran out", "broke off"])
+def test_a_capture_that_fails_is_tried_again_at_the_next_run(handle, step, expected, failing, words, ends, caplog):
+    decoder, inputs = decoder_of(handle, step, captured=True), side_by_side(prompts(handle))
+    fails = failing(decoder)
+
+    def run(fail):
+        fails.words = words if fail else ""
+        replays = pretended.Graph.replays
+        assert decoder.generate(inputs, GREEDY, None, ignore, ignore).rows == expected[handle.spec.model][0]
+        decoder.drop_buffers()
+        return pretended.Graph.replays > replays
+
+    # Two in a row are forgotten when one succeeds.
+    assert [run(fail) for fail in (1, 1, 0, 1, 1, 0)] == [False, False, True, False, False, True]
+    assert [run(fail) for fail in (1, 1, 1, 0)] == [False, False, False, not ends]
+    assert decoder._captures != ends
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len([each for each in warnings if "from now on" in each]) == ends
+
+
+def test_flash_decoding_that_is_not_captured_is_tried_again_at_the_next_run(handle, expected, failing):
+    if reason := _not_dense(handle.model):
+        pytest.skip(reason)
+    decoder, inputs = decoder_of(handle, OwnStepLanes.name, captured=True), side_by_side(prompts(handle))
+    decoder._lanes._step.attention = ByLength(Sdpa(), Flash(flash))
+    fails = failing(decoder, "flash")
+    used = []
+    for fail in (1, 0, 1, 1, 1, 0):
+        fails.words = BROKE_OFF if fail else ""
+        assert decoder.generate(inputs, GREEDY, None, ignore, ignore).rows == expected[handle.spec.model][0]
+        used.append(decoder.attention)
+        decoder.drop_buffers()
+    assert used == ["sdpa", "flash", "sdpa", "sdpa", "sdpa", "sdpa"], "three times in a row end it"
+    assert decoder._captures
+
+
+def test_cudnn_is_not_allowed_while_a_step_is_captured(handle, step):
+    decoder, seen = decoder_of(handle, step, captured=True), []
+    look = handle.model.lm_head.register_forward_pre_hook(
+        lambda *_: seen.append(allowed_kernels()) if pretended.Graph.recording else None
+    )
+    decoder.generate(side_by_side(prompts(handle)), GREEDY, None, ignore, ignore)
+    look.remove()
+    assert seen
+    assert all("cuDNN" not in each for each in seen)
+
+
+def captures_by_token(decoder, inputs, sampling):
+    """How many captures there had been when each token was told."""
+    told, before = [], pretended.Graph.captures
+    rows = decoder.generate(
+        inputs, sampling, None, lambda _: told.append(pretended.Graph.captures - before), ignore
+    ).rows
+    return rows, told
+
+
+@pytest.mark.parametrize("kernel", ["flash", "sdpa"])
+def test_an_answer_that_crosses_a_bucket_captures_once_and_before_its_second_token(handle, step, monkeypatch, kernel):
+    if kernel == "flash" and step != OwnStepLanes.name:
+        pytest.skip("only the own step has flash decoding")
+    monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
+    monkeypatch.setattr("qwenvl.decoding.step_attention.FLASH_FROM", 16)
+    inputs = side_by_side(prompts(handle))
+    length = inputs["input_ids"].shape[1]
+    new = capacity_for(length + 1) + 10 - length
+    long = replace(GREEDY, max_new_tokens=new, min_new_tokens=new)
+    assert span_for(length + 1) < span_for(length + new)
+    whole = decoder_of(handle, "generate", captured=False).generate(inputs, long, None, ignore, ignore).rows
+    decoder = decoder_of(handle, step, captured=True)
+    if kernel == "flash":
+        decoder._lanes._step.attention = ByLength(Sdpa(), Flash(flash))
+    rows, told = captures_by_token(decoder, inputs, long)
+    assert rows == whole
+    assert told == [0] + [1] * (new - 1)
+    assert captures_by_token(decoder, inputs, long) == (whole, [0] * new)
+
+
+def test_a_masked_span_grows_only_where_an_answer_is_longer_than_was_looked_ahead(handle, step, monkeypatch):
+    monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
+    for room in ("lanes", "static_cache"):
+        monkeypatch.setattr(f"qwenvl.decoding.{room}.AHEAD", 20)
+    inputs = side_by_side(prompts(handle))
+    long = replace(GREEDY, max_new_tokens=60, min_new_tokens=60)
+    _, told = captures_by_token(decoder_of(handle, step, captured=True), inputs, long)
+    assert told[20] == 1
+    assert told[-1] > 1
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(("free", "emptied"), [(8 << 30, 0), (100 << 20, 1)])
+def test_the_cache_is_emptied_for_a_capture_only_where_memory_is_scarce(free, emptied, monkeypatch):
+    monkeypatch.setattr(pretended.Memory, "free", free)
+    monkeypatch.setattr(pretended.Memory, "emptied", 0)
+    with pretended.there():
+        captured(lambda _: torch.ones(1, 3, device=pretended.NAME))
+    assert pretended.Memory.emptied == emptied
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(("version", "times"), [("2.9.0+cu128", 1), ("2.13.1", 1), ("2.14.0+cu130", 0)])
+def test_torch_is_told_of_the_generator_where_that_does_something(version, times, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(pretended.Graph, "registered", 0)
+    with pretended.there():
+        captured(lambda _: torch.ones(1, 3, device=pretended.NAME), torch.Generator())
+    assert pretended.Graph.registered == times
+
+
+@pytest.mark.usefixtures("expected")
+def test_what_a_captured_step_must_give_is_of_a_step_that_nobody_watched():
+    """Under the watch some operators compute in other parts, and round otherwise."""
+
+    def watched():
+        return any(isinstance(each, HostSyncs) for each in _get_current_dispatch_mode_stack())
+
+    with pretended.there():
+        made = torch.tensor([[1.0, 0.5]], device=pretended.NAME)
+        captured(lambda _: made * (1.5 if watched() else 1.0))
+
+
+def captured(logits, random=None):
+    tokens = torch.tensor([0], device=pretended.NAME)
+    return CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], random)
+
+
+@pytest.mark.usefixtures("expected")
+def test_whoever_waits_for_a_token_lets_the_core_go():
+    with pretended.there():
+        assert all(event.blocking for event in ReadLater(1, 3)._ready)
+
+
+@pytest.mark.usefixtures("expected")
+@pytest.mark.parametrize(("free", "size"), [(4000, 1000), (1 << 50, 4 << 30)])
+def test_a_copy_on_a_gpu_is_timed_there_and_takes_at_most_a_quarter_of_what_is_free(free, size, monkeypatch):
+    monkeypatch.setattr(pretended.Memory, "free", free)
+    monkeypatch.setattr(pretended.Memory, "emptied", 0)
+    with pretended.there():
+        assert doctor._copied_bytes(pretended.NAME) == size
+        assert doctor.copy_bandwidth(pretended.NAME, min(size, 1000)) == pytest.approx(2 * 1000 / 0.002)
+    assert pretended.Memory.emptied == 1
 
 
 def test_a_version_without_generic_step_is_known():

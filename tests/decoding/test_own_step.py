@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -8,7 +10,7 @@ from shortage import Shortage
 from benchmarks.launches import Launches
 from qwenvl.decoding.cuda_graph import HostSyncs
 from qwenvl.decoding.decoder import Decoder
-from qwenvl.decoding.own_step import OwnStep, text_stack, why_not_dense
+from qwenvl.decoding.own_step import OwnStep, has_fused_norm, text_stack, why_not_dense
 from qwenvl.decoding.prefill import forward
 from qwenvl.decoding.sampling import Sampler
 from qwenvl.decoding.step_attention import FLASH_FROM, ByLength, Flash, Sdpa
@@ -59,6 +61,22 @@ def test_rotary_tables_that_memory_runs_out_for_are_made_the_next_time(handle):
             step.reach(64)
         step.reach(64)
         assert len(step._cos) == len(step._sin) == 64
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "version", "fused"),
+    [(True, "2.8.0+cu128", False), (True, "2.9.0+cu130", True), (True, "2.14.1", True), (False, "2.14.1", False)],
+)
+def test_a_norm_is_one_call_only_where_it_is_one_kernel(on_gpu, version, fused):
+    assert has_fused_norm(SimpleNamespace(is_cuda=on_gpu), version) == fused
+
+
+def test_a_norm_in_one_call_gives_the_logits_of_its_parts(handle):
+    fused, parts = (OwnStep(handle.model, "sdpa", each) for each in (True, False))
+    kv, tokens = prefilled(handle, fused)
+    parts.reach(256)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(tokens, kv), parts(tokens, kv), atol=1e-5, rtol=1e-5)
 
 
 FLASH = ByLength(Sdpa(), Flash(reference_kernel))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
+from qwenvl.decoding.rows import NO_TOKEN
 from qwenvl.decoding.sampling import (
     TIES,
     Sampler,
@@ -116,6 +117,41 @@ def test_draws_follow_the_distribution():
 
 def test_greedy_takes_the_best_and_needs_no_seed():
     assert sampler(Sampling(do_sample=False))(FOUR).tolist() == [0]
+
+
+BAD = float("nan"), float("inf")
+EVERY_FILTER = {
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "min_new_tokens": 2,
+    "no_repeat_ngram_size": 2,
+}
+
+
+@pytest.mark.parametrize("filters", [{}, EVERY_FILTER])
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"top_k": 2, "min_p": 0.1}, {"top_k": 0, "top_p": 0.9}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("bad", BAD)
+def test_a_row_without_numbers_gives_no_token_and_leaves_the_others(filters, how, dtype, place, bad):
+    rows = FOUR.repeat(3, 1).to(dtype)
+    sound = sampler(Sampling(**how, **filters), 5, [[1]] * 3, [[1]] * 3, ends=[place])(rows).tolist()
+    rows[1, place] = bad
+    made = sampler(Sampling(**how, **filters), 5, [[1]] * 3, [[1]] * 3, ends=[place])(rows).tolist()
+    assert made == [sound[0], NO_TOKEN, sound[2]]
+
+
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"top_k": 2}])
+def test_masked_tokens_are_numbers_enough_but_not_all_of_them(how):
+    rows = torch.tensor([[NEVER, NEVER, 1.0, NEVER], [NEVER] * 4])
+    assert sampler(Sampling(**how), 5, [[1]] * 2, [[1]] * 2)(rows).tolist() == [2, NO_TOKEN]
+
+
+def test_the_largest_float16_is_a_number():
+    rows = torch.full((1, 4), 65504.0, dtype=torch.float16)
+    assert sampler(Sampling(do_sample=False))(rows).tolist() == [0]
+    assert sampler(Sampling(do_sample=False))(rows * 2).tolist() == [NO_TOKEN]
 
 
 def test_what_was_chosen_counts_as_seen_and_padding_does_not():

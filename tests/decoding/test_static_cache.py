@@ -1,14 +1,18 @@
 """Families that our own step does not cover, on transformers' static cache."""
 
+import json
+
 import pytest
 import tiny
 import torch
 from pictures import draw
 from tiny import batch_of, by_transformers
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import StaticLayer
 
 from qwenvl.decoding.cuda_graph import HostSyncs
 from qwenvl.decoding.decoder import Decoder, best_tier
+from qwenvl.decoding.own_step import SLIDES, why_not_dense
 from qwenvl.decoding.static_cache import StaticCacheLanes, why_not_generic
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import load
@@ -135,6 +139,7 @@ def test_the_prompt_and_each_token_attend_to_the_text_and_not_to_the_room_after_
 def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
     """And gives the logits of an exact one: what it is shown beyond the text is masked."""
     monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
+    monkeypatch.setattr("qwenvl.decoding.static_cache.AHEAD", 1)
     handle = load(LoadSpec("qwen3_moe"), tiny.save("qwen3_moe", tmp_path / "m"), CPU)
     _skip_without(handle)
     lanes, seen = StaticCacheLanes(handle.model), attended(handle.model)
@@ -194,3 +199,49 @@ def test_a_warm_up_can_be_undone(handle):
         for each, value in zip(lanes.state, before, strict=True):
             each.copy_(value)
         torch.testing.assert_close(lanes.step(tokens), first)
+
+
+# How a config.json says that attention slides, or names a window that is off.
+ON = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+WAYS = {
+    "on": ON,
+    "on, and all layers are called full": {**ON, "layer_types": ["full_attention"] * 2},
+    "in one layer": {**ON, "layer_types": ["full_attention", "sliding_attention"]},
+    "off": {**ON, "use_sliding_window": False},
+    "not said": {"sliding_window": 8, "max_window_layers": 0},
+}
+WINDOWED = tiny.families("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_vl", "qwen2_5_vl")
+
+
+def _with_window(family, said):
+    """A model of the family whose config.json says that of its attention."""
+    content = json.loads(tiny.config(family).to_json_string(use_diff=False))
+    text = content.get("text_config", content)
+    for name in ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"):
+        text.pop(name, None)
+    text |= said
+    torch.manual_seed(0)
+    auto = AutoModelForImageTextToText if family in tiny.SEEING else AutoModelForCausalLM
+    return auto.from_config(type(tiny.config(family)).from_dict(content), attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_model_whose_attention_slides_takes_neither_step(family, way):
+    model, whole = _with_window(family, WAYS[way]), _with_window(family, {"use_sliding_window": False})
+    ids = torch.arange(10, 60)[None]
+    with torch.inference_mode():
+        slides = not torch.allclose(model(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-5)
+    if way in ("on", "in one layer"):
+        assert slides, "or this test shows nothing"
+    if slides:
+        assert "sliding" in why_not_generic(model)
+        assert why_not_dense(model, "dense") == SLIDES
+
+
+@pytest.mark.parametrize("way", ["off", "not said"])
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_that_is_off_changes_nothing(family, way):
+    model = _with_window(family, WAYS[way])
+    assert why_not_generic(model) is None
+    assert why_not_dense(model, "dense") is None

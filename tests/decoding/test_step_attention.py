@@ -1,16 +1,17 @@
-"""Flash decoding itself needs a GPU. Here a reference kernel of the same interface stands in for it."""
+"""Flash decoding itself needs a GPU (test_on_gpu.py). Here a kernel of the same interface stands in for it."""
 
 import pytest
 import torch
 from kernels import reference_kernel
 
-from qwenvl.decoding.kv_cache import KVCache
+from qwenvl.decoding.kv_cache import KVCache, span_for
 from qwenvl.decoding.step_attention import (
     FLASH_FROM,
     ByLength,
     Eager,
     Flash,
     Sdpa,
+    allowed_kernels,
     attention_for,
     flash_kernel,
     why_not_flash,
@@ -19,7 +20,6 @@ from qwenvl.decoding.step_attention import (
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, DIM = 6, 2, 16
 SIZES = (HEADS, KV_HEADS, DIM, torch.float32, CPU)
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 def reads_everything(query, keys, values, rows, slots, span, used):
@@ -76,38 +76,31 @@ def test_short_texts_are_attended_to_by_one_kernel():
     short, long = Sdpa(), Flash(reference_kernel)
     both = ByLength(short, long)
     assert [both.at(span) for span in (None, FLASH_FROM - 1, FLASH_FROM)] == [short, short, long]
-    assert both.reads_only_text
+    assert [both.reads_only_text(span) for span in (FLASH_FROM - 1, FLASH_FROM)] == [False, True]
     assert both.all_as_short()
     assert both.at(FLASH_FROM) is short
-    assert not both.reads_only_text
+    assert not both.reads_only_text(FLASH_FROM)
     assert not both.all_as_short()
+    both.as_chosen()
+    assert both.at(FLASH_FROM) is long
+
+
+def test_every_captured_step_is_long_enough_for_flash_decoding():
+    assert span_for(1) >= FLASH_FROM
+
+
+def test_the_trial_of_flash_decoding_does_without_cudnn():
+    seen = []
+
+    def look(*given):
+        seen.append(allowed_kernels())
+        return reference_kernel(*given)
+
+    assert why_not_flash(*SIZES, look) is None
+    assert [each for each in seen if "cuDNN" in each] == []
+    assert "cuDNN" in allowed_kernels()
 
 
 @pytest.mark.parametrize(("asked", "used"), [("sdpa", "sdpa"), ("flash_attention_2", "sdpa"), ("eager", "eager")])
 def test_what_was_asked_for_is_honoured(asked, used):
     assert {attention_for(asked, *SIZES).at(span).name for span in (None, 4096)} == {used}
-
-
-@on_gpu
-@pytest.mark.parametrize("sizes", [(32, 8, 128), (16, 2, 128), (16, 8, 64)])
-def test_this_gpu_has_flash_decoding(sizes):
-    assert why_not_flash(*sizes, torch.bfloat16, torch.device("cuda:0")) is None
-
-
-@on_gpu
-def test_flash_decoding_is_captured_with_its_length(sizes=(8, 2, 64)):
-    """A replay must read the length of the moment, not that of the capture."""
-    heads, kv_heads, dim = sizes
-    device, dtype = torch.device("cuda:0"), torch.bfloat16
-    kv = KVCache(1, kv_heads, dim, 4096, dtype, device)
-    keys, values = kv.allocate().normal_(), kv.allocate().normal_()
-    query = torch.randn(1, heads, dim, dtype=dtype, device=device)
-    flash, made = Flash(), torch.empty(1, heads * dim, dtype=dtype, device=device)
-    graph = torch.cuda.CUDAGraph()
-    flash(query, keys, values, flash.prepare(kv, 4096))
-    with torch.cuda.graph(graph):
-        made.copy_(flash(query, keys, values, flash.prepare(kv, 4096)))
-    for length in (1, 700, 4096):
-        kv.lens.fill_(length - 1)
-        graph.replay()
-        torch.testing.assert_close(made, Sdpa()(query, keys, values, (length, None)), atol=0.03, rtol=0.03)

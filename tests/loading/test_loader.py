@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from qwenvl.decoding.decoder import best_tier
+from qwenvl.decoding.patch_embedding import PatchLinear, patch_embedding_as_matmul
 from qwenvl.decoding.static_cache import why_not_generic
 from qwenvl.loading import capabilities, loader
 from qwenvl.loading.capabilities import Machine, machine
@@ -28,7 +29,6 @@ from qwenvl.loading.loader import (
     park,
     plan_load,
 )
-from qwenvl.loading.patch_embedding import PatchLinear, patch_embedding_as_matmul
 from qwenvl.media.media import Video
 from qwenvl.models.checkpoint import Checkpoint
 from qwenvl.prompting.prompt import encode

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from pictures import draw as draw_shape
@@ -29,75 +27,17 @@ def test_objects_are_read_wherever_they_stand(text):
     assert (marks, problems) == (BOTH, [])
 
 
-def test_points_and_rows_and_other_names_for_labels_are_read():
-    text = (
-        '[{"point_2d": [5, 6], "label": "eye"}, {"bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]], "label": "tree"}, '
-        '{"bbox_2d": [9.5, 8, 20, 30], "text_content": "EXIT"}, {"bbox_2d": [30, 40, 10, 20]}]'
-    )
-    assert read(text) == (
-        [
-            Mark((5, 6, 5, 6), "eye", is_point=True),
-            Mark((1, 2, 3, 4), "tree"),
-            Mark((5, 6, 7, 8), "tree"),
-            Mark((9.5, 8, 20, 30), "EXIT"),
-            Mark((10, 20, 30, 40), ""),
-        ],
-        [],
-    )
-
-
 @pytest.mark.parametrize("text", ["", "There is no car in this picture.", "{}", "[]", "{not json}", '{"label": "x"}'])
 def test_an_answer_without_boxes_has_none_and_is_no_mistake(text):
     assert read(text) == ([], [])
 
 
 @pytest.mark.parametrize(
-    ("end", "label"),
+    "value",
     [
-        ('{"bbox_2d": [50, 60, 70, 80], "label": "bl', ""),
-        ('{"bbox_2d": [50, 60, 70, 80]', ""),
-        ('{"bbox_2d": [50, 60, 70, 80], "label": "blue",', "blue"),
+        *("[1, 2, 3]", "[1, 2, 3, 4, 5, 6, 7, 8]", '"1 2 3"', '"a box"', "[true, 2, 3, 4]", '[1, 2, 3, "x"]', "{}"),
+        *("[]", "null", "5", "[NaN, 1, 2, 3]", f"[1, 2, 3, 1{'0' * 400}]", f'[1, 2, 3, "1{"0" * 400}"]'),
     ],
-)
-def test_of_an_answer_that_was_cut_off_all_whole_boxes_are_read(end, label):
-    marks, problems = read(f"```json\n[{RED}, {end}")
-    assert marks == [BOTH[0], Mark(BOTH[1].box, label)]
-    assert len(problems) == 2
-    assert "read as well as it can be" in problems[0]
-    assert "max_new_tokens" in problems[1]
-
-
-@pytest.mark.parametrize("cut", [5, 12, 20, 24])
-def test_a_box_that_was_cut_off_is_left_out_and_the_rest_kept(cut):
-    marks, problems = read(f"[{RED}, {BLUE[:cut]}")
-    assert marks == BOTH[:1]
-    assert "max_new_tokens" in problems[-1]
-    assert ("left out" in problems[0]) == (cut > 9)
-
-
-def test_a_list_that_ends_after_an_object_is_known_to_be_cut_off():
-    marks, problems = read(f"[{RED}, {BLUE},")
-    assert marks == BOTH
-    assert ["max_new_tokens" in problem for problem in problems] == [True]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[{'bbox_2d': [10, 20, 30, 40], 'label': 'red'}]",
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "red",}]',
-        '[{bbox_2d: [10, 20, 30, 40], label: "red"}]',
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "red"',
-    ],
-)
-def test_what_is_nearly_json_is_read_with_a_warning(text):
-    marks, problems = read(text + "\n")
-    assert marks == BOTH[:1]
-    assert "no JSON" in problems[0]
-
-
-@pytest.mark.parametrize(
-    "value", ["[1, 2, 3]", '"1 2 3 4"', '[1, 2, 3, "4"]', "[]", "null", "[NaN, 1, 2, 3]", f"[1, 2, 3, 1{'0' * 400}]"]
 )
 def test_a_box_of_something_else_is_left_out_and_named(value):
     marks, problems = read(f'[{{"bbox_2d": {value}, "label": "odd"}}, {RED}]')
@@ -110,12 +50,6 @@ def test_an_answer_that_repeats_itself_gives_each_object_once():
     marks, problems = read(f"[{', '.join([RED] * 50)}, {BLUE}]")
     assert marks == BOTH
     assert problems == ["49 objects are there more than once"]
-
-
-@pytest.mark.parametrize("text", ["{" * 20_000, '{"a":' * 20_000, "[" * 20_000 + RED, '{"bbox_2d": [' * 2_000])
-def test_nonsense_ends(text):
-    marks, _ = read(text)
-    assert marks == (BOTH[:1] if RED in text else [])
 
 
 @pytest.mark.parametrize(
@@ -210,34 +144,16 @@ def test_any_label_fits_on_any_picture(label, size):
     assert drawn.size == size
 
 
-def test_json_in_a_label_is_a_label():
-    label = json.dumps([{"bbox_2d": [1, 2, 3, 4]}])
-    assert read(json.dumps({"bbox_2d": [10, 20, 30, 40], "label": label})) == ([Mark((10, 20, 30, 40), label)], [])
-
-
-def test_a_number_is_followed_by_nothing_that_float_does_not_take():
-    """Found by fuzzing: to a regular expression, U+001C is a space."""
-    marks, problems = read('{"bbox_2d": [1, 2, 3, 50\x1c], "label": "x",')
-    assert (marks, len(problems)) == ([], 1)
+def test_of_an_answer_that_no_model_gives_the_beginning_is_read():
+    marks, problems = read(f"[{RED}, {' ' * 1_000_000} {BLUE}]")
+    assert marks == BOTH[:1]
+    assert "1,000,000 characters" in problems[0]
 
 
 def test_half_a_character_in_an_answer_can_be_shown():
     marks, problems = read('[{"bbox_2d": [1, 2, 3, 4], "label": "\\ud800"}, {"bbox_2d": "\ud800"}, {bbox_2d: \ud800}]')
     assert marks[0].label == "\ufffd"
     "".join(problems).encode()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("{" * 500_000, "{\n" * 250_000, '{"a"' * 100_000, "{label:'" * 60_000),
-        *('{"a":' * 100_000, ('{"k":[' + "1," * 500) * 800, '{"bbox_2d":' * 900),
-    ],
-)
-def test_a_text_that_is_no_json_over_and_over_is_read_to_its_end(text):
-    """Most of these took minutes: json counts the lines up to every mistake, and every brace began anew."""
-    marks, _ = read(f'{{"bbox_2d": [1, 2, 3, 4]}} {text} {{bbox_2d: [5, 6, 7, 8]}}')
-    assert [mark.box for mark in marks] == [(1, 2, 3, 4), (5, 6, 7, 8)]
 
 
 def test_a_box_that_is_nested_as_deep_as_json_follows_is_named():
@@ -257,17 +173,3 @@ def test_of_a_mistake_that_is_made_over_and_over_the_first_are_told():
     ]
     outside = place([Mark((2000, number, 3000, 5000)) for number in range(300)], (1000, 1000), (100, 100))[1]
     assert (len(outside), outside[20]) == (21, "and 280 more like these")
-
-
-def test_whole_objects_are_found_within_others_that_are_cut_off():
-    """Their labels stand behind objects of their own, where what is no JSON has no label."""
-    inner = '{"bbox_2d": [10, 20, 30, 40], "is": {"of": {"steel": 1}}, "label": "red"}'
-    marks, problems = read('{"a": {"b": [{"c": [{"d": ' + inner + ', {"bbox_2d": [1, 2')
-    assert marks == BOTH[:1]
-    assert len(problems) == 1
-    assert "left out" in problems[0]
-
-
-def test_many_objects_that_are_nearly_json_are_all_read():
-    text = "".join(f"{{'bbox_2d': [{n}, 2, {n + 1}, 4], 'label': 'x'}}, " for n in range(1000))
-    assert len(read(text)[0]) == 1000

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from qwenvl.models.builtin import Model
+from qwenvl.models.catalog import locate
 from qwenvl.models.discovery import describe, discovered, hub_cache, in_hub_cache
 from qwenvl.models.download import UNFINISHED
 
@@ -107,13 +108,40 @@ def test_a_broken_config_is_told_once_and_hides_no_other(tmp_path, caplog):
 def test_the_cache_of_hugging_face_is_looked_into(tmp_path):
     older = snapshot(FIRST)
     assert {model.repo_id for model, _ in discovered([])} == {"someone/Cached"}
-    assert in_hub_cache("someone/Cached") == older
+    assert in_hub_cache("someone/Cached") == [older]
     newer = snapshot(SECOND)
     os.utime(older, (1, 1))
-    assert in_hub_cache("someone/Cached") == newer
+    assert in_hub_cache("someone/Cached") == [newer, older]
     snapshot("3" * 40, main=FIRST)
-    assert in_hub_cache("someone/Cached") == older, "the one that main was"
-    assert in_hub_cache("someone/Else") is None
+    assert in_hub_cache("someone/Cached")[0] == older, "the one that main was"
+    assert in_hub_cache("someone/Else") == []
+
+
+def test_a_snapshot_without_weights_hides_none_that_has_them():
+    """As when somebody fetched a tokenizer, or the weights of a newer revision did not come."""
+    whole, newer = snapshot(FIRST), snapshot(SECOND, main=SECOND)
+    os.utime(whole, (1, 1))
+    (newer / "model.safetensors").unlink()
+    assert {model.repo_id: sees for model, sees in discovered([])} == {"someone/Cached": True}
+    assert in_hub_cache("someone/Cached") == [newer, whole]
+    assert locate(Model("someone/Cached", "someone/Cached"), []) == whole
+    (newer / "model.safetensors").symlink_to("../../blobs/gone")
+    assert locate(Model("someone/Cached", "someone/Cached"), []) == whole, "a link that leads nowhere"
+
+
+def test_a_main_branch_that_names_no_snapshot_leaves_the_others(tmp_path):
+    whole = snapshot(FIRST, main="3" * 40)
+    linked = tmp_path / "elsewhere"
+    whole.rename(linked)
+    whole.symlink_to(linked, target_is_directory=True)
+    assert locate(Model("someone/Cached", "someone/Cached"), []) == whole
+
+
+def test_the_size_of_a_folder_is_that_of_the_weights_that_are_read(tmp_path):
+    folder = demo(tmp_path / "Mine")
+    size = (folder / "model.safetensors").stat().st_size
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert describe(folder).bytes_on_disk == size
 
 
 def test_links_into_the_cache_s_blobs_count_and_broken_ones_do_not(tmp_path):

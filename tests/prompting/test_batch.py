@@ -19,7 +19,7 @@ from qwenvl.media import media
 from qwenvl.media.media import MediaError
 from qwenvl.pipeline import caption
 from qwenvl.prompting.answer import NoAnswerError
-from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead
+from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead, shown_bytes
 from qwenvl.prompting.prompt import Prompt, encode
 from qwenvl.prompting.watch import Nobody
 from qwenvl.request import Answer, Request, Sampling
@@ -240,7 +240,7 @@ def test_so_many_fit_as_the_longest_prompt_allows():
 
 def test_what_is_shown_counts_too_and_never_makes_a_batch_of_gigabytes(monkeypatch):
     shown = replace(prompt(1), inputs=prompt(1).inputs | {"pixel_values": torch.zeros(10, 10)})
-    assert (prompt(1).bytes, shown.bytes) == (0, 400)
+    assert (shown_bytes(prompt(1)), shown_bytes(shown)) == (0, 400)
     assert BatchLimit(2100, lambda *_: 1, 1, 16).fits([shown] * 2)
     assert not BatchLimit(1900, lambda *_: 1, 1, 16).fits([shown] * 2), "twice, while it is put side by side"
     monkeypatch.setattr("qwenvl.prompting.batch.BATCH_BYTES", 1000)

@@ -11,7 +11,7 @@ from PIL import Image
 from qwenvl.loading.loader import PICTURE_PIXELS
 from qwenvl.media.media import Video
 from qwenvl.models.engines import Engine
-from qwenvl.remote import chat
+from qwenvl.remote import chat, kinds
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import MODELS_OWN
 
@@ -103,6 +103,17 @@ def test_an_engine_that_takes_videos_gets_one_file_with_the_same_frames_at_their
     assert shades == pytest.approx([20, 70, 120, 170], abs=3)
 
 
+@pytest.mark.parametrize("times_s", [(0.0, 0.5, 20.0, 21.0), (0.0, 0.033, 0.067, 0.1), (0.4, 1.4, 2.4)])
+def test_the_file_shows_each_frame_at_its_time(times_s):
+    """As those of films with a variable rate are not evenly spread."""
+    video = Video(film().frames[: len(times_s)], times_s, times_s[-1] + 1)
+    (part,) = parts(Engine("e", STUDIO.base_url, "m", video_url=True), videos=[video])
+    with av.open(io.BytesIO(content(part))) as container:
+        seen = [(frame.time, frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)]
+    assert [time for time, _ in seen] == pytest.approx(times_s, abs=0.001)
+    assert [shade for _, shade in seen] == pytest.approx([20, 70, 120, 170][: len(times_s)], abs=3)
+
+
 def test_the_body_of_a_drawn_answer_holds_every_parameter_under_the_name_that_engines_know():
     own = Sampling(
         temperature=0.9, top_p=0.8, top_k=7, min_p=0.1, repetition_penalty=1.1, max_new_tokens=33, presence_penalty=0.5,
@@ -122,12 +133,14 @@ def test_the_body_of_a_drawn_answer_holds_every_parameter_under_the_name_that_en
         "top_k": 7,
         "min_p": 0.1,
         "repetition_penalty": 1.1,
+        "repeat_penalty": 1.1,
         "max_tokens": 133,
         "presence_penalty": 0.5,
         "frequency_penalty": 0.25,
         "min_tokens": 3,
         "stop": ["END"],
         "thinking_token_budget": 100,
+        "thinking_budget_tokens": 100,
         "seed": 11,
         "chat_template_kwargs": {"enable_thinking": False},
     }
@@ -179,16 +192,62 @@ def test_a_thinking_budget_is_sent_and_not_promised():
     asked = request(sampling=Sampling(thinking_budget=100, max_new_tokens=10))
     body = chat.body(STUDIO, asked, 1, [])
     assert (body["thinking_token_budget"], body["max_tokens"]) == (100, 110)
-    (sentence,) = chat.without_effect(asked, body, set())
+    (sentence,) = chat.without_effect(asked, body, set(), "vLLM")
     assert "the engine's to keep" in sentence
-    assert chat.without_effect(asked, body, {"thinking_token_budget"}) == ["the engine does not know thinking_budget"]
+    names = {"thinking_token_budget", "thinking_budget_tokens"}
+    assert chat.without_effect(asked, body, names, "vLLM") == ["the engine does not know thinking_budget"]
+    assert chat.without_effect(asked, body, set(), "SGLang") == ["SGLang ignores thinking_budget"]
+    # It may know the field by its other name.
+    for name in names:
+        assert not any("does not know" in each for each in chat.without_effect(asked, body, {name}))
 
 
 @pytest.mark.parametrize("spec", [("none", "sdpa", "cuda:0"), ("8bit", "sdpa", "auto"), ("none", "eager", "auto")])
 def test_any_of_the_three_that_is_set_is_told_of(spec):
     asked = Request(LoadSpec("studio @ engine", *spec), "x")
-    (sentence,) = chat.without_effect(asked, chat.body(STUDIO, asked, 1, []), set())
+    (sentence,) = chat.without_effect(asked, chat.body(STUDIO, asked, 1, []), set(), "vLLM")
     assert "device" in sentence
+
+
+ODD = Sampling(min_p=0.1, repetition_penalty=1.2, min_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentences"),
+    [
+        ("vLLM", []),
+        ("SGLang", []),
+        ("llama.cpp", ["llama.cpp ignores min_new_tokens"]),
+        ("LM Studio", ["LM Studio ignores min_p, min_new_tokens, thinking"]),
+        ("Ollama", ["Ollama ignores top_k, min_p, repetition_penalty, min_new_tokens, thinking"]),
+        ("", ["the engine does not say what kind it is, and may ignore top_k, min_p, repetition_penalty, "
+              "min_new_tokens, thinking"]),
+    ],
+)  # fmt: skip
+def test_what_an_engine_passes_over_without_a_word_is_named(kind, sentences):
+    asked = request(sampling=ODD, thinking="off")
+    body = chat.body(STUDIO, asked, 1, [])
+    assert chat.without_effect(asked, body, set(), kind) == sentences
+
+
+def test_an_engine_that_says_what_it_does_not_know_passes_over_nothing():
+    asked = request(sampling=ODD)
+    body = chat.body(STUDIO, asked, 1, [])
+    assert chat.doubtful(body, {"min_p"}) == []
+    assert chat.without_effect(asked, body, {"min_p"}) == ["the engine does not know min_p"]
+    # That it fails on these says nothing of the others.
+    assert chat.doubtful(body, {"stop", "stream_options"}) == ["top_k", "min_p", "repetition_penalty", "min_tokens"]
+
+
+def test_what_is_off_is_missed_nowhere():
+    asked = request(sampling=Sampling(do_sample=False))
+    assert chat.without_effect(asked, chat.body(STUDIO, asked, None, []), set(), "Ollama") == []
+
+
+def test_each_kind_ignores_fields_that_there_are():
+    assert set().union(*kinds.IGNORES.values()) <= kinds.DOUBTFUL <= set(chat.FIELDS)
+    assert set(chat.ALSO) <= set(chat.FIELDS)
+    assert set(chat.ALSO.values()) <= chat.MAY_DROP
 
 
 def test_the_models_own_sampling_is_left_to_the_engine():

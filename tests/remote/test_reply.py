@@ -60,6 +60,41 @@ def test_the_engines_numbers_are_those_it_sent_last_and_0_where_it_sends_none():
         assert (reply.count("prompt_tokens"), reply.cached) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "closing",
+    [
+        {"choices": None, "usage": {"completion_tokens": 3}},
+        {"usage": {"completion_tokens": 3}},
+        {"object": "chat.completion.chunk", "usage": {"completion_tokens": 3}},
+        {"choices": [], "usage": {"completion_tokens": 3}},
+    ],
+)
+def test_a_closing_event_without_choices_holds_the_numbers(closing):
+    reply, more = grown(piece("yes", end="stop"), closing)
+    assert (reply.text, reply.count("completion_tokens"), more) == ("yes", 3, [True, False])
+
+
+@pytest.mark.parametrize("event", [{"choices": None}, {"object": "chat.completion.chunk"}])
+def test_an_event_that_holds_nothing_is_passed_over(event):
+    assert grown(event, piece("yes"))[0].text == "yes"
+
+
+@pytest.mark.parametrize("end", ["length", "max_tokens", "MAX_TOKENS", "max_output_tokens", "model_length"])
+def test_engines_have_many_words_for_a_limit(end):
+    assert grown(piece("Half", end=end))[0].ended == "length"
+
+
+@pytest.mark.parametrize(
+    ("said", "made", "most", "ended"),
+    [("stop", 16, 16, "length"), ("", 17, 16, "length"), ("stop", 15, 16, "stop"), ("", 0, 16, "stop"),
+     ("stop", 16, 0, "stop"), ("tool_calls", 16, 16, "tool_calls")],
+)  # fmt: skip
+def test_an_engine_that_made_all_the_tokens_it_may_was_cut_off_whatever_it_says(said, made, most, ended):
+    reply, _ = grown(piece("Half", end=said or None), {"choices": [], "usage": {"completion_tokens": made}})
+    reply.end(most)
+    assert reply.ended == ended
+
+
 @pytest.mark.parametrize("end", ["abort", "content_filter"])
 def test_an_answer_that_the_engine_gave_up_is_broken(end):
     assert grown(piece("Half", end=end))[0].broken

@@ -80,7 +80,7 @@ def proxy(served, tmp_path, monkeypatch):
         behind = {"base_url": proxy.base_url, "api_key_env": "STUDIO_KEY", "max_concurrency": 3, **demo}
         entries(tmp_path, monkeypatch, real={"base_url": served.base_url, **demo}, proxy=behind)
         # As if found out before, so that each question is one request.
-        unknown = {"top_k", "min_p", "repetition_penalty"}
+        unknown = {"top_k", "min_p", "repetition_penalty", "repeat_penalty"}
         monkeypatch.setitem(PROCESS.unknown_fields, (proxy.base_url, served.model), unknown)
         yield proxy
 

@@ -178,6 +178,17 @@ MACHINES = {
         "",
         [("warning", "bitsandbytes 0.47.0 has no kernels for CUDA 13.0, only for cpu, cuda128", "-U bitsandbytes")],
     ),
+    "bitsandbytes of before one kernel for 4bit": (
+        machine(RTX_4090, packages={"bitsandbytes": "0.49.2"}),
+        "",
+        [("info", "bitsandbytes 0.49.2 is older than 0.50", "^pip install -U bitsandbytes$")],
+    ),
+    "the same, where there is no CUDA": (
+        machine(**ON_CPU, packages={"bitsandbytes": "0.49.2"}, without=(*FLASH, *LINEAR)),
+        "",
+        [],
+    ),
+    "the same on AMD": (rocm(MI300, packages={"bitsandbytes": "0.49.2"}), "", []),
     "bitsandbytes 0.50 takes the next CUDA": (
         machine(RTX_4090, torch="2.8.0+cu129", cuda="12.9"),
         "",

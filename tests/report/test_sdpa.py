@@ -17,9 +17,11 @@ PICTURE = [draw("circle", "red", "blue")]
 
 
 def test_what_is_switched_off_is_not_allowed():
-    assert {"flash", "memory-efficient", "math"} <= set(sdpa.allowed())
+    assert sdpa.allowed() == ["flash", "memory-efficient", "math"]
     with sdpa_kernel(SDPBackend.MATH):
         assert sdpa.allowed() == ["math"]
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        assert sdpa.allowed() == ["cuDNN"]
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def draw_pictures(folder: Path) -> None:
 
 
 def make_endless_model(folder: Path) -> None:
-    """Another end token, and other names for the think tokens: the rambling must not look like a thought."""
+    """Another end token wherever its files name one, and other names for the think tokens: the rambling must not look
+    like a thought."""
     shutil.copytree(PACK / "demo" / "model", folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         path = folder / name
@@ -54,3 +55,11 @@ def make_endless_model(folder: Path) -> None:
     settings = folder / "generation_config.json"
     changed = json.loads(settings.read_text(encoding="utf-8")) | {"eos_token_id": [unused]}
     settings.write_text(json.dumps(changed), encoding="utf-8")
+    names = folder / "tokenizer_config.json"
+    changed = json.loads(names.read_text(encoding="utf-8")) | {"eos_token": UNUSED_TOKEN}
+    names.write_text(json.dumps(changed), encoding="utf-8")
+    template = folder / "chat_template.jinja"
+    answered = f"{{{{ messages[-1].content[0].text }}}}{UNUSED_TOKEN}"
+    asked = template.read_text(encoding="utf-8")
+    answers = "{% if messages[-1].role == 'assistant' %}"
+    template.write_text(f"{answers}{answered}{{% else %}}{asked}{{% endif %}}", encoding="utf-8")

@@ -1,21 +1,24 @@
-"""Pictures and films that the demo model knows, made where a test needs them; and where the checkout lies."""
+"""Pictures and films that the demo model knows, made where a test needs them; and where the checkout lies.
+
+What draws and writes them is imported where that is done: tests for a GPU run where little else is installed.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 192)) -> Image.Image:
     """A shape in the middle of a picture, in colours that PIL knows by name."""
+    from PIL import Image, ImageDraw
+
     picture = Image.new("RGB", size, background)
     x, y = size[0] / 2, size[1] / 2
     r = 0.32 * min(size)
@@ -31,6 +34,7 @@ def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 
 
 def image(*pictures: Image.Image) -> torch.Tensor:
     """Pictures of one size as ComfyUI's IMAGE: (B, H, W, C) float32 in [0, 1]."""
+    import numpy as np
     import torch
 
     return torch.stack([torch.from_numpy(np.asarray(picture).astype(np.float32) / 255) for picture in pictures])

@@ -81,25 +81,23 @@ class Graph:
 
     Attributes:
         recording: the one that is being captured now.
-        captures, replays: how many there were.
+        captures, replays, registered: how many captures, replays and generators that were told of there were.
     """
 
     recording: Graph | None = None
-    captures = replays = 0
+    captures = replays = registered = 0
 
     def __init__(self) -> None:
         self._steps: list[tuple[Any, Any, Any, list[tuple[int, torch.Tensor]]]] = []
 
-    def register_generator_state(self, generator: torch.Generator) -> None: ...
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        Graph.registered += 1
 
-    @contextmanager
-    def capture(self, **_: Any) -> Iterator[None]:
-        """torch.cuda.graph"""
+    def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
         Graph.recording = self
-        try:
-            yield
-        finally:
-            Graph.recording = None
+
+    def capture_end(self) -> None:
+        Graph.recording = None
         Graph.captures += 1
         for *_, made in self._steps:
             for _, memory in made:
@@ -136,8 +134,22 @@ class Stream:
     def wait_stream(self, other: Any) -> None: ...
 
 
+class Memory:
+    """What is free on the device, which tests may change, and how often its cache was emptied."""
+
+    free = 8 << 30
+    emptied = 0
+
+    @classmethod
+    def empty(cls) -> None:
+        cls.emptied += 1
+
+
 class Event:
     """Stands in for torch.cuda.Event."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        self.timed, self.blocking = enable_timing, blocking
 
     def record(self, *_: Any) -> None:
         self._at = Stream.done + len(Stream.copies)
@@ -147,6 +159,11 @@ class Event:
             host, value = Stream.copies.popleft()
             host.copy_(value)
             Stream.done += 1
+
+    def elapsed_time(self, end: Event) -> float:
+        """Two milliseconds, between any two that were recorded."""
+        assert self.timed and end.timed and end._at >= self._at
+        return 2.0
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
@@ -202,7 +219,6 @@ def _cuda() -> Iterator[Any]:
     stream = Stream()
     stand_ins = {
         "CUDAGraph": Graph,
-        "graph": lambda graph, **how: graph.capture(**how),
         "Stream": Stream,
         "Event": Event,
         "current_stream": lambda *_: stream,
@@ -210,6 +226,9 @@ def _cuda() -> Iterator[Any]:
         "stream": lambda *_: nullcontext(),
         "device_of": lambda *_: nullcontext(),
         "graph_pool_handle": lambda: (0, 1),
+        "mem_get_info": lambda *_: (Memory.free, 16 << 30),
+        "empty_cache": Memory.empty,
+        "synchronize": lambda *_: None,
     }
     yield from (patch(f"torch.cuda.{name}", stand_in) for name, stand_in in stand_ins.items())
     # Its random numbers come from the CPU's generators.

@@ -23,7 +23,7 @@ from qwenvl.media import boxes, media
 from qwenvl.models import checkpoint, custom, discovery, download, engines, trust
 from qwenvl.process import PROCESS
 from qwenvl.prompting import presets
-from qwenvl.remote import refusals
+from qwenvl.remote import kinds, refusals
 from qwenvl.remote.answer import EngineAnswer
 from qwenvl.remote.reply import DONE, Reply, event_of, stream_data
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
@@ -193,7 +193,8 @@ def _refusal(data: bytes) -> None:
     words = refusals.words(data[1:].decode(errors="replace"))
     words.encode()
     assert len(words) <= refusals._LONGEST_WORDS + 4
-    refusals.unknown_fields(words, {"top_k", "stop"})
+    refusals.left_out(data[0] * 4 if data else 500, words, {"top_k", "stop"})
+    kinds.of_models(data.decode(errors="replace"))
     error = refusals.refused(ENGINE, 400 + data[0] if data else 500, words)
     assert len(str(error)) < LONGEST_MESSAGE
 

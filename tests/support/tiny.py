@@ -114,13 +114,34 @@ def config(family: str, wide: bool = False) -> Any:
     return made(text_config=text, vision_config=vision, tie_word_embeddings=False, **_tokens())
 
 
-def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generation: Any) -> Path:
-    """Random weights of that family in the folder, with the demo model's tokenizer and processor beside them."""
-    sees = family in SEEING
+def random_model(family: str, seed: int = 0, wide: bool = False) -> Any:
+    """Random weights of that family."""
+    auto = transformers.AutoModelForImageTextToText if family in SEEING else transformers.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        model = auto.from_config(config(family, wide))
+        return auto.from_config(config(family, wide))
+
+
+def random_prompt(model: Any, length: int = 24) -> dict[str, torch.Tensor]:
+    """generate()'s keywords for random words, among them a picture of 4 by 4 patches where the model sees. No tokenizer
+    and no processor is needed for it, and none of the packages that they need."""
+    random, device = torch.Generator().manual_seed(0), model.device
+    ids = torch.randint(20, 200, (length,), generator=random)
+    inputs = {}
+    if hasattr(model.config, "vision_config"):
+        names = ("vision_start_token_id", *["image_token_id"] * 4, "vision_end_token_id")
+        ids = torch.cat([ids[:4], torch.tensor([_tokens()[name] for name in names]), ids[4:]])
+        pixels = torch.randn(16, 3 * 2 * 16 * 16, generator=random)
+        inputs = {"pixel_values": pixels.to(model.dtype), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        if not transformers.__version__.startswith("4."):
+            inputs["mm_token_type_ids"] = (ids == _tokens()["image_token_id"]).int()[None]
+    inputs |= {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generation: Any) -> Path:
+    """Random weights of that family in the folder, with the demo model's tokenizer and processor beside them."""
+    model, sees = random_model(family, seed, wide), family in SEEING
     model.generation_config.update(eos_token_id=_sizes()["eos_token_id"], pad_token_id=_sizes()["bos_token_id"])
     model.generation_config.update(**generation)
     model.save_pretrained(folder)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 MOST_FILES = 12
 STANDARD_ONLY = {
     *("checks", "settings", "request", "log", "process", "paths", "prompting.watch", "media.folder"),
-    *("nodes.lists", "remote.reply", "remote.refusals", "remote.loop"),
+    *("nodes.lists", "remote.reply", "remote.refusals", "remote.kinds", "remote.loop", "media.notations"),
     *(f"models.{name}" for name in ("families", "catalog", "trust", "builtin", "custom", "discovery", "download")),
     "models.engines",
 }

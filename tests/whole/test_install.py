@@ -74,7 +74,7 @@ def test_a_fresh_environment_of_comfyui_keeps_its_versions(tmp_path):
     subprocess.run([python, ROOT / "install.py"], check=True)
     after = frozen(python)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"accelerate", "bitsandbytes", "nvidia-ml-py"}
+    assert set(after) - set(before) == {"accelerate", "bitsandbytes", "nvidia-ml-py", "json-repair"}
     assert (
         "No broken requirements"
         in subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True).stdout

@@ -190,7 +190,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     (tmp_path / "custom_models.json").write_text(json.dumps({"engines": {"there": entry}}))
     monkeypatch.setattr(catalog, "CUSTOM_MODELS", tmp_path / "custom_models.json")
     # As if found out before, so that each question is one request.
-    unknown = {"top_k", "min_p", "repetition_penalty"}
+    unknown = {"top_k", "min_p", "repetition_penalty", "repeat_penalty"}
     monkeypatch.setitem(PROCESS.unknown_fields, (served.base_url, served.model), unknown)
     result = run(request(case, film, "there @ engine"), models, Nobody())
     assert same(case, result.text)

@@ -1,0 +1,101 @@
+"""Lines about other weights than plain ones, other models, and other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+from benchmarks.decode import in_common, of_the_gpu, ours, speeds, theirs
+from benchmarks.gpu.bench import ROOT, Bench, NotMeasured
+from benchmarks.hybrid import build_hybrid, hybrid_bytes_per_token, why_not_hybrid
+from benchmarks.measure import ratio, rounds, speed
+from benchmarks.models import DECODE, bytes_per_token, prompt, quantize
+from qwenvl.decoding.decoder import Decoder
+
+# Where no test is marked, those that need a GPU stand in these.
+TESTS = ("tests/decoding/test_cuda_graph.py", "tests/decoding/test_step_attention.py")
+MARKED = ("-m", "gpu", "tests/decoding")
+SHOWN = 3000
+
+
+def four_bit(bench: Bench) -> dict[str, Any]:
+    """bitsandbytes' 4 bits, in turns with the plain weights."""
+    if find_spec("bitsandbytes") is None:
+        raise NotMeasured("bitsandbytes is not installed here.")
+    model = quantize(bench.model, "4bit")
+    decoder = Decoder(model, "sdpa", decode=DECODE)
+    sides = {"4bit": ours(decoder, bench.inputs), "plain": ours(bench.decoder, bench.inputs)}
+    by_side = rounds(sides, bench.tokens, bench.rounds, bench.clock)
+    each = {name: [one["tokens_per_s"] for one in found] for name, found in by_side.items()}
+    found = speed(by_side["4bit"])
+    context = bench.inputs["input_ids"].shape[1] + bench.tokens // 2
+    # The peak is of both models.
+    captured = {**of_the_gpu(decoder, model), "peak_bytes": None} if bench.device == "cuda" else {}
+    return {
+        "tier": decoder.tier,
+        **found,
+        # Packed weights alone: the scales are about 3 % more.
+        **bench.share(found["tokens_per_s"], bytes_per_token(model, context)),
+        "plain": speed(by_side["plain"]),
+        "ratio_to_plain": ratio(each["4bit"], each["plain"]),
+        **captured,
+    }
+
+
+def hybrid(bench: Bench) -> dict[str, Any]:
+    """Linear attention in three layers of four, on a static cache of transformers', in turns with generate()."""
+    if reason := why_not_hybrid():
+        raise NotMeasured(f"{reason}.")
+    most = bench.ceiling.bytes_per_s
+    model = build_hybrid(bench.options.shape, bench.device, bench.dtype)
+    # The best tier on a GPU; on a CPU generate() itself would be.
+    decoder = Decoder(model, "sdpa", None if bench.device == "cuda" else "generic step")
+    inputs = prompt(model, *((32, 64) if bench.options.shape == "4b" else (8, 16)))
+    sides = {"ours": ours(decoder, inputs), "generate": theirs(model, inputs)}
+    tokens = bench.tokens // 4
+    same = in_common(sides["ours"](tokens).rows[0], sides["generate"](tokens))
+    size = hybrid_bytes_per_token(model, inputs["input_ids"].shape[1] + tokens // 2)
+    return {
+        "tier": decoder.tier,
+        "tier_reason": decoder.tier_reason,
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "new_tokens": tokens,
+        **speeds(rounds(sides, tokens, bench.rounds, bench.clock), most / size),
+        "same_tokens_as_generate": same,
+        **(of_the_gpu(decoder, model) if bench.device == "cuda" else {}),
+    }
+
+
+def gpu_tests(bench: Bench) -> dict[str, Any]:
+    """The tests that need a GPU. Those that fail make the line fail, with what they print."""
+    marked = '"gpu:' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    which = MARKED if marked else TESTS
+    done = bench.program(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *which)
+    printed = done.stdout.strip()
+    summary = printed.splitlines()[-1] if printed else "pytest printed nothing"
+    if done.returncode:
+        raise RuntimeError(f"{printed[-SHOWN:]}\n{done.stderr[-SHOWN:]}\npytest {' '.join(which)}: {summary}")
+    return {"tests": " ".join(which), "summary": summary}
+
+
+def comfyui_decode(bench: Bench) -> dict[str, Any]:
+    """ComfyUI's own model against ours."""
+    dtype = str(bench.dtype).removeprefix("torch.")
+    where = ("--shape", bench.options.shape, "--device", bench.device, "--dtype", dtype)
+    return _last_line(bench, "benchmarks.comfyui", *where, "--rounds", str(bench.rounds), "--tokens", str(bench.tokens))
+
+
+def comfyui_alternations(bench: Bench) -> dict[str, Any]:
+    """ComfyUI's memory manager beside ours."""
+    more = () if bench.device == "cuda" else ("--cpu", "--block-gb", "0.1")
+    return _last_line(bench, "benchmarks.alternate", "--turns", "20", *more)
+
+
+def _last_line(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
+    """What a program beside ComfyUI's checkout has measured."""
+    done = bench.program(sys.executable, "-m", module, bench.options.comfyui, *arguments)
+    if done.returncode:
+        raise RuntimeError(f"{done.stderr[-SHOWN:]}\n{module} ended with status {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,295 @@
+"""When the frames of a film are, and those that are asked for. No other frame is held in memory."""
+
+from __future__ import annotations
+
+import io
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..log import log
+from .opening import open_film
+from .packets import Check, Decoder, MissedError, film_stream, packets
+
+# FFmpeg's own for raw streams that do not say how fast they are played.
+USUAL_RATE = 25
+# Of a film of fewer frames all are decoded: seeking would save little.
+FEW_FRAMES = 300
+# A time stamp so much earlier than the one before is a new beginning, and not a frame out of order.
+OUT_OF_ORDER_S = 1.0
+# As in FFmpeg: where time stamps may begin anew, as in recordings of television, a longer step is a new beginning.
+LONGEST_STEP_S = 10.0
+_MAY_BEGIN_ANEW = 0x200  # AVFMT_TS_DISCONT
+
+Source = str | io.BytesIO
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The frames of a film in the order in which they are shown.
+
+    Args:
+        times_s: (frames,) float64, rising, by the clock of the file.
+        end_s: when the last one ends.
+        origin_s: what a player calls 0 s.
+        places: rising time stamps of the same frames; their numbers if counted.
+        keys: rising (time stamp, where to seek) of the frames from which decoding can begin; empty if counted.
+        counted: the file has no time stamps to go by.
+        lost: how many more frames there would be if they could be decoded; known only if counted.
+    """
+
+    times_s: np.ndarray
+    end_s: float
+    origin_s: float
+    places: Sequence[int]
+    keys: Sequence[tuple[int, int]] = ()
+    counted: bool = False
+    lost: int = 0
+
+
+def read_timeline(told: str, source: Source, check: Check) -> Timeline:
+    """By the packets' time stamps where they can be trusted; else everything is decoded once, and frames are counted.
+
+    Args:
+        told: the film, for the log.
+        check: called at every packet; raises to cancel.
+
+    Raises:
+        av.FFmpegError, OSError: the file cannot be opened.
+    """
+    with open_film(source) as container:
+        stream = film_stream(container)
+        found = _read_stamps(container, stream, check)
+        start, unit = container.start_time, float(stream.time_base or 0)
+    places = array("q", sorted(found.stamps))
+    times = np.array(places, np.float64) * unit
+    if not found.trusted or (np.diff(times) <= 0).any():
+        return _count_frames(told, source, check)
+    if not len(times):
+        return Timeline(times, 0.0, 0.0, places)
+    first, last = float(times[0]), float(times[-1])
+    step = found.last[1] * unit or (last - first) / max(1, len(times) - 1)
+    origin = first if start is None else min(first, start / 1e6)
+    return Timeline(times, last + step, origin, places, sorted(found.keys))
+
+
+@dataclass(slots=True)
+class _Stamps:
+    """What the packets say, before one is decoded."""
+
+    stamps: array[int] = field(default_factory=lambda: array("q"))
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    # Time stamp and duration of the frame that is shown last.
+    last: tuple[int, int] = (-(1 << 63), 0)
+    trusted: bool = True
+
+
+def _read_stamps(container: Any, stream: Any, check: Check) -> _Stamps:
+    found = _Stamps()
+    # AVI keeps no times of presentation. FFmpeg guesses them, and is wrong where frames are stored out of order.
+    if "avi" in container.format.name.split(",") and stream.codec_context.has_b_frames:
+        found.trusted = False
+    longest = _longest_step(container) / float(stream.time_base or 1)
+    before = None
+    for packet in packets(container, stream, check):
+        # An edit list may cut off the beginning: it is decoded, and not shown.
+        if packet.is_discard:
+            continue
+        leaps = None not in (before, packet.dts) and not 0 <= packet.dts - before <= longest
+        before = packet.dts
+        if packet.pts is None or leaps:
+            found.trusted = False
+            continue
+        found.stamps.append(packet.pts)
+        found.last = max(found.last, (packet.pts, packet.duration or 0))
+        if packet.is_keyframe:
+            found.keys.append((packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
+    return found
+
+
+def _longest_step(container: Any) -> float:
+    """Seconds from one frame to the next; more is a new beginning."""
+    return LONGEST_STEP_S if int(container.format.flags) & _MAY_BEGIN_ANEW else float("inf")
+
+
+def _count_frames(told: str, source: Source, check: Check, threads: bool = True) -> Timeline:
+    import av
+
+    with open_film(source) as container:
+        stream = film_stream(container)
+        unit, decoder = float(stream.time_base or 0), Decoder(container, stream, check, threads)
+        stamps, lost = array("d"), array("q")
+        try:
+            for frame in decoder.frames():
+                stamps.append(np.nan if frame.pts is None else frame.pts * unit)
+                lost.append(decoder.failed + decoder.corrupt)
+        except av.FFmpegError:
+            if not threads:
+                raise
+        else:
+            step = 1 / _rate(told, stream, bool(np.isnan(stamps).all()))
+            times = _clock(stamps, lost, step, _longest_step(container))
+            end = float(times[-1]) + step if len(times) else 0.0
+            missing = decoder.lost(decoder.fed, len(times))
+            return Timeline(times, end, 0.0, range(len(times)), counted=True, lost=missing)
+    return _count_frames(told, source, check, threads=False)
+
+
+def _rate(told: str, stream: Any, is_raw: bool) -> float:
+    """Frames a second."""
+    # Of a stream without times, guessed_rate may be FFmpeg's assumption.
+    said = stream.codec_context.framerate if is_raw else stream.guessed_rate
+    if said:
+        return float(said)
+    log.warning("%s does not say how fast it is played: %d frames a second are assumed", told, USUAL_RATE)
+    return USUAL_RATE
+
+
+def _clock(stamps: Sequence[float], lost: Sequence[int], step: float, longest: float) -> np.ndarray:
+    """Seconds from the first frame on, of frames whose time stamps may be missing (NaN), out of order, or begin anew.
+
+    Args:
+        lost: how many frames were lost before each.
+        step: seconds from a frame to the next one, where nothing is known.
+        longest: what is no new beginning yet.
+    """
+    known = np.array(stamps, np.float64)
+    known = known[~np.isnan(known)]
+    counted = (np.arange(len(stamps)) + np.array(lost, np.int64)) * step
+    if not len(known) or known.min() == known.max():
+        return counted - counted[:1]
+    times = np.empty(len(stamps))
+    shift = latest = 0.0
+    for number, stamp in enumerate(stamps):
+        usual = latest + (counted[number] - counted[number - 1] if number else 0.0)
+        time = usual if np.isnan(stamp) else stamp + shift
+        if number == 0 or not -OUT_OF_ORDER_S <= time - latest <= longest:
+            shift, time = shift + usual - time, usual
+        times[number] = time
+        latest = max(latest, time)
+    times.sort()
+    steps = np.diff(times)
+    usual = float(np.median(steps[steps > 0]))
+    for number in range(1, len(times)):
+        # Two frames are never shown at once: one of their time stamps is wrong.
+        if times[number] <= times[number - 1] + usual / 100:
+            times[number] = times[number - 1] + usual
+    return times - times[0]
+
+
+class FrameReader:
+    """Reads the frames of a film at some of its places, in rising order.
+
+    Args:
+        check: called at every packet; raises to cancel.
+    """
+
+    def __init__(self, source: Source, timeline: Timeline, check: Check) -> None:
+        self._source, self._timeline, self._check = source, timeline, check
+        self._threads = True
+        self._seeks = len(timeline.places) > FEW_FRAMES and bool(timeline.keys)
+        self._shown = -(1 << 63)
+        # How many frames could not be decoded, of those that had to be.
+        self.lost = timeline.lost
+
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[float, Any]]:
+        """(seconds by the clock of the file, frame) for each number of a frame.
+
+        A frame that is lost is replaced by the next one, if that is not shown anyway.
+        """
+        import av
+
+        waiting = deque(self._timeline.places[number] for number in numbers)
+        while waiting:
+            with open_film(self._source) as container:
+                try:
+                    yield from self._pass(container, waiting)
+                except MissedError:
+                    self._seeks = False
+                except av.FFmpegError:
+                    # Again from the first frame that is missing, packet by packet.
+                    if not self._threads:
+                        raise
+                    self._threads = False
+
+    def _pass(self, container: Any, waiting: deque[int]) -> Iterator[tuple[float, Any]]:
+        """Until none is waiting."""
+        run: _Run | None = None
+        lost = 0
+        while waiting:
+            key = self._key(waiting[0])
+            if run is None or (key and key[0] > run.reached):
+                lost += run.lost(self._timeline.places) if run else 0
+                run = self._begin(container, key)
+            found = run.reach(waiting[0])
+            if self._seeks and (found is None or (found[0] != waiting[0] and not run.decoder.failed)):
+                raise MissedError
+            if found is None or found[0] <= self._shown:
+                waiting.clear()
+                break
+            self._shown, frame = found
+            while waiting and (waiting[0] <= self._shown or run.ended):
+                waiting.popleft()
+            yield self._time(self._shown), frame
+        if run is not None and not self._timeline.counted:
+            self.lost = lost + run.lost(self._timeline.places)
+
+    def _time(self, place: int) -> float:
+        """Of a frame; its time stamp may be one that no packet has."""
+        timeline = self._timeline
+        return float(np.interp(place, timeline.places, timeline.times_s))
+
+    def _key(self, place: int) -> tuple[int, int] | None:
+        """The key frame from which the frame is decoded; None if from the first packet."""
+        keys = self._timeline.keys
+        before = bisect_right(keys, place, key=lambda each: each[0]) if self._seeks else 0
+        return keys[before - 1] if before else None
+
+    def _begin(self, container: Any, key: tuple[int, int] | None) -> _Run:
+        import av
+
+        stream = film_stream(container)
+        decoder = Decoder(container, stream, self._check, self._threads)
+        if key is None:
+            first = self._timeline.places[0]
+            return _Run(decoder, first, decoder.frames(), self._timeline.counted)
+        try:
+            container.seek(key[1], stream=stream)
+        except av.FFmpegError as error:
+            raise MissedError from error
+        return _Run(decoder, key[0], decoder.frames(key[0]), self._timeline.counted)
+
+
+class _Run:
+    """Frames one after the other, from one place of a film on."""
+
+    def __init__(self, decoder: Decoder, first: int, frames: Iterator[Any], counted: bool) -> None:
+        self.decoder = decoder
+        self._first = first
+        numbered = enumerate(frames) if counted else ((frame.pts, frame) for frame in frames)
+        self._frames = ((place, frame) for place, frame in numbered if place is not None and place >= first)
+        self._shown = 0
+        self.reached = first - 1
+        self.ended = False
+
+    def reach(self, goal: int) -> tuple[int, Any] | None:
+        """The first frame that is not earlier. Where the film ends before, its last one; None if nothing is left."""
+        last = None
+        for place, frame in self._frames:
+            self._shown += 1
+            self.reached = place
+            last = place, frame
+            if place >= goal:
+                return last
+        self.ended = True
+        return last
+
+    def lost(self, places: Sequence[int]) -> int:
+        """How many of the frames up to here did not come."""
+        end = len(places) if self.ended else bisect_right(places, self.reached)
+        return self.decoder.lost(end - bisect_left(places, self._first), self._shown)

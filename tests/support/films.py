@@ -1,0 +1,89 @@
+"""Small films whose frames say in black and white bars which ones they are."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT, BITS = 160, 64, 10
+QUIET = {"libx265": {"x265-params": "log-level=0"}}
+
+
+def bars(number: int) -> np.ndarray:
+    """The number's bits from left to right, white for 1: (HEIGHT, WIDTH, 3)."""
+    lit = [255 * (number >> bit & 1) for bit in range(BITS)]
+    return np.repeat(np.tile(np.array(lit, np.uint8).repeat(WIDTH // BITS), (HEIGHT, 1))[..., None], 3, axis=2)
+
+
+def number(frame: np.ndarray) -> int:
+    """Of bars, whatever their size."""
+    middles = [int((bit + 0.5) * frame.shape[1] / BITS) for bit in range(BITS)]
+    return sum(1 << bit for bit, middle in enumerate(middles) if frame[:, middle].mean() > 128)
+
+
+def numbers(video: Any) -> list[int]:
+    """Which frames are shown."""
+    return [number(frame) for frame in video.frames]
+
+
+def write_film(
+    path: Path,
+    codec: str = "libx264",
+    total: int = 90,
+    *,
+    gop: int = 12,
+    b_frames: int = 2,
+    rate: int = 25,
+    times_ms: Sequence[int] | None = None,
+    pixels: str = "yuv420p",
+    kind: str | None = None,
+    sar: Fraction | None = None,
+    broken: Collection[int] = (),
+    options: dict[str, str] | None = None,
+    muxing: dict[str, str] | None = None,
+) -> Path:
+    """A film of so many frames.
+
+    Args:
+        times_ms: when each frame is shown; None for a constant rate.
+        broken: numbers of packets, in the order of the file, that hold nothing but rubbish.
+    """
+    unit = Fraction(1, 1000) if times_ms else Fraction(1, rate)
+    with av.open(str(path), "w", format=kind, options=muxing or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options={**QUIET.get(codec, {}), **(options or {})})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
+        context = stream.codec_context
+        context.gop_size, context.max_b_frames, context.time_base = gop, b_frames, unit
+        if sar:
+            context.sample_aspect_ratio = sar
+        made = []
+        for i in range(total):
+            frame = av.VideoFrame.from_ndarray(bars(i), format="rgb24")
+            frame.pts, frame.time_base = (times_ms[i] if times_ms else i), unit
+            made += stream.encode(frame)
+        for i, packet in enumerate(made + stream.encode()):
+            container.mux(_rubbish(packet) if i in broken else packet)
+    return path
+
+
+def _rubbish(packet: Any) -> Any:
+    """A packet of the same time that cannot be decoded."""
+    made = av.Packet(bytes(packet)[:6] + b"\xff" * (packet.size - 6))
+    made.pts, made.dts, made.time_base, made.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+    made.duration, made.is_keyframe = packet.duration, packet.is_keyframe
+    return made
+
+
+def turn(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Give an MP4 a display matrix: a point (x, y) goes to (a x + c y, b x + d y)."""
+    content = bytearray(path.read_bytes())
+    at = content.find(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    content[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
