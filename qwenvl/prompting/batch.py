@@ -153,6 +153,10 @@ def run_seed(sampling: Sampling) -> int | None:
     return secrets.randbits(53) if sampling.seed == -1 else sampling.seed
 
 
+# As a step of later_seed: no folder has so many pictures.
+AFTER_A_CUT = 1 << 32
+
+
 def later_seed(seed: int | None, step: int) -> int | None:
     """Another seed for another part of the same run, so that it does not draw the same numbers."""
     return None if seed is None else (seed + step) % (MAX_SEED + 1)

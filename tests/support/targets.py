@@ -160,7 +160,7 @@ def _stream(data: bytes) -> None:
 
 
 def _heard(blocks: Sequence[bytes]) -> Reply | Exception:
-    """As wire.py does it, without the wire."""
+    """As remote/client.py does it, without a connection."""
     reply = Reply(0.0)
 
     async def arriving() -> Any:
