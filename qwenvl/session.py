@@ -76,7 +76,8 @@ def opened(
             yield here
     finally:
         if request.release == AFTER_THE_PROMPT:
-            host.when_prompt_ends(partial(models.forget, request.load, unless_used_after=time.monotonic()))
+            forget = partial(models.forget, request.load, unless_used_after=time.monotonic())
+            host.when_prompt_ends(("release", request.load), forget)
 
 
 class ModelSession:

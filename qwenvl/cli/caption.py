@@ -71,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
     if not pictures:
         raise folder.FolderError(f"There is no picture in {str(options.folder)!r} ({', '.join(folder.SUFFIXES)}).")
     captions = folder.caption_files(pictures, options.suffix)
+    if options.jsonl and options.jsonl.absolute() in {file.absolute() for pair in captions.items() for file in pair}:
+        raise folder.FolderError(f"--jsonl: {str(options.jsonl)!r} is a picture or a caption of the folder.")
     folder.remove_leftovers({picture.parent for picture in pictures})
     outcome = _without_one(captions, options.folder, options.overwrite)
     folder.require_writable({captions[picture].parent for picture in outcome.waiting})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +109,71 @@ def server() -> Any:
     return None if model_management is None else getattr(PromptServer, "instance", None)
 
 
-def when_prompt_ends(then: Callable[[], None]) -> None:
-    """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue."""
+def when_prompt_ends(what: Hashable, then: Callable[[], None]) -> None:
+    """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue.
+
+    Args:
+        what: names it, as in when_gone.
+    """
     context = get_executing_context() if model_management is not None else None
     if context is not None:
-        when_gone({context.prompt_id}, then)
+        when_gone({context.prompt_id}, what, then)
 
 
 def running_prompts() -> set[str]:
     return {item[1] for item in list(PromptServer.instance.prompt_queue.currently_running.values())}
 
 
-def when_gone(prompts: set[str], then: Callable[[], Any]) -> None:
-    """Call then, from another thread, when none of the prompts runs any more."""
+def when_gone(prompts: Collection[str], what: Hashable, then: Callable[[], Any]) -> None:
+    """Call then, from another thread, when none of the prompts runs any more.
 
-    def wait() -> None:
-        while running_prompts() & prompts:
-            time.sleep(PROMPT_POLL_S)
-        then()
+    Args:
+        what: names it: of what is asked for many times while the same prompts run, only the last one is called.
+    """
+    _WAITING.add(frozenset(prompts), what, then)
 
-    threading.Thread(target=wait, name="qwenvl-release", daemon=True).start()
+
+class _Waiting:
+    """What is to be done when prompts have ended. One thread waits for all of it, and only while there is something."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[tuple[frozenset[str], Hashable], Callable[[], Any]] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, prompts: frozenset[str], what: Hashable, then: Callable[[], Any]) -> None:
+        with self._lock:
+            self._held[prompts, what] = then
+            if self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._wait, name="qwenvl-release", daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        try:
+            while self._do_due():
+                time.sleep(PROMPT_POLL_S)
+        finally:
+            with self._lock:
+                self._thread = None
+                # One that raised costs the others nothing.
+                if self._held:
+                    self._start()
+
+    def _do_due(self) -> bool:
+        """Whether something is left to wait for."""
+        running = running_prompts()
+        while then := self._next_due(running):
+            then()
+        with self._lock:
+            return bool(self._held)
+
+    def _next_due(self, running: set[str]) -> Callable[[], Any] | None:
+        with self._lock:
+            due = next((key for key in self._held if not key[0] & running), None)
+            return None if due is None else self._held.pop(due)
+
+
+_WAITING = _Waiting()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import hashlib
 import os
 import re
 import secrets
 import time
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from ..checks import shown, whole_characters
@@ -22,6 +25,8 @@ SUFFIXES = (
     *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
 )
 SORTS = ("name", "oldest first", "newest first")
+# In bytes, on the disks of most systems.
+LONGEST_NAME = 255
 _TEMPORARY = ".qwenvl-"
 # A caption is written in far less, so a temporary file that is older belongs to nobody.
 _LEFT_AFTER_S = 60.0
@@ -65,21 +70,51 @@ def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive
     return found
 
 
-def caption_files(files: Sequence[Path], suffix: str = ".txt") -> dict[Path, Path]:
-    """Picture -> its caption's file: the name with another suffix, or behind the whole name where two would share it.
+def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Path]:
+    """Picture -> its caption's file, each its own, in whatever order the pictures come.
+
+    The name with another suffix; behind the whole name where two would share it; and a number where that is shared.
 
     Raises:
         FolderError: captions with this suffix would not be files of their own.
     """
-    if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower() in SUFFIXES:
-        raise FolderError(f"suffix {suffix!r} must be a dot and a name that is no picture's, such as '.txt'.")
-    short = {file: file.with_name(_without_suffix(file.name) + suffix) for file in files}
-    # Windows and macOS take names that differ in capitals for the same.
-    shared = Counter(str(caption).casefold() for caption in short.values())
-    return {
-        file: caption if shared[str(caption).casefold()] == 1 else file.with_name(file.name + suffix)
-        for file, caption in short.items()
-    }
+    if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower().endswith(SUFFIXES):
+        raise FolderError(f"suffix {shown(suffix)} must be a dot and a name that is no picture's, such as '.txt'.")
+    files = list(dict.fromkeys(files))
+    short = {file: _fitting(file, _without_suffix(file.name), suffix) for file in files}
+    shared = Counter(map(_same, short.values()))
+    whole = {file: _fitting(file, file.name, suffix) for file in files}
+    short = {file: caption for file, caption in short.items() if shared[_same(caption)] == 1}
+    # What falls back to the whole name may take the short name of another picture, which then falls back too.
+    while taken := {_same(whole[file]) for file in files if file not in short} & set(map(_same, short.values())):
+        short = {file: caption for file, caption in short.items() if _same(caption) not in taken}
+    used = set(map(_same, short.values()))
+    found = dict(short)
+    for file in sorted(file for file in files if file not in short):
+        found[file] = next(caption for caption in _numbered(file, whole[file], suffix) if _same(caption) not in used)
+        used.add(_same(found[file]))
+    return {file: found[file] for file in files}
+
+
+def _same(path: Path) -> str:
+    """Equal for paths that Windows or macOS may take for one: they differ in capitals or in how accents are put."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", str(path)).casefold())
+
+
+def _numbered(file: Path, whole: Path, suffix: str) -> Iterator[Path]:
+    yield whole
+    for number in count(2):
+        yield _fitting(file, f"{file.name}~{number}", suffix)
+
+
+def _fitting(file: Path, stem: str, suffix: str) -> Path:
+    """Beside the file; a name that no disk takes is cut, and ends in what tells it from others with this beginning."""
+    name = stem + suffix
+    encoded = os.fsencode(name)
+    if len(encoded) > LONGEST_NAME:
+        ending = f"~{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
+        name = os.fsencode(stem)[: max(1, LONGEST_NAME - len(os.fsencode(ending)))].decode("utf-8", "ignore") + ending
+    return file.with_name(name)
 
 
 def is_there(file: Path) -> bool:

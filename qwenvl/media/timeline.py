@@ -38,7 +38,8 @@ class Timeline:
         end_s: when the last one ends.
         origin_s: what a player calls 0 s.
         places: rising time stamps of the same frames; their numbers if counted.
-        keys: rising (time stamp, where to seek) of the frames from which decoding can begin; empty if counted.
+        keys: (K, 2) int64, rising: time stamp, and where to seek, of the frames from which decoding can begin; empty
+            if counted.
         counted: the file has no time stamps to go by.
         lost: how many more frames there would be if they could be decoded; known only if counted.
     """
@@ -47,7 +48,7 @@ class Timeline:
     end_s: float
     origin_s: float
     places: Sequence[int]
-    keys: Sequence[tuple[int, int]] = ()
+    keys: Any = ()
     counted: bool = False
     lost: int = 0
 
@@ -66,8 +67,8 @@ def read_timeline(told: str, source: Source, check: Check) -> Timeline:
         stream = film_stream(container)
         found = _read_stamps(container, stream, check)
         start, unit = container.start_time, float(stream.time_base or 0)
-    places = array("q", sorted(found.stamps))
-    times = np.array(places, np.float64) * unit
+    stamps = np.sort(np.array(found.stamps, np.int64))
+    places, times = array("q", stamps.tobytes()), stamps * unit
     if not found.trusted or (np.diff(times) <= 0).any():
         return _count_frames(told, source, check)
     if not len(times):
@@ -75,15 +76,17 @@ def read_timeline(told: str, source: Source, check: Check) -> Timeline:
     first, last = float(times[0]), float(times[-1])
     step = found.last[1] * unit or (last - first) / max(1, len(times) - 1)
     origin = first if start is None else min(first, start / 1e6)
-    return Timeline(times, last + step, origin, places, sorted(found.keys))
+    keys = np.array(found.keys, np.int64).reshape(-1, 2)
+    return Timeline(times, last + step, origin, places, keys[np.lexsort((keys[:, 1], keys[:, 0]))])
 
 
 @dataclass(slots=True)
 class _Stamps:
-    """What the packets say, before one is decoded."""
+    """What the packets say, before one is decoded. There may be millions, so numbers are held and no objects."""
 
     stamps: array[int] = field(default_factory=lambda: array("q"))
-    keys: list[tuple[int, int]] = field(default_factory=list)
+    # Two of each key frame.
+    keys: array[int] = field(default_factory=lambda: array("q"))
     # Time stamp and duration of the frame that is shown last.
     last: tuple[int, int] = (-(1 << 63), 0)
     trusted: bool = True
@@ -108,7 +111,7 @@ def _read_stamps(container: Any, stream: Any, check: Check) -> _Stamps:
         found.stamps.append(packet.pts)
         found.last = max(found.last, (packet.pts, packet.duration or 0))
         if packet.is_keyframe:
-            found.keys.append((packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
+            found.keys.extend((packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
     return found
 
 
@@ -192,7 +195,7 @@ class FrameReader:
     def __init__(self, source: Source, timeline: Timeline, check: Check) -> None:
         self._source, self._timeline, self._check = source, timeline, check
         self._threads = True
-        self._seeks = len(timeline.places) > FEW_FRAMES and bool(timeline.keys)
+        self._seeks = len(timeline.places) > FEW_FRAMES and len(timeline.keys) > 0
         self._shown = -(1 << 63)
         # How many frames could not be decoded, of those that had to be.
         self.lost = timeline.lost
@@ -248,7 +251,7 @@ class FrameReader:
         """The key frame from which the frame is decoded; None if from the first packet."""
         keys = self._timeline.keys
         before = bisect_right(keys, place, key=lambda each: each[0]) if self._seeks else 0
-        return keys[before - 1] if before else None
+        return (int(keys[before - 1][0]), int(keys[before - 1][1])) if before else None
 
     def _begin(self, container: Any, key: tuple[int, int] | None) -> _Run:
         import av

@@ -214,8 +214,8 @@ def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | No
 def _start(repo_id: str, folder: Path) -> subprocess.Popen[str]:
     # Not -m and no script: an embedded Python, as that of portable ComfyUI, looks for neither beside the file.
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.models.transfer import main; "
-        "sys.exit(main(*sys.argv[2:]))"
+        "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.models import download, transfer; "
+        "sys.exit(transfer.main(*sys.argv[2:], download.why_incomplete))"
     )
     # Xet gives up early, since HTTP goes on; hf_transfer can neither resume nor tell how far it is.
     environment = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", **os.environ}

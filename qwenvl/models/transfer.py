@@ -27,7 +27,7 @@ from typing import Any, cast
 from ..log import amount
 from .checkpoint import INDEX, UnreadableError, read_json_object
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
-from .part import Part, RemoteFile
+from .part import FileLock, Part, RemoteFile
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
@@ -42,15 +42,17 @@ _CHUNK = 1 << 18
 # Tries that brought nothing before a file is given up; huggingface_hub makes some of its own within each.
 _IDLE_TRIES = 2
 
+Judge = Callable[[Path], str | None]
 
-def main(repo_id: str, into: str) -> None:
+
+def main(repo_id: str, into: str, why_incomplete: Judge) -> None:
     """Fetch it; the last line says that it is complete, or why not."""
     threading.Thread(target=_end_with_the_one_who_started_it, daemon=True).start()
     import huggingface_hub.constants
 
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     folder = Path(into)
-    transfer = Transfer(repo_id, folder, _say)
+    transfer = Transfer(repo_id, folder, _say, why_incomplete)
     try:
         transfer.run()
     except expected_errors() as error:
@@ -61,12 +63,17 @@ def main(repo_id: str, into: str) -> None:
 
 
 class Transfer:
-    """One repository on its way into a folder."""
+    """One repository on its way into a folder.
 
-    def __init__(self, repo_id: str, folder: Path, say: Callable[..., None]) -> None:
+    Args:
+        why_incomplete: why the folder is no whole model, or None if it is one.
+    """
+
+    def __init__(self, repo_id: str, folder: Path, say: Callable[..., None], why_incomplete: Judge) -> None:
         self.repo_id = repo_id
         self._folder = folder
         self._say = say
+        self._why_incomplete = why_incomplete
         self._revision = ""
         self._xet: Any = None
         self._lock = threading.Lock()
@@ -75,20 +82,17 @@ class Transfer:
 
     def run(self) -> None:
         """Fetch what is missing. The folder is made only once the repository is known to exist."""
-        from filelock import FileLock, Timeout
-
         files = self._list()
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._folder / LOCK)
+        # Whoever cancels meanwhile ends this process.
+        lock.wait(lambda: self._say(note=f"another process is downloading to {self._folder}; waiting for it"))
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._say(note=f"another process is downloading to {self._folder}; waiting for it")
-            lock.acquire()
-        with lock:
-            self._fetch(files)
-        with contextlib.suppress(OSError):
-            (self._folder / LOCK).unlink()
+            # What another process has made whole meanwhile is never marked as unfinished: others read it.
+            if self._why_incomplete(self._folder):
+                self._fetch(files)
+        finally:
+            lock.release()
 
     def _list(self) -> list[RemoteFile]:
         from huggingface_hub import HfApi, constants

@@ -214,7 +214,10 @@ def _caption_files(where: Path, names: list[str]) -> list[Path]:
     for name in names:
         if not paths.is_plain_name(name, windows=os.name == "nt"):
             raise FolderError(f"names: {name!r} is not a file's name. Connect the names of QwenVL Load Folder.")
-    files = caption_files([where / name for name in names])
-    if len(files) < len(names):
+    pictures = [where / name for name in names]
+    if len(set(pictures)) < len(names):
         raise FolderError("names: two pictures have one name, so their captions would be one file.")
-    return list(files.values())
+    # Other pictures of the folder have captions too, from another prompt or the command line.
+    others = find_pictures(where) if where.is_dir() else []
+    files = caption_files([*pictures, *others])
+    return [files[picture] for picture in pictures]

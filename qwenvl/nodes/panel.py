@@ -42,7 +42,7 @@ def add_routes(models: ModelCache) -> None:
         if spec is None:
             return web.json_response({"error": f"no model {wanted!r} is in memory"}, status=404)
         running = host.running_prompts()
-        host.when_gone(running, lambda: models.forget(spec))
+        host.when_gone(running, ("unload", spec), lambda: models.forget(spec))
         return web.json_response({"unloads": "after this run" if running else "now"})
 
 

@@ -80,6 +80,26 @@ def test_two_pictures_of_one_name_do_not_share_a_caption(folder):
     }
 
 
+def test_a_name_behind_a_name_gets_the_caption_of_its_own_picture(folder):
+    for name in ("1.png.png", "1.webp"):
+        draw("square", "red", "white").save(folder / name, quality=95)
+    assert ask(folder) == 0
+    assert {name: text for name, text in captions(folder).items() if name.startswith("1.")} == {
+        "1.png.txt": CAPTIONS["1.txt"],
+        "1.webp.txt": "a red square on a white background",
+        "1.png.png.txt": "a red square on a white background",
+    }
+
+
+@pytest.mark.parametrize("name", ["1.png", "1.txt"])
+def test_the_one_file_of_all_captions_is_none_of_the_folder(folder, name, capsys):
+    before = (folder / "1.png").read_bytes()
+    assert ask(folder, "--jsonl", str(folder / name)) == 2
+    assert "is a picture or a caption" in capsys.readouterr().err
+    assert captions(folder) == {}
+    assert (folder / "1.png").read_bytes() == before
+
+
 def test_pictures_that_cannot_be_read_are_told_at_the_end_and_cost_themselves_only(folder, capsys):
     (folder / "0.png").write_text("no picture")
     (folder / "5.jpg").write_bytes((folder / "2.jpg").read_bytes()[:300])

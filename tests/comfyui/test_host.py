@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import memory_scenario
@@ -106,7 +107,7 @@ def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     host = sys.modules["the_pack.qwenvl.comfyui.host"]
     comfy.running[0] = (0, "p", {}, {}, [])
     gone = []
-    host.when_prompt_ends(lambda: gone.append(1))
+    host.when_prompt_ends("it", lambda: gone.append(1))
     time.sleep(3 * host.PROMPT_POLL_S)
     assert gone == [], "the prompt is still being worked on"
     del comfy.running[0]
@@ -114,6 +115,48 @@ def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     while not gone and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(gone) == 1
+
+
+def waiting_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]
+
+
+def until(true, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()
+
+
+def test_one_thread_waits_for_all_that_is_to_be_done_after_prompts(comfy, pack):
+    """Of what is asked for again and again, the last one is done, once."""
+    host, done = sys.modules["the_pack.qwenvl.comfyui.host"], []
+    comfy.running |= {0: (0, "p", {}, {}, []), 1: (1, "q", {}, {}, [])}
+    for number in range(500):
+        host.when_gone({"p"}, "a", lambda number=number: done.append(("a", number)))
+        host.when_gone({"p", "q"}, "a", lambda number=number: done.append(("a, both", number)))
+        host.when_gone({"q"}, "b", lambda number=number: done.append(("b", number)))
+    assert len(waiting_threads()) == 1
+    del comfy.running[0]
+    assert until(lambda: done) and done == [("a", 499)]
+    del comfy.running[1]
+    assert until(lambda: len(done) == 3)
+    assert sorted(done[1:]) == [("a, both", 499), ("b", 499)]
+    assert until(lambda: not waiting_threads()), "nobody waits for nothing"
+    host.when_gone((), "now", lambda: done.append("now"))
+    assert until(lambda: done[-1] == "now")
+
+
+def test_what_fails_after_a_prompt_costs_the_rest_nothing(comfy, pack, monkeypatch):
+    host, done, failed = sys.modules["the_pack.qwenvl.comfyui.host"], [], []
+    monkeypatch.setattr(threading, "excepthook", lambda told: failed.append(told.exc_type))
+    comfy.running[0] = (0, "p", {}, {}, [])
+    host.when_gone({"p"}, "bad", lambda: 1 // 0)
+    host.when_gone({"p"}, "good", lambda: done.append(1))
+    del comfy.running[0]
+    assert until(lambda: done and failed)
+    assert failed == [ZeroDivisionError]
+    assert until(lambda: not waiting_threads())
 
 
 def test_models_are_looked_for_in_every_folder_that_comfyui_knows_for_them(comfy, pack, tmp_path, monkeypatch):

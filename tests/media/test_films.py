@@ -1,6 +1,7 @@
 """What is shown of films: as a player shows them, at the size of the budget, each frame with its time."""
 
 import io
+import tracemalloc
 from fractions import Fraction
 
 import av
@@ -9,8 +10,11 @@ import pytest
 from films import HEIGHT, WIDTH, number, numbers, turn, write_film
 from PIL import Image
 
+from qwenvl.media import packets
 from qwenvl.media.films import Video, read_video
 from qwenvl.media.media import MediaError, videos
+from qwenvl.media.opening import open_film
+from qwenvl.media.timeline import read_timeline
 from qwenvl.request import Frames, LoadSpec, Request
 
 SPREAD = [0, 13, 25, 38, 51, 64, 76, 89]
@@ -214,6 +218,56 @@ def test_a_cancel_is_heard_while_a_film_is_read(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             videos(Request(LoadSpec("m"), "?", video_path=str(path)), lambda most=most: check(most))
         assert len(calls) == most
+
+
+def write_packets(path, counts):
+    """A film of raw frames of 2 x 2 pixels, so many of them in each stream, the last stream first."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("rawvideo", rate=1000) for _ in counts]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 2, 2, "gray"
+        for stream, count in reversed(list(zip(streams, counts, strict=True))):
+            for number in range(count):
+                packet = av.Packet(b"abcd")
+                packet.stream, packet.time_base = stream, Fraction(1, 1000)
+                packet.pts = packet.dts = number
+                container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("counts", [(3000,), (4, 3000), (1, 0, 3000)])
+def test_a_cancel_is_heard_at_every_packet_however_small_and_of_whatever_stream(tmp_path, counts):
+    path, calls = write_packets(tmp_path / "a.nut", counts), []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 2500:
+            raise KeyboardInterrupt
+
+    with open_film(str(path)) as container, pytest.raises(KeyboardInterrupt):
+        for _ in packets.packets(container, container.streams[0], check):
+            pass
+    assert len(calls) == 2500
+
+
+@pytest.mark.parametrize("counts", [(80,), (20, 60), (20, 10, 50)])
+def test_a_film_of_more_packets_than_are_read_is_an_error_that_names_it(tmp_path, counts, monkeypatch):
+    path = write_packets(tmp_path / "a.nut", counts)
+    monkeypatch.setattr(packets, "MOST_PACKETS", 90)
+    assert len(read_timeline("a.nut", str(path), lambda: None).times_s) in counts
+    monkeypatch.setattr(packets, "MOST_PACKETS", 79)
+    with pytest.raises(MediaError, match=r"a\.nut.* more than 79 packets of pictures and sound: cut it into shorter"):
+        read(path)
+
+
+def test_the_index_of_many_tiny_frames_holds_numbers_only(tmp_path):
+    path = write_packets(tmp_path / "a.nut", (50_000,))
+    tracemalloc.start()
+    found = read_timeline("a.nut", str(path), lambda: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.times_s) == len(found.keys) == 50_000
+    assert peak < 50_000 * 120
 
 
 def test_what_is_no_film_is_an_error_that_names_it(tmp_path):

@@ -3,10 +3,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import ROOT
 from PIL import Image
 
@@ -99,6 +103,15 @@ def test_links_to_folders_are_not_followed(folder):
         (["a.png"], ".caption", ["a.caption"]),
         (["a.png", "a.jpg", "b.png"], ".txt", ["a.png.txt", "a.jpg.txt", "b.txt"]),
         (["A.png", "a.jpg"], ".txt", ["A.png.txt", "a.jpg.txt"]),
+        (["a.png", "a.jpg", "a.png.png"], ".txt", ["a.png.txt", "a.jpg.txt", "a.png.png.txt"]),
+        (
+            ["a.png.png", "a.png.jpg", "a.png", "a.gif"],
+            ".txt",
+            ["a.png.png.txt", "a.png.jpg.txt", "a.png.txt", "a.gif.txt"],
+        ),
+        (["a.png", "A.PNG", "b.png"], ".txt", ["a.png~2.txt", "A.PNG.txt", "b.txt"]),
+        (["a.png", "A.png", "a.png~2.png"], ".txt", ["a.png~3.txt", "A.png.txt", "a.png~2.txt"]),
+        (["\u00e9.png", "e\u0301.png"], ".txt", ["\u00e9.png~2.txt", "e\u0301.png.txt"]),
     ],
 )
 def test_each_picture_has_a_caption_file_of_its_own(tmp_path, names, suffix, captions):
@@ -108,12 +121,51 @@ def test_each_picture_has_a_caption_file_of_its_own(tmp_path, names, suffix, cap
     }
 
 
+PIECES = st.sampled_from(
+    ["a", "A", "~2", "~", ".png", ".PNG", ".jpg", ".txt", ".", " ", "\u00e9", "e\u0301", "\ufb01", "\udce4"]
+)
+ALIKE = st.lists(st.sampled_from([".png", ".PNG", ".jpg", "~2", ".txt"]), max_size=3).map("".join)
+NAMES = st.one_of(
+    st.builds("{}{}{}".format, st.sampled_from(["a", "A", "\u00e9"]), ALIKE, st.sampled_from([".png", ".jpg", ".PNG"])),
+    st.lists(PIECES, min_size=1, max_size=90).map("".join),
+).filter(lambda name: name.strip(".") and len(os.fsencode(name)) <= 255)
+
+
+@given(names=st.sets(NAMES, max_size=20), suffix=st.sampled_from([".txt", ".caption", "._a", ".png.txt"]))
+def test_as_many_files_as_pictures_whatever_they_are_called(names, suffix):
+    """On disks that know no capitals and no ways to put an accent too."""
+    files = [Path("set", name) for name in names]
+    captions = caption_files(files, suffix)
+    assert list(captions) == files
+    assert captions == caption_files(reversed(files), suffix), "the order says nothing"
+    kept = {unicodedata.normalize("NFC", caption.name).upper().casefold() for caption in captions.values()}
+    assert len(kept) == len(files)
+    assert not {caption.suffix.lower() for caption in captions.values()} & set(SUFFIXES)
+    assert {caption.parent for caption in captions.values()} <= {Path("set")}
+    assert all(len(os.fsencode(caption.name)) <= 255 for caption in captions.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that other systems do not take")
+@given(names=st.sets(NAMES, max_size=12))
+def test_each_text_is_found_beside_its_picture_again(names):
+    with tempfile.TemporaryDirectory() as where:
+        captions = caption_files([Path(where, name) for name in names])
+        for picture, caption in captions.items():
+            write_whole(caption, ascii(picture.name))
+        assert {picture.name: caption.read_text() for picture, caption in captions.items()} == {
+            name: ascii(name) for name in names
+        }
+        assert len(list(Path(where).iterdir())) == len(names)
+
+
 def test_equal_names_in_two_folders_are_no_trouble(tmp_path):
     files = [tmp_path / "one" / "a.png", tmp_path / "two" / "a.png"]
     assert list(caption_files(files).values()) == [tmp_path / "one" / "a.txt", tmp_path / "two" / "a.txt"]
 
 
-@pytest.mark.parametrize("suffix", ["", "txt", ".", ".png", ".JPG", "/../x.txt", ".a/b", "..", ".txt\n"])
+@pytest.mark.parametrize(
+    "suffix", ["", "txt", ".", ".png", ".JPG", "/../x.txt", ".a/b", "..", ".txt\n", ".a.png", ".txt.JPG"]
+)
 def test_a_suffix_that_would_hit_other_files_is_refused(tmp_path, suffix):
     with pytest.raises(FolderError, match="suffix"):
         caption_files([tmp_path / "a.png"], suffix)

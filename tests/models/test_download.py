@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
 import hub_server
 import pytest
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from qwenvl.models.catalog import DEMO, find
 from qwenvl.models.download import DownloadError, default_policy, fetch, weight_headers, why_forbidden, why_incomplete
+from qwenvl.models.part import FileLock
 from qwenvl.models.transfer import LOCK, UNFINISHED
 
 
@@ -154,7 +154,6 @@ class CancelLater(Watch):
 KILLED = """
 import sys
 from pathlib import Path
-from pathlib import Path
 from qwenvl.models.download import fetch
 
 class Watch:
@@ -176,7 +175,9 @@ def test_a_process_killed_in_the_middle_leaves_nothing_running_and_the_next_goes
     came = part_of_the_weights(folder)
     assert hub.files["model.safetensors"].startswith(came)
     # Whoever still downloads holds the lock.
-    filelock.FileLock(folder / LOCK).acquire(timeout=30)
+    lock = FileLock(folder / LOCK)
+    lock.wait(lambda: None)
+    lock.release()
     hub.fail()
     fetch("owner/name", folder, Watch())
     assert why_incomplete(folder) is None
@@ -187,8 +188,8 @@ def test_two_that_want_the_same_model_wait_for_each_other(hub, tmp_path, caplog)
     hub.fail()
     folder = tmp_path / "owner--name"
     folder.mkdir()
-    lock = filelock.FileLock(folder / LOCK)
-    lock.acquire()
+    lock = FileLock(folder / LOCK)
+    assert lock.take()
 
     class Other(Watch):
         def check(self):
@@ -197,6 +198,72 @@ def test_two_that_want_the_same_model_wait_for_each_other(hub, tmp_path, caplog)
 
     fetch("owner/name", folder, Other())
     assert why_incomplete(folder) is None
+
+
+def start_fetching(folder):
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_many_processes_fetch_a_model_once_and_what_is_whole_stays_whole(hub, tmp_path):
+    """Whoever reads it meanwhile sees it whole from the first moment at which it is."""
+    hub.fail(drip={"model.safetensors": 0.1})
+    folder = tmp_path / "owner--name"
+    started = [start_fetching(folder) for _ in range(4)]
+    seen = []
+    while any(process.poll() is None for process in started):
+        seen.append(why_incomplete(folder) is None)
+    told = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * 4, told
+    assert seen == sorted(seen), "it was whole, and then it was not"
+    assert hub.asked_for("model.safetensors") == [""]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in find(DEMO).folder.iterdir()}
+
+
+def test_what_came_while_one_waited_is_left_as_it_is(hub, tmp_path, caplog):
+    """Even where the hub has another version by now."""
+    folder = tmp_path / "owner--name"
+    folder.mkdir()
+    lock = FileLock(folder / LOCK)
+    assert lock.take()
+
+    class Other(Watch):
+        def check(self):
+            if "another process is downloading" in caplog.text and not (folder / "config.json").exists():
+                shutil.copytree(find(DEMO).folder, folder, dirs_exist_ok=True)
+                (folder / "tokenizer_config.json").write_text("{}")
+                lock.release()
+
+    fetch("owner/name", folder, Other())
+    assert (folder / "tokenizer_config.json").read_text() == "{}"
+    assert hub.asked_for("model.safetensors") == []
+
+
+def test_cancel_is_heard_while_another_process_downloads(hub, tmp_path, caplog):
+    folder = tmp_path / "owner--name"
+    with start_fetching(folder) as other:
+        assert other.stdout.readline()
+
+        class Later(Watch):
+            def check(self):
+                if "another process is downloading" in caplog.text:
+                    raise Cancelled
+
+        with pytest.raises(Cancelled):
+            fetch("owner/name", folder, Later())
+        assert other.poll() is None
+        other.kill()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(hub, tmp_path):
+    """And a file of that name which nobody holds is no lock."""
+    hub.fail()
+    folder = tmp_path / "owner--name"
+    folder.mkdir()
+    (folder / LOCK).write_text("4711")
+    fetch("owner/name", folder, Watch())
+    assert why_incomplete(folder) is None
+    assert not (folder / LOCK).exists()
 
 
 def test_progress_is_told_with_amounts_and_speed(hub, tmp_path):

@@ -210,6 +210,26 @@ def test_a_jpeg_of_any_name_is_loaded(load, folder):
     assert load(folder)[1][-1] == "b.jfif"
 
 
+def test_a_fallback_takes_no_other_pictures_file(save, folder):
+    names = ["a.png", "a.jpg", "a.png.png"]
+    save(names, names, folder / "new")
+    assert {file.name: file.read_text() for file in (folder / "new").iterdir()} == {
+        f"{name}.txt": name for name in names
+    }
+
+
+def test_two_prompts_do_not_write_one_file_for_two_pictures_of_the_folder(save, folder):
+    """As with the patterns *.png and *.jpg, one after the other."""
+    draw("circle", "red", "blue").save(folder / "2.jpg")
+    for name in ("2.png", "2.jpg", "10.jpg"):
+        save([name], [name], folder, "overwrite")
+    assert {file.name: file.read_text() for file in folder.glob("*.txt")} == {
+        "2.png.txt": "2.png",
+        "2.jpg.txt": "2.jpg",
+        "10.txt": "10.jpg",
+    }
+
+
 def test_the_nodes_are_explained(nodes):
     for name in ("QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions"):
         node = nodes[name]

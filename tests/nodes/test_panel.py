@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -74,6 +75,15 @@ def test_while_a_prompt_runs_the_model_stays_until_it_has_ended(ask, loaded, com
     assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
     time.sleep(1)
     assert len(loaded.nodes.MODELS.residents) == 1
+    del comfy.running[0]
+    assert gone(loaded.nodes.MODELS)
+
+
+def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy):
+    comfy.running[0] = (0, "p", {}, {}, [])
+    for _ in range(20):
+        assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
+    assert len([thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]) == 1
     del comfy.running[0]
     assert gone(loaded.nodes.MODELS)
 
