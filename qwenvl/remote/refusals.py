@@ -27,9 +27,10 @@ _SUGGESTION = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN_MODEL = re.compile(
-    r"\bmodel\b.*(?:not exist|n[o']t found|unknown|not available|n[o']t serv|n[o']t loaded)|"
+    r"\bmodel\b.{0,400}(?:not exist|n[o']t found|unknown|not available|n[o']t serv|n[o']t loaded)|"
     r"pinned to|not a valid model|(?:invalid|unknown|no such|no) model\b|unable to access model|"
-    r"no models? (?:is |are )?loaded|no healthy deployments|could not find .*handler for|llm provider not provided",
+    r"no models? (?:is |are )?loaded|no healthy deployments|"
+    r"could not find .{0,400}handler for|llm provider not provided",
     re.S,
 )
 _NO_VALUE = r"unsupported|not support|n't support|not have|missing|mmproj|cannot|can't|unable|text-only"
@@ -41,7 +42,7 @@ _NO_PICTURES = re.compile(
 )
 _TOO_LONG = re.compile(
     r"context (?:length|window)|maximum (?:model|sequence|input|context|prompt)|too (?:long|many tokens)|"
-    r"longer than|max_model_len|exceeds? .*(?:length|tokens|context)|too large to process"
+    r"longer than|max_model_len|exceeds? .{0,400}(?:length|tokens|context)|too large to process"
 )
 _PICTURES = re.compile(r"image|picture|multi-?modal|\bmm\b|vision|video")
 
