@@ -111,7 +111,7 @@ class EngineSession:
 
     def _start(self, question: Question) -> None:
         """Put a question on its way."""
-        writer = EngineAnswer(self._engine, self._request)
+        writer = EngineAnswer(self._engine, self._request, self._wire.secret)
         if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
             self._sizes[question.number] = sizes
         future = self._loop.start(self._ask(writer, question))

@@ -32,6 +32,7 @@ MOST_FILES, MOST_LINES = 12, 300
 STANDARD_ONLY = {
     *("checks", "settings", "request", "log", "process", "paths", "prompting.watch", "media.folder"),
     *("nodes.lists", "remote.reply", "remote.refusals", "remote.kinds", "remote.loop", "media.notations"),
+    *("remote.incoming", "remote.secret"),
     *(f"models.{name}" for name in ("families", "catalog", "trust", "builtin", "custom", "discovery", "download")),
     "models.engines",
 }
