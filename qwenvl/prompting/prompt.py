@@ -138,8 +138,9 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
     config = handle.model.config.get_text_config()
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     most = getattr(config, "max_position_embeddings", None) or tokens
-    # YaRN stretches them.
-    longest = max(most, round((scaling.get("original_max_position_embeddings") or most) * (scaling.get("factor") or 1)))
+    # YaRN stretches them. float() of what is no number fails; times a number it may be gigabytes of text.
+    original, factor = scaling.get("original_max_position_embeddings") or most, scaling.get("factor") or 1
+    longest = max(most, round(float(original) * float(factor)))
     if tokens > longest:
         raise PromptError(
             f"The question has {tokens:,} tokens, and {request.load.model} reads {longest:,} at most. "
