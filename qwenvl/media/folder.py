@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import re
 import secrets
@@ -25,8 +24,6 @@ SUFFIXES = (
     *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
 )
 SORTS = ("name", "oldest first", "newest first")
-# In bytes, on the disks of most systems.
-LONGEST_NAME = 255
 _TEMPORARY = ".qwenvl-"
 # A caption is written in far less, so a temporary file that is older belongs to nobody.
 _LEFT_AFTER_S = 60.0
@@ -81,9 +78,9 @@ def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Pat
     if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower().endswith(SUFFIXES):
         raise FolderError(f"suffix {shown(suffix)} must be a dot and a name that is no picture's, such as '.txt'.")
     files = list(dict.fromkeys(files))
-    short = {file: _fitting(file, _without_suffix(file.name), suffix) for file in files}
+    short = {file: file.with_name(f"{_without_suffix(file.name)}{suffix}") for file in files}
     shared = Counter(map(_same, short.values()))
-    whole = {file: _fitting(file, file.name, suffix) for file in files}
+    whole = {file: file.with_name(f"{file.name}{suffix}") for file in files}
     short = {file: caption for file, caption in short.items() if shared[_same(caption)] == 1}
     # What falls back to the whole name may take the short name of another picture, which then falls back too.
     while taken := {_same(whole[file]) for file in files if file not in short} & set(map(_same, short.values())):
@@ -104,17 +101,7 @@ def _same(path: Path) -> str:
 def _numbered(file: Path, whole: Path, suffix: str) -> Iterator[Path]:
     yield whole
     for number in count(2):
-        yield _fitting(file, f"{file.name}~{number}", suffix)
-
-
-def _fitting(file: Path, stem: str, suffix: str) -> Path:
-    """Beside the file; a name that no disk takes is cut, and ends in what tells it from others with this beginning."""
-    name = stem + suffix
-    encoded = os.fsencode(name)
-    if len(encoded) > LONGEST_NAME:
-        ending = f"~{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
-        name = os.fsencode(stem)[: max(1, LONGEST_NAME - len(os.fsencode(ending)))].decode("utf-8", "ignore") + ending
-    return file.with_name(name)
+        yield file.with_name(f"{file.name}~{number}{suffix}")
 
 
 def is_there(file: Path) -> bool:
