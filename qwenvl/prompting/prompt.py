@@ -39,11 +39,10 @@ class Prompt:
 
     inputs: Inputs
     thinks: bool = False
-    # Of the question.
-    number: int = 0
+    number: int = 0  # of the question
     # (width, height) of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Names what is seen, and holds it. Only a question that is asked alone needs it, and large pictures take a while.
+    # Names what is seen, and holds it. Large pictures take a while, and only a question that is asked alone needs it.
     media_name: Callable[[], str] = str
 
     @property
