@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from .checks import printable
 from .cli import caption, common, doctor, serve_info
 from .comfyui.host import model_roots
 from .loading.cache import ModelCache
@@ -36,11 +37,11 @@ class TerminalWatch:
     def report(self, done: int, total: int, text: str) -> None:
         # On a terminal only: in a file every state of the line would stay, and the log has it too.
         if sys.stderr.isatty():
-            print(f"\r{text:<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(f"\r{printable(text, ''):<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         if sys.stderr.isatty() and len(thinking) > self._thought:
-            print(f"{DIM}{thinking[self._thought :]}{PLAIN}", end="", file=sys.stderr, flush=True)
+            print(f"{DIM}{printable(thinking[self._thought :])}{PLAIN}", end="", file=sys.stderr, flush=True)
             self._thought = len(thinking)
         self.end(text)
 
@@ -48,8 +49,10 @@ class TerminalWatch:
         """Nothing to write: many answers come together at the end."""
 
     def end(self, text: str) -> None:
-        """Write what is not written yet."""
-        print(text[self._written :], end="", flush=True)
+        """Write what is not written yet; to a file as it is, to a terminal without orders."""
+        new = text[self._written :]
+        seen = sys.stdout is not None and sys.stdout.isatty()
+        print(printable(new) if seen else new, end="", flush=True)
         self._written = max(self._written, len(text))
         self.text = text
 
@@ -67,21 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(options: argparse.Namespace) -> int:
     if options.list_models:
         for model in catalog.all_models(model_roots()).values():
-            print(f"{model.name:<30}  {model.size}" if model.size else model.name)
+            common.say(f"{model.name:<30}  {model.size}" if model.size else model.name)
     elif options.list_presets:
-        print("\n".join(presets.names()))
+        for name in presets.names():
+            common.say(name)
     else:
         watch = TerminalWatch()
         result = run(_request(options), ModelCache(), watch)
         print(flush=True)
         common.tell_of_escapes(watch.text)
         if options.stats:
-            print(result.stats.to_json(), file=sys.stderr)
+            common.say(result.stats.to_json(), "\n", file=sys.stderr)
     return common.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m qwenvl",
         description="Ask a Qwen model about pictures, a video or text.",
         epilog=f"As the first word, {' and '.join(COMMANDS)} are commands: see python -m qwenvl caption --help.",
@@ -111,10 +115,10 @@ def _request(options: argparse.Namespace) -> Request:
 
 def _doctor(arguments: Sequence[str]) -> int:
     """Exit status: 0 all is well, 1 something grave was found."""
-    parser = argparse.ArgumentParser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
+    parser = common.Parser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
     parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
     model = parser.parse_args(arguments).model
-    return common.written(lambda: 0 if doctor.examine(model, print) else 1)
+    return common.written(lambda: 0 if doctor.examine(model, common.say) else 1)
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.

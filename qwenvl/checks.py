@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 # Of a value in a message; it may be a megabyte of text.
 _LONGEST_SHOWN = 200
+# What a terminal takes for orders, what turns the order of the others around, and what cannot be written.
+_ORDERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 class InvalidSettingError(ValueError):
@@ -21,6 +24,15 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, a list that holds itself
         text = f"a very large {type(value).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text as it may be written to a terminal or a log: names of files and models may hold orders. Pure.
+
+    Args:
+        keep: control characters that stay as they are.
+    """
+    return _ORDERS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def in_range(name: str, value: object, low: float, high: float) -> None:

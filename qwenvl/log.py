@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import logging
 
+from .checks import printable
+
 
 class _Prefixed(logging.LoggerAdapter):
     def process(self, msg: str, kwargs):
         return f"[QwenVL] {msg}", kwargs
 
 
+class _Printable(logging.Filter):
+    """The log is written to a terminal and shown on a page, whoever owns their handlers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
+logging.getLogger("qwenvl").addFilter(_Printable())
 log = _Prefixed(logging.getLogger("qwenvl"), {})
+
+
+class PrintableFormatter(logging.Formatter):
+    """For a handler that writes what others log too, with their tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def gigabytes(count: float, digits: int = 1) -> str:

@@ -82,10 +82,11 @@ export function carryOver(info, widgets, sockets) {
   const saved = byName(info, widgets.map(({ name }) => name));
   if (saved) info.widgets_values = widgets.map(({ name, value }) => saved[name] ?? value);
   // The oldest nodes had one picture.
-  const picture = info.inputs?.find(({ name }) => name === "image");
-  const first = info.inputs?.find(({ name }) => name === "image1");
+  const inputs = Array.isArray(info.inputs) ? info.inputs : [];
+  const picture = inputs.find((input) => input?.name === "image");
+  const first = inputs.find((input) => input?.name === "image1");
   if (picture && !sockets.includes("image") && sockets.includes("image1") && first?.link == null) {
-    info.inputs = info.inputs.filter((input) => input !== first);
+    info.inputs = inputs.filter((input) => input !== first);
     picture.name = "image1";
     delete picture.localized_name;
     delete picture.label;

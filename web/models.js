@@ -69,6 +69,11 @@ function render(container) {
     if (!area.isConnected) return;
     setTimeout(refresh, REFRESH_MS);
     const response = await api.fetchApi("/qwenvl/models");
+    if (!response.ok) {
+      shown = "";
+      list.replaceChildren(element("p", { textContent: `Refused (${response.status}): ${await response.text()}` }));
+      return;
+    }
     const { models } = await response.json();
     for (const key of going) if (!models.some((each) => each.key === key)) going.delete(key);
     const state = JSON.stringify([models, Math.floor(Date.now() / 60000)]);

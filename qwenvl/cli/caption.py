@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..checks import printable
 from ..loading.cache import ModelCache
+from ..log import log
 from ..media import folder
+from ..models.part import FileLock
 from ..paths import pasted
 from ..pipeline import caption
 from ..prompting import presets
@@ -21,6 +24,8 @@ from ..request import Answer, Request
 from ..settings import CAPTION
 from . import common
 
+# Held while a folder is captioned, and while those below it are.
+_LOCK, _LOCK_BELOW = ".qwenvl-captions.lock", ".qwenvl-captions-below.lock"
 # tqdm turns the rate over where it is below one; always in this direction, two runs can be compared.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
 
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m qwenvl caption",
         description="Write a text file beside each picture of a folder. Pictures that have one are passed over, so it "
         "can be stopped at any time and started again.",
@@ -74,12 +79,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.jsonl and options.jsonl.absolute() in {file.absolute() for pair in captions.items() for file in pair}:
         raise folder.FolderError(f"--jsonl: {str(options.jsonl)!r} is a picture or a caption of the folder.")
     folder.remove_leftovers({picture.parent for picture in pictures})
+    turn = _Turn(options.folder, {picture.parent for picture in pictures}, options.recursive)
     outcome = _without_one(captions, options.folder, options.overwrite)
-    folder.require_writable({captions[picture].parent for picture in outcome.waiting})
+    if outcome.waiting:
+        folder.require_writable({captions[picture].parent for picture in outcome.waiting})
+        turn.take()
+        # A run that has ended just now may have made them.
+        outcome = _without_one(captions, options.folder, options.overwrite)
     try:
         if len(outcome.waiting) > len(outcome.failures):
             _write_captions(request, options.batch_size, captions, outcome)
     finally:
+        turn.end()
         # After Ctrl-C and errors too.
         if options.jsonl:
             _write_jsonl(options.jsonl, options.folder, captions, outcome.failures)
@@ -100,6 +111,35 @@ def _without_one(captions: dict[Path, Path], root: Path, overwrite: bool) -> Out
     return outcome
 
 
+class _Turn:
+    """A folder is captioned by one run at a time: two would do all of its pictures twice."""
+
+    def __init__(self, root: Path, folders: Iterable[Path], recursive: bool) -> None:
+        root = root.resolve()
+        self._locks = [FileLock(root / name) for name in (_LOCK, _LOCK_BELOW)[: 1 + recursive]]
+        below = {folder.resolve() for folder in folders} - {root}
+        self._others = [*(parent / _LOCK_BELOW for parent in root.parents), *(folder / _LOCK for folder in below)]
+        self._root = root
+
+    def take(self) -> None:
+        """Raise FolderError where another run captions these pictures; what is left of one that was killed is none."""
+        try:
+            taken = all(lock.take() for lock in self._locks)
+        except OSError as error:
+            log.warning("whether another run makes captions in %s cannot be told (%s)", self._root, error.strerror)
+            return
+        if not taken or any(FileLock(path).is_held() for path in self._others):
+            self.end()
+            raise folder.FolderError(
+                f"Another run is making captions in {str(self._root)!r}. Wait until it has ended, or stop it: "
+                "two at once would do every picture twice."
+            )
+
+    def end(self) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
 @dataclass
 class Outcome:
     """What became of the pictures that had no caption."""
@@ -113,7 +153,7 @@ class Outcome:
         """The pictures without a caption, and why, to standard error; the sum to standard output."""
         for picture, error in self.failures.items():
             name = str(picture.relative_to(self.root))
-            print(f"no caption: {error if name in error else f'{name}: {error}'}", file=sys.stderr)
+            common.say(f"no caption: {error if name in error else f'{name}: {error}'}", file=sys.stderr)
         left = len(self.waiting) - self.written - len(self.failures)
         parts = [f"{self.written} captioned", f"{len(self.failures)} not", f"{had_one} had a caption"]
         print(", ".join([*parts, f"{left} left to do"] if left else parts))
@@ -154,7 +194,7 @@ class _BesideBar:
 
     def report(self, done: int, total: int, text: str) -> None:
         """A download, before the first picture."""
-        self._bar.set_postfix_str("" if done == total else text)
+        self._bar.set_postfix_str("" if done == total else printable(text, ""))
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
 

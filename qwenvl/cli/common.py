@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from ..checks import printable
 from ..loading.devices import device_choices
+from ..log import PrintableFormatter
 from ..models import catalog
 from ..models.download import default_policy
 from ..prompting import presets
@@ -105,10 +107,29 @@ def tell_of_escapes(text: str) -> None:
         )
 
 
+class Parser(argparse.ArgumentParser):
+    """What a shell makes of * may be any names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, ""))
+
+
+def say(text: str, keep: str = "", **where: Any) -> None:
+    """Print it: names of files, models and presets, and what engines say, may hold orders to the terminal.
+
+    Args:
+        keep: control characters that stay as they are.
+        where: as print takes it.
+    """
+    print(printable(text, keep), **where)
+
+
 def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     """Do the work with the log that was asked for. Errors become one line on standard error, and a status."""
     talks = options.verbose or options.diagnostics == "full"
-    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if talks else logging.WARNING, handlers=[handler])
     return written(lambda: _without_errors(work, options.debug))
 
 
@@ -123,7 +144,7 @@ def _without_errors(work: Callable[[], int], debug: bool) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "\n", file=sys.stderr)
         return FAILED
 
 

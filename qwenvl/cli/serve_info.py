@@ -64,7 +64,7 @@ def served(repo_id: str, vision: bool, weights_gb: float, gpu_gb: float, family:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 told, 2 there is no such model."""
-    parser = argparse.ArgumentParser(
+    parser = common.Parser(
         prog="python -m qwenvl serve-info",
         description="Print the commands that start vLLM and SGLang with a model, each on one machine.",
     )
@@ -88,8 +88,8 @@ def _tell(name: str | None, gpu_gb: float) -> int:
 
 
 def _print(name: str, found: Served, with_entries: bool) -> None:
-    print(f"{name}: {found.gpus} GPU{'s' * (found.gpus > 1)}")
+    common.say(f"{name}: {found.gpus} GPU{'s' * (found.gpus > 1)}")
     for engine, words in found.commands.items():
-        print(f"  {engine}: {words}")
+        common.say(f"  {engine}: {words}")
         if with_entries:
-            print(f"  in {catalog.CUSTOM_MODELS.name}: {found.entry(engine)}")
+            common.say(f"  in {catalog.CUSTOM_MODELS.name}: {found.entry(engine)}", "\n")

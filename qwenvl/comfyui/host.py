@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable
@@ -27,6 +29,8 @@ else:
 
 # The names under which ComfyUI may know folders of models that we can run; downloads go to the first.
 MODEL_FOLDERS = ("LLM", "llm", "text_encoders")
+# Names by which a reverse proxy is asked for, with commas.
+HOSTS = "QWENVL_HOSTS"
 _PACK = Path(__file__).resolve().parents[2]
 # ComfyUI tells nobody that a prompt has ended, so its queue is looked at this often while somebody wants to know.
 PROMPT_POLL_S = 0.25
@@ -55,6 +59,20 @@ def preset_folder() -> Path:
     if model_management is None:
         return Path.home() / ".config" / "qwenvl" / "presets"
     return Path(folder_paths.get_user_directory()) / "default" / "qwenvl" / "presets"
+
+
+def is_preset_folder(folder: Path) -> bool:
+    """Whether the real path lies there, by whatever spelling: some disks know no capitals."""
+    presets, given = (Path(str(path).casefold()) for path in (preset_folder().resolve(), folder))
+    return given.is_relative_to(presets)
+
+
+def own_names() -> set[str]:
+    """The names, in small letters, by which browsers may ask for this ComfyUI, beside localhost and addresses."""
+    machine = socket.gethostname().lower()
+    short = machine.partition(".")[0]
+    given = f"{args.listen},{os.environ.get(HOSTS, '')}" if model_management is not None else ""
+    return {machine, short, f"{short}.local", *(name.strip().lower() for name in given.split(","))} - {""}
 
 
 def reachable() -> list[Path] | None:

@@ -24,6 +24,8 @@ SUFFIXES = (
     *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
 )
 SORTS = ("name", "oldest first", "newest first")
+# Of more, fnmatch makes an expression in a time that grows with their square.
+_LONGEST_PATTERN = 255
 _TEMPORARY = ".qwenvl-"
 # A caption is written in far less, so a temporary file that is older belongs to nobody.
 _LEFT_AFTER_S = 60.0
@@ -54,12 +56,14 @@ def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive
         raise FolderError(f"There is no folder {str(folder)!r}.")
     if "/" in pattern or "\\" in pattern:
         raise FolderError(f"pattern {shown(pattern)} must be that of a file's name, without a folder, such as '*.png'.")
+    if len(pattern) > _LONGEST_PATTERN:
+        raise FolderError(f"pattern {shown(pattern)} is longer than {_LONGEST_PATTERN} characters, as no name is.")
     if sort not in SORTS:
         raise FolderError(f"sort {shown(sort)} does not exist. Pick one of: {', '.join(SORTS)}.")
     try:
         wanted = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
-        raise FolderError(f"pattern {shown(pattern)} is none ({error}).") from error
+        raise FolderError(f"pattern {shown(pattern)} is none ({shown(str(error))}).") from error
     found = [file for file in _files(folder, recursive) if _is_picture(file) and wanted.match(file.name)]
     found.sort(key=lambda file: _natural(file.relative_to(folder)))
     if sort != "name":
@@ -178,9 +182,24 @@ def _is_too_long(file: Path, error: OSError) -> bool:
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
-    for where, folders, names in os.walk(folder, onerror=lambda error: log.warning("left out: %s", error)):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+    """In no order. Folder by folder: os.walk itself calls itself, and folders may lie deeper than Python follows."""
+    waiting = [folder]
+    while waiting:
+        where = waiting.pop()
+        walk = os.walk(where, onerror=lambda error: log.warning("left out: %s", error))
+        _, folders, names = next(walk, (where, [], []))
+        seen = [Path(where, name) for name in folders if recursive and not name.startswith(".")]
+        waiting += [below for below in seen if not below.is_symlink()]
         yield from (Path(where, name) for name in names if not name.startswith("."))
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those that it lies in: Path.mkdir calls itself for each of them. OSError where it cannot be."""
+    missing = [folder]
+    while not missing[-1].parent.exists() and missing[-1].parent != missing[-1]:
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
 
 
 def _is_picture(file: Path) -> bool:

@@ -11,12 +11,21 @@ import numpy as np
 import torch
 
 from .. import paths
-from ..checks import checked, one_of, require_text, text_of
+from ..checks import checked, one_of, require_text, shown, text_of
 from ..comfyui import host
 from ..comfyui.progress import NodeWatch
 from ..log import gigabytes, log
 from ..media import media
-from ..media.folder import SORTS, FolderError, LongNameError, caption_files, find_pictures, is_there, write_whole
+from ..media.folder import (
+    SORTS,
+    FolderError,
+    LongNameError,
+    caption_files,
+    find_pictures,
+    is_there,
+    make_folder,
+    write_whole,
+)
 from ..media.opening import BROKEN_PICTURE, open_picture
 from .lists import first
 
@@ -94,7 +103,7 @@ class QwenVLLoadFolder:
                 names.append(file.name)
             watch.update(number, f"{number} of {len(files)} pictures")
         if not images:
-            raise FolderError(f"folder: {folder!r} holds no picture that can be read and is like {pattern!r}.")
+            raise FolderError(f"folder: {shown(folder)} holds no picture that can be read, like {shown(pattern)}.")
         watch.end(f"{len(images)} pictures" + f"; unreadable: {', '.join(unreadable)}" * bool(unreadable))
         return images, names, str(where)
 
@@ -145,10 +154,15 @@ class QwenVLSaveCaptions:
             )
         one_of("existing", first(existing), EXISTING)
         where = paths.resolve("folder", require_text("folder", first(folder)), host.reachable(), host.writing_bases())
+        if host.reachable() is not None and host.is_preset_folder(where):
+            raise FolderError(
+                f"folder: {shown(first(folder))} holds the presets of everybody who uses this ComfyUI, so no node "
+                "writes there. Choose another folder."
+            )
         files = _caption_files(where, [require_text("names", name) for name in names])
         captions = [text_of("text", each) for each in text]
         try:
-            where.mkdir(parents=True, exist_ok=True)
+            make_folder(where)
             written = [_save(file, caption, existing[0]) for file, caption in zip(files, captions, strict=True)]
         except OSError as error:
             raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
@@ -213,7 +227,7 @@ def _caption_files(where: Path, names: list[str]) -> list[Path]:
     """A file in the folder for each name. Names are a node's output, so they may be anything."""
     for name in names:
         if not paths.is_plain_name(name, windows=os.name == "nt"):
-            raise FolderError(f"names: {name!r} is not a file's name. Connect the names of QwenVL Load Folder.")
+            raise FolderError(f"names: {shown(name)} is not a file's name. Connect the names of QwenVL Load Folder.")
     pictures = [where / name for name in names]
     if len(set(pictures)) < len(names):
         raise FolderError("names: two pictures have one name, so their captions would be one file.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..checks import shown
 from ..comfyui import host
 from ..loading.cache import ModelCache
 from ..request import LoadSpec
@@ -24,26 +26,57 @@ def add_routes(models: ModelCache) -> None:
 
     @routes.get("/qwenvl/models")
     async def get_models(request: web.Request) -> web.Response:
-        if is_cross_site(request.headers):
-            return web.Response(status=403)
+        if reason := why_refused(request.headers, host.own_names()):
+            return web.Response(status=403, text=reason)
         return web.json_response({"models": listed(models)})
 
     @routes.post("/qwenvl/unload")
     async def unload(request: web.Request) -> web.Response:
+        if reason := why_refused(request.headers, host.own_names()):
+            return web.Response(status=403, text=reason)
         # A page elsewhere can send a form without asking first, but no JSON.
-        if is_cross_site(request.headers) or request.content_type != JSON:
-            return web.Response(status=403)
+        if request.content_type != JSON:
+            return web.Response(status=403, text=f"only {JSON} is taken")
         try:
-            asked = json.loads(await request.text())
-        except ValueError:
-            return web.Response(status=400)
+            # JSON is UTF-8, whatever charset the request names.
+            asked = json.loads(await request.read())
+        except (ValueError, RecursionError):
+            return web.Response(status=400, text="that is no JSON")
         wanted = asked.get("model") if isinstance(asked, dict) else None
         spec = next((each.spec for each in models.residents if key(each.spec) == wanted), None)
         if spec is None:
-            return web.json_response({"error": f"no model {wanted!r} is in memory"}, status=404)
+            return web.json_response({"error": f"no model {shown(wanted)} is in memory"}, status=404)
         running = host.running_prompts()
         host.when_gone(running, ("unload", spec), lambda: models.forget(spec))
         return web.json_response({"unloads": "after this run" if running else "now"})
+
+
+def why_refused(headers: Mapping[str, str], own_names: Collection[str]) -> str | None:
+    """Why the browser that asks may be in another one's hands, or None."""
+    if is_cross_site(headers):
+        return "another site's page asks"
+    name = headers.get("Host", "")
+    if is_foreign_name(name, own_names):
+        return f"{shown(name)} is no name of this machine. If a proxy asks for it, name it in {host.HOSTS}"
+    return None
+
+
+def is_foreign_name(name: str, own_names: Collection[str]) -> bool:
+    """Whether a browser may have been led here by a name that is somebody else's (DNS rebinding).
+
+    To the browser, the page under that name is ComfyUI's own then, and sends no other Origin. An address cannot lead
+    elsewhere, nor can localhost.
+
+    Args:
+        name: what Host says.
+        own_names: of this machine and its proxies, in small letters.
+    """
+    name = _PORT.sub("", name.strip().lower()).removesuffix(".")
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return bool(name) and name != "localhost" and not name.endswith(".localhost") and name not in own_names
+    return False
 
 
 def is_cross_site(headers: Mapping[str, str]) -> bool:

@@ -12,6 +12,7 @@ from picture_folder import ASK, CAPTIONS, SCENES
 from pictures import ROOT, draw
 
 from qwenvl.__main__ import main
+from qwenvl.models.part import FileLock
 
 
 @pytest.fixture
@@ -158,6 +159,85 @@ def test_a_preset_asks_the_question(folder):
 def test_any_number_at_a_time_gives_the_same_captions(folder, size):
     assert ask(folder, "--recursive", "--batch-size", size) == 0
     assert captions(folder) == CAPTIONS
+
+
+HELD = """
+import sys
+from pathlib import Path
+from qwenvl.cli.caption import _Turn
+root = Path(sys.argv[1])
+_Turn(root, {root}, sys.argv[2] == "recursive").take()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "how", "ours", "flags", "waits"),
+    [
+        (".", "", ".", [], True),
+        (".", "recursive", ".", ["--recursive"], True),
+        (".", "recursive", "sub", [], True),
+        ("sub", "", ".", ["--recursive"], True),
+        (".", "", "sub", [], False),
+        ("sub", "recursive", ".", [], False),
+    ],
+)
+def test_two_runs_do_not_make_the_same_captions(folder, capsys, theirs, how, ours, flags, waits):
+    command = [sys.executable, "-c", HELD, str(folder / theirs), how]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        status = ask(folder / ours, *flags)
+        other.kill()
+    err = capsys.readouterr().err
+    assert (status, "Another run is making captions in" in err) == ((2, True) if waits else (0, False))
+    assert bool(captions(folder)) is not waits
+    assert ask(folder / ours, *flags) == 0, "a run that was killed is nobody to wait for"
+    assert captions(folder / ours)
+    assert not any(file.name.startswith(".") for file in (folder / ours).iterdir())
+
+
+def test_when_all_have_a_caption_nobody_is_waited_for(folder, capsys):
+    ask(folder)
+    lock = FileLock(folder / ".qwenvl-captions.lock")
+    assert lock.take()
+    assert ask(folder) == 0
+    lock.release()
+
+
+def test_what_another_run_made_just_now_is_not_made_again(folder, capsys, monkeypatch):
+    real = FileLock.take
+
+    def later(lock):
+        (folder / "2.txt").write_text("theirs")
+        return real(lock)
+
+    monkeypatch.setattr(FileLock, "take", later)
+    assert ask(folder) == 0
+    assert captions(folder)["2.txt"] == "theirs"
+    assert capsys.readouterr().out == "2 captioned, 0 not, 1 had a caption\n"
+
+
+def test_a_folder_where_no_lock_can_be_made_is_captioned_all_the_same(folder, caplog):
+    (folder / ".qwenvl-captions.lock").symlink_to(folder / "elsewhere.txt")
+    assert ask(folder) == 0
+    assert "cannot be told" in caplog.text
+    assert set(captions(folder)) == {"1.txt", "2.txt", "10.txt"}
+
+
+def test_names_give_the_terminal_no_orders(folder, capsys, caplog):
+    (folder / "\x1b]0;x\x07\u202e\n\x9b2J.png").write_text("no picture")
+    (folder / "\udce4\r.gif").write_text("no picture")
+    assert ask(folder) == 1
+    out, err = capsys.readouterr()
+    # Progress bars move the cursor by \x1b[A.
+    assert not set("\x07\x9b\u202e\udce4") & set(out + err + caplog.text)
+    assert "\x1b]" not in out + err + caplog.text
+    told = [line for line in err.splitlines() if line.startswith("no caption: ")]
+    assert len(told) == 2
+    assert r"\x1b]0;x\x07\u202e\n\x9b2J.png" in told[0]
+    assert ask(folder / "\x1b[2J") == 2
+    assert "\x1b[2J" not in capsys.readouterr().err
 
 
 def test_progress_tells_the_rate_and_the_time_left(folder, capsys):

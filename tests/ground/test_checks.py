@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwenvl.checks import InvalidSettingError, checked, shown, text_of, whole_characters
+from qwenvl.checks import InvalidSettingError, checked, printable, shown, text_of, whole_characters
 
 INPUTS = {
     "text": ("STRING", {}),
@@ -77,3 +77,22 @@ def test_half_a_character_becomes_what_stands_for_one_and_nothing_else_changes()
 @pytest.mark.parametrize("value", ["x" * 10**6, 10**5000, [[0] * 10**5]], ids=["text", "number", "list"])
 def test_a_value_is_shown_in_a_line(value):
     assert len(shown(value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ein Rotes — 红 👩\u200d🎨 e\u0301\u3000", "ein Rotes — 红 👩\u200d🎨 e\u0301\u3000"),
+        ("a\n\tb", "a\n\tb"),
+        ("\x1b[2J\x07\r\x00\x7f\x9b", r"\x1b[2J\x07\r\x00\x7f\x9b"),
+        ("gpj.\u202egnp \u2066x\u2069 \u2028", r"gpj.\u202egnp \u2066x\u2069 \u2028"),
+        ("\udce4", r"\udce4"),
+    ],
+)
+def test_what_is_written_to_a_terminal_holds_no_orders(text, told):
+    assert printable(text) == told
+    told.encode()
+
+
+def test_a_line_stays_one():
+    assert printable("a\nb\tc", "") == r"a\nb\tc"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from pictures import ROOT, draw, write_video
 
-from qwenvl.__main__ import main
+from qwenvl.__main__ import TerminalWatch, main
 from qwenvl.models.catalog import DEMO
 
 GREEDY = "--no-do-sample"
@@ -199,3 +199,51 @@ def test_it_runs_as_a_program_and_writes_nothing_but_the_answer_to_standard_outp
     assert (done.returncode, done.stdout) == (0, "a red circle on a blue background\n")
     assert "tokens/s" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ORDERS = "\x1b]0;x\x07\x9b2J\r\u202e"
+
+
+def test_names_of_presets_and_models_give_the_terminal_no_orders(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    presets = tmp_path / ".config" / "qwenvl" / "presets"
+    presets.mkdir(parents=True)
+    (presets / f"{ORDERS}\udce4.txt").write_text("Say nothing.")
+    custom = tmp_path / "custom_models.json"
+    custom.write_text(json.dumps({"hf_vl_models": {f"mine{ORDERS}": {"repo_id": "owner/name"}}}))
+    monkeypatch.setattr("qwenvl.models.catalog.CUSTOM_MODELS", custom)
+    for command in (["--list-presets"], ["--list-models"], ["serve-info"], ["hi", "--preset", ORDERS]):
+        main(command)
+        out, err = capsys.readouterr()
+        assert not set("\x1b\x07\x9b\r\u202e") & set(out + err), command
+    main(["--list-presets"])
+    assert r"\x1b]0;x\x07\x9b2J\r\u202e\udce4" in capsys.readouterr().out
+    for command in (["caption"], ["doctor"], ["serve-info"], []):
+        with pytest.raises(SystemExit):
+            main([*command, "a", "b", ORDERS])
+        assert not set("\x1b\x07\x9b\r\u202e") & set(capsys.readouterr().err), command
+
+
+def test_an_answer_gives_a_terminal_no_orders_and_a_file_every_character(capsys, monkeypatch):
+    said = f"a\n{ORDERS}"
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal, raising=False)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        watch = TerminalWatch()
+        watch.update(1, said[:4], ORDERS)
+        watch.end(said)
+        out, err = capsys.readouterr()
+        assert out == (f"a\n{ascii(ORDERS)[1:-1]}" if terminal else said)
+        assert err.count("\x1b") == 2, "to dim a thought, and to end that"
+
+
+def test_what_others_log_gives_the_terminal_no_orders(capsys):
+    root = logging.getLogger()
+    root.handlers[:] = []
+    main(["--list-presets"])
+    capsys.readouterr()
+    logging.getLogger("another").warning("name %s", ORDERS)
+    logging.getLogger("qwenvl").warning("100 %% of %s", ORDERS)
+    root.handlers[0].flush()
+    err = capsys.readouterr().err
+    assert err.splitlines() == [f"name {ascii(ORDERS)[1:-1]}", f"100 % of {ascii(ORDERS)[1:-1]}"]

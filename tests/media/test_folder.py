@@ -22,6 +22,7 @@ from qwenvl.media.folder import (
     caption_files,
     find_pictures,
     is_there,
+    make_folder,
     remove_leftovers,
     write_whole,
 )
@@ -286,3 +287,55 @@ def test_what_windows_says_of_long_paths_is_understood(code, count, long):
     error = FileNotFoundError(errno.ENOENT, "gone")
     error.winerror = code
     assert isinstance(_cannot_write(Path("p" * count), error), LongNameError) == long
+
+
+@pytest.mark.parametrize("pattern", ["[a-" * 5000, "*" * 256, "[!a" * 86, "x" * 1_000_000])
+def test_a_pattern_longer_than_a_name_is_refused_in_a_short_sentence(folder, pattern):
+    with pytest.raises(FolderError, match="is longer than 255 characters") as refused:
+        find_pictures(folder, pattern)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("pattern", ["[a-" * 85, "*a" * 127, "[z-a]" * 51, "[[" * 127, "?*" * 127])
+def test_a_pattern_of_any_signs_finds_something_or_nothing(folder, pattern):
+    (folder / f"{'a' * 200}.png").touch()
+    assert set(found(folder, pattern=pattern)) <= set(found(folder))
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A folder that lies deeper than Python follows. It is deleted from its end on: rmtree does not follow either."""
+    where = tmp_path / "/".join("d" * 1500)
+    yield where
+    while where != tmp_path:
+        for file in where.iterdir() if where.exists() else ():
+            file.unlink()
+        if where.exists():
+            where.rmdir()
+        where = where.parent
+
+
+def test_folders_deeper_than_python_follows_are_made_and_found(tmp_path, deep):
+    make_folder(deep)
+    make_folder(deep)
+    (deep / "a.png").touch()
+    assert find_pictures(tmp_path, recursive=True) == [deep / "a.png"]
+    write_whole(caption_files([deep / "a.png"])[deep / "a.png"], "text")
+    assert (deep / "a.txt").read_text() == "text"
+
+
+def test_a_folder_cannot_be_made_in_a_file(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError):
+        make_folder(tmp_path / "a" / "b" / "c")
+
+
+def test_links_to_themselves_are_no_pictures_and_no_captions(tmp_path):
+    for name in ("a.png", "a.txt", "loop"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "b.png").touch()
+    assert found(tmp_path, recursive=True) == ["b.png"]
+    write_whole(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+    with pytest.raises(FolderError, match="no folder"):
+        find_pictures(tmp_path / "loop")

@@ -35,19 +35,24 @@ def fresh(pack, node_id):
     return widgets, list(inputs)
 
 
-def carry_over(pack, *nodes):
-    """(id, node as saved) -> what its widgets then hold by name, and the node as the page is handed it."""
-    asked, widgets = [], []
+def carry_over_infos(pack, nodes):
+    """(id, node as saved) -> the node as the page is handed it."""
+    asked = []
     for node_id, info in nodes:
         ours, sockets = fresh(pack, node_id)
-        widgets.append({widget["name"]: widget["value"] for widget in ours})
         asked.append({"info": {"id": 1, **info}, "widgets": ours, "sockets": sockets})
     command = [NODE, "--input-type=module", "--eval", RUN]
     done = subprocess.run(
         command, input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    infos = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def carry_over(pack, *nodes):
+    """(id, node as saved) -> what its widgets then hold by name, and the node as the page is handed it."""
+    infos = carry_over_infos(pack, nodes)
+    widgets = [{widget["name"]: widget["value"] for widget in fresh(pack, node_id)[0]} for node_id, _ in nodes]
     found = [
         values | dict(zip(values, info["widgets_values"], strict=False))
         for values, info in zip(widgets, infos, strict=True)
@@ -102,3 +107,26 @@ def test_the_lists_of_the_script_hold_what_the_nodes_offer(pack):
             # What is not in the script's table may be anything there.
             if isinstance(kind, list) and f" {name}: oneOf(" in script:
                 assert set(kind) <= known, name
+
+
+ODD = (
+    *(
+        [None],
+        [None, {"name": "image", "link": 3}],
+        "image",
+        5,
+        {"name": "image"},
+        [[], 3, "image", {}],
+        [{"name": None}],
+    ),
+)
+
+
+@pytest.mark.parametrize("values", [[], None, "x", 3, [None], {"model": None}])
+def test_inputs_and_values_of_any_kind_stop_no_workflow(pack, values):
+    nodes = [("QwenVL", {"widgets_values": values, "inputs": odd}) for odd in ODD]
+    nodes += [("QwenVL", {"widgets_values_named": odd, "widgets_values": []}) for odd in (*ODD, values)]
+    opened_ = carry_over_infos(pack, nodes)
+    assert len(opened_) == len(nodes)
+    picture = opened_[1]["inputs"]
+    assert picture == [None, {"name": "image1", "link": 3}], "the rest is still brought over"

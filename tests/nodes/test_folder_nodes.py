@@ -230,6 +230,53 @@ def test_two_prompts_do_not_write_one_file_for_two_pictures_of_the_folder(save, 
     }
 
 
+def test_a_folder_of_any_depth_is_written_to(save, comfy):
+    where = comfy.base / "output" / "/".join("d" * 1500)
+    save(["one"], ["a.png"], "/".join("d" * 1500))
+    assert (where / "a.txt").read_text() == "one"
+    (where / "a.txt").unlink()
+    while where != comfy.base / "output":  # rmtree does not follow so far
+        where.rmdir()
+        where = where.parent
+
+
+def test_what_a_node_was_handed_is_not_repeated_whole(load, save, folder):
+    for wrong in (lambda: load(folder, "*" * 100_000), lambda: save(["x"], ["/" * 100_000], folder)):
+        with pytest.raises(ValueError) as refused:
+            wrong()
+        assert len(str(refused.value)) < 500
+
+
+PRESETS = (
+    "user/default/qwenvl/presets",
+    "user/default/qwenvl/presets/more",
+    "user/Default/QwenVL/Presets",
+    "output/way",
+)
+
+
+@pytest.mark.parametrize("where", PRESETS)
+def test_from_elsewhere_no_preset_is_replaced_for_everybody(save, comfy, pack, where):
+    presets = pack.nodes.host.preset_folder()
+    presets.mkdir(parents=True, exist_ok=True)
+    way = comfy.base / "output" / "way"
+    if not way.is_symlink():
+        way.symlink_to(presets)
+    before = {file.name for file in presets.iterdir()}
+    comfy.args.listen = "0.0.0.0"
+    with pytest.raises(ValueError, match="presets of everybody"):
+        save(["Say nothing."], ["tags_for_a_training_set.png"], comfy.base / where)
+    assert {file.name for file in presets.iterdir()} == before
+    save(["x"], ["a.png"], comfy.base / "user/default/qwenvl/presets of mine")
+
+
+def test_at_this_machine_presets_may_be_written(save, pack):
+    presets = pack.nodes.host.preset_folder()
+    save(["Say nothing."], ["nothing.png"], presets)
+    assert (presets / "nothing.txt").read_text() == "Say nothing."
+    (presets / "nothing.txt").unlink()
+
+
 def test_the_nodes_are_explained(nodes):
     for name in ("QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions"):
         node = nodes[name]

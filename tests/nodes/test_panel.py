@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from pictures import draw, image
 
-from qwenvl.nodes.panel import is_cross_site
+from qwenvl.nodes.panel import is_cross_site, is_foreign_name
 
 DEMO = "Demo-Shapes (5 MB, offline)"
 KEY = f"{DEMO} / none / sdpa / auto"
@@ -45,6 +45,10 @@ def ask(loaded, monkeypatch):
             return reply.status, await reply.json() if reply.content_type == "application/json" else None
 
     return lambda *request, **options: asyncio.run(once(*request, **options))
+
+
+BROKEN = ("http://[::1", "http://[", "", "://", "\u00e9", "http://a:b:c", "x" * 7000, "http://127.0.0.1:99999999")
+NO_JSON = (b"[" * 100_000, b'{"model":' * 50_000, b"\xff\xfe", b"", b"9" * 5000)
 
 
 def gone(models):
@@ -99,6 +103,14 @@ def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy
         ({"data": {"model": KEY}}, 403),
         ({"json": {"model": KEY}, "headers": {"Origin": "http://elsewhere.example"}}, 403),
         ({"json": {"model": KEY}, "headers": {"Origin": "null"}}, 403),
+        *(({"json": {"model": KEY}, "headers": {"Origin": origin}}, 403) for origin in BROKEN),
+        ({"json": {"model": KEY}, "headers": {"Host": "evil.example"}}, 403),
+        ({"json": {"model": KEY}, "headers": {"Host": "evil.example", "Origin": "http://evil.example"}}, 403),
+        *(({"data": data, "headers": {"Content-Type": "application/json"}}, 400) for data in NO_JSON),
+        ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=klingon"}}, 404),
+        ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=rot13"}}, 404),
+        ({"json": {"model": "x" * 900_000}}, 404),
+        ({"json": {"model": ["\ud800"] * 900}}, 404),
     ],
 )
 def test_what_is_no_request_of_the_page_unloads_nothing(ask, loaded, options, status):
@@ -137,3 +149,36 @@ def test_another_site_is_not_told_which_models_there_are(ask):
 )
 def test_where_a_request_comes_from(headers, cross):
     assert is_cross_site(headers) is cross
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [
+        *(
+            (name, False)
+            for name in ("", "localhost", "localhost:8188", "LOCALHOST.", "a.localhost:1", "127.0.0.1:8188")
+        ),
+        *((name, False) for name in ("[::1]:8188", "192.168.1.7", "[fe80::1%25eth0]:8188", "[fe80::1]", "Studio:8188")),
+        *((name, False) for name in ("studio.local.", "comfy.my.example:443")),
+        *((name, True) for name in ("evil.example", "evil.example:8188", "localhost.evil.example")),
+        *((name, True) for name in ("evillocalhost", "studio.local.evil.example", "192.168.1.7.nip.io", "a:b:c")),
+        *((name, True) for name in ("127.0.0.1@evil.example", "my.example", "\u00e9", "..")),
+    ],
+)
+def test_a_name_that_may_lead_here_without_being_ours(name, foreign):
+    assert is_foreign_name(name, {"studio", "studio.local", "comfy.my.example"}) is foreign
+
+
+def test_a_name_that_was_made_to_lead_here_is_told_nothing(ask, monkeypatch):
+    """DNS rebinding: to the browser it is the page's own server, so it sends no Origin."""
+    assert ask("GET", "/qwenvl/models", headers={"Host": "evil.example:8188"})[0] == 403
+    monkeypatch.setenv("QWENVL_HOSTS", "comfy.my.example, Other.example")
+    for name in ("comfy.my.example", "other.example:443", "localhost:8188", "10.0.0.1"):
+        assert ask("GET", "/qwenvl/models", headers={"Host": name})[0] == 200
+
+
+def test_the_address_and_the_name_of_this_machine_are_its_own(comfy, pack, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "Studio.lan.example")
+    comfy.args.listen = "127.0.0.1,my-server"
+    names = {"studio.lan.example", "studio", "studio.local", "127.0.0.1", "my-server"}
+    assert pack.nodes.host.own_names() == names
