@@ -39,7 +39,7 @@ class Secret:
         # Answers speak of "ollama" and "token", but of no text with figures in it that is as long as a key.
         self._in_answers = len(key) >= _SHORTEST_SECRET and any(each.isdigit() for each in key)
         self._plain = re.compile(re.escape(key), re.IGNORECASE) if key else None
-        self._codes = list(dict.fromkeys(_codes("".join(key.split())))) if len(key) >= _SHORTEST_CODE else []
+        self._codes = list(dict.fromkeys(_codes(key))) if len(key) >= _SHORTEST_CODE else []
 
     def hidden(self, words: str) -> str:
         """What somebody said, with *** for the key in every form, for its beginning at the end, and for logins. Pure.
@@ -52,8 +52,7 @@ class Secret:
             words = self._plain.sub(MASK, words)
         if not self._codes:
             return words
-        text = _Decoded(words)
-        spans = sorted(span for code in self._codes for span in text.find(code))
+        spans = sorted(span for layer in _layers(words) for code in self._codes for span in layer.find(code))
         parts, end = [], 0
         for start, stop in spans:
             if stop > end:
@@ -74,39 +73,48 @@ class Secret:
         return self._plain.sub(MASK, text) if self._in_answers and self._plain else text
 
 
-class _Decoded:
-    """A text without its escapes and its white space, which remembers where each character was written."""
+class _Layer:
+    """A text without its white space, which remembers where each character was written.
 
-    def __init__(self, text: str) -> None:
-        places = [(at, at + 1) for at in range(len(text))]
-        for _ in range(_MOST_LAYERS):
-            decoded, kept = [], []
-            end = 0
-            for found in _ESCAPED.finditer(text):
-                decoded += [text[end : found.start()], _character(found)]
-                kept += [*places[end : found.start()], (places[found.start()][0], places[found.end() - 1][1])]
-                end = found.end()
-            if not end:
-                break
-            text, places = "".join([*decoded, text[end:]]), [*kept, *places[end:]]
+    Args:
+        places: of each character, where it begins and ends in the text as it was written.
+    """
+
+    def __init__(self, text: str, places: list[tuple[int, int]]) -> None:
         solid = [at for at, each in enumerate(text) if not each.isspace()]
-        self._text = "".join(text[at] for at in solid).translate(_ALIKE)
+        self.text = "".join(text[at] for at in solid).translate(_ALIKE)
         self._places = [places[at] for at in solid]
 
     def find(self, code: str) -> Iterator[tuple[int, int]]:
-        """Where the code stands in the text as it was written, and where it ends in the middle of it."""
-        at = self._text.find(code)
+        """Where the code stands in the text as it was written, and where its beginning stands at the end of it."""
+        at = self.text.find(code)
         while at >= 0:
             end = at + len(code)
             yield self._span(at, end)
-            at = self._text.find(code, end)
-        for size in range(min(len(code) - 1, len(self._text)), _SHORTEST_PART - 1, -1):
-            if self._text.endswith(code[:size]):
-                yield self._span(len(self._text) - size, len(self._text))
+            at = self.text.find(code, end)
+        for size in range(min(len(code) - 1, len(self.text)), _SHORTEST_PART - 1, -1):
+            if self.text.endswith(code[:size]):
+                yield self._span(len(self.text) - size, len(self.text))
                 return
 
     def _span(self, start: int, end: int) -> tuple[int, int]:
         return self._places[start][0], self._places[end - 1][1]
+
+
+def _layers(text: str) -> Iterator[_Layer]:
+    """The text as it stands, without its escapes, and without those that were within them."""
+    places = [(at, at + 1) for at in range(len(text))]
+    yield _Layer(text, places)
+    for _ in range(_MOST_LAYERS):
+        parts, kept, end = [], [], 0
+        for found in _ESCAPED.finditer(text):
+            parts += [text[end : found.start()], _character(found)]
+            kept += [*places[end : found.start()], (places[found.start()][0], places[found.end() - 1][1])]
+            end = found.end()
+        if not end:
+            return
+        text, places = "".join([*parts, text[end:]]), [*kept, *places[end:]]
+        yield _Layer(text, places)
 
 
 def _character(found: re.Match[str]) -> str:
@@ -120,8 +128,9 @@ def _character(found: re.Match[str]) -> str:
 
 
 def _codes(key: str) -> Iterator[str]:
-    """The key, and what it looks like in base64 and as hexadecimal digits, as _ALIKE writes them."""
-    yield key.translate(_ALIKE)
+    """The key, and what it looks like in base64 and as hexadecimal digits, as a layer writes them."""
+    # What looks like an escape in the key itself is taken for one too.
+    yield from (layer.text for layer in _layers(key) if len(layer.text) >= _SHORTEST_CODE)
     content = key.encode()
     yield content.hex()
     for before in range(3):

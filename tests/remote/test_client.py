@@ -1,6 +1,9 @@
 import asyncio
+import base64
 import gzip
+import json
 import traceback
+from urllib.parse import quote
 
 import pytest
 from fault_proxy import STREAM, dropped, endless, fault_proxy, piece, raw, stalled, status, stream, streamed
@@ -11,7 +14,17 @@ from qwenvl.remote.client import Wire
 from qwenvl.remote.refusals import EngineError, QuestionError
 from qwenvl.remote.reply import LONGEST_LINE
 
-KEY = "sk-sEcrEt"
+KEY = "sk-sEcrEt+4/2"
+# How it must not be told either.
+FORMS = [
+    str,
+    str.lower,
+    lambda key: quote(key, safe=""),
+    lambda key: quote(key, safe="").lower(),
+    lambda key: "".join(f"%{ord(each):02x}" for each in key),
+    lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    lambda key: base64.b64encode(f"user:{key}".encode()).decode(),
+]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2}
 FINE = stream(
     piece(role="assistant"), piece("Hel"), piece("lo"), piece(end="stop"), {"choices": [], "usage": USAGE}, "[DONE]"
@@ -54,7 +67,8 @@ def failure(base_url, **changes):
     while error is not None:
         told += repr(error) + repr(vars(error))
         error = error.__cause__ or error.__context__
-    assert KEY not in told
+    for form in FORMS:
+        assert form(KEY) not in told
     return caught.value
 
 
@@ -189,10 +203,46 @@ def test_the_key_is_not_carried_to_where_a_redirect_points(proxy, code):
 
 
 def test_a_key_that_the_engine_repeats_is_taken_out_of_its_words(proxy):
-    said = f"Incorrect key {KEY}"
-    for fault in (status(401, {"error": {"message": said}}), status(200, said), stream(said), stream({"error": said})):
-        proxy.faults = [fault]
+    for form in FORMS:
+        said = f"Incorrect key {form(KEY)}"
+        escaped = json.dumps({"error": {"message": said}}).replace(KEY, FORMS[5](KEY))
+        answers = [*(status(code, escaped) for code in (200, 400, 401, 404, 500)), stream(said), stream(escaped)]
+        for fault in [*answers, *(status(code, said) for code in (200, 400, 401, 500))]:
+            proxy.faults = [fault]
+            assert "***" in str(failure(proxy.base_url))
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_the_key_is_in_no_log_of_an_engine_that_is_asked_again(proxy, code, caplog):
+    caplog.set_level("DEBUG")
+    for form in FORMS:
+        proxy.faults = [status(code, {"error": f"Incorrect key {form(KEY)}"})] * 9
         assert "***" in str(failure(proxy.base_url))
+        assert "Asking again" in caplog.text
+        assert form(KEY) not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://other.host:444/v1?key={key}", "https://other.host:444,"),
+        ("https://user:{key}@other.host/v1", "https://other.host,"),
+        ("//other.host/{key}", "://other.host,"),
+        ("/login?next=/v1&key={key}", "another path of its own"),
+        ("http://{key}.other.host/", "***"),
+        ("http://[::1]:80/{key}", "http://[::1]:80,"),
+        ("http://[{key}", "an address that is none"),
+        ("http://host:{key}/", "an address that is none"),
+        ("", "an address it does not name"),
+        ("http://" + "h" * 5000 + "/", "h" * 253 + ","),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_of_a_redirect_scheme_and_host_are_told(proxy, address, told, form):
+    proxy.faults = [status(302, "", Location=address.replace("{key}", form("sk-sEcrEt42x")))]
+    said = str(failure(proxy.base_url, key="sk-sEcrEt42x"))
+    assert told in said
+    assert form("sk-sEcrEt42x") not in said
 
 
 def test_what_never_was_there_cannot_be_reached_and_is_not_tried_for_long():

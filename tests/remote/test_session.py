@@ -403,6 +403,30 @@ def test_an_engine_that_counts_nothing_is_counted_for(canned):
     assert any("does not count" in each for each in stats.loaded.fallbacks)
 
 
+@pytest.mark.parametrize("digits", [17, 30, 400, 5000])
+def test_counts_that_nobody_counts_to_are_none_and_the_answer_is_there(canned, digits):
+    number = "7" * digits
+    usage = f'"completion_tokens": {number}, "prompt_tokens": {number}, "prompt_tokens_details": '
+    usage += f'{{"cached_tokens": {number}}}'
+    result = canned(stream(piece("one"), piece(" two"), piece(end="stop"), f'{{"choices": [], "usage": {{{usage}}}}}'))
+    assert result.text == "one two"
+    assert (result.stats.decode.new_tokens, result.stats.prompt.prompt_tokens) == (2, 0)
+    assert json.loads(result.stats.to_json())
+
+
+@pytest.mark.parametrize("thinking", ["", "<think>"])
+def test_the_key_is_in_no_answer_and_no_live_text_in_whatever_pieces_it_comes(canned, monkeypatch, thinking):
+    key = "sk-sEcrEt4bcdefgh"
+    monkeypatch.setenv("STUDIO_KEY", key)
+    said = f"{thinking}It is {key}." + ("</think>yes" if thinking else "")
+    watch = Watch()
+    pieces = [piece(letter) for letter in said]
+    result = canned(stream(*pieces, piece(end="stop")), watch=watch, entry={"api_key_env": "STUDIO_KEY"})
+    assert "It is ***." in (result.thinking if thinking else result.text)
+    for told in (str(result), result.stats.to_json(), repr(vars(watch))):
+        assert "sk-" not in told
+
+
 @pytest.mark.parametrize(
     ("entry", "counted"), [({}, ""), ({"family": "qwen2_5_vl"}, "pixels"), ({"family": "qwen3_vl"}, "0-1000")]
 )
