@@ -11,6 +11,7 @@ from .cli import caption, common, doctor, serve_info
 from .comfyui.host import model_roots
 from .loading.cache import ModelCache
 from .models import catalog
+from .paths import pasted
 from .pipeline import run
 from .prompting import presets
 from .request import Request
@@ -26,7 +27,9 @@ class TerminalWatch:
     """
 
     def __init__(self) -> None:
+        common.write_every_character()
         self._written = self._thought = 0
+        self.text = ""
 
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
@@ -48,13 +51,15 @@ class TerminalWatch:
     def end(self, text: str) -> None:
         """Write what is not written yet; to a file as it is, to a terminal without orders."""
         new = text[self._written :]
-        sys.stdout.write(printable(new) if sys.stdout.isatty() else new)
-        sys.stdout.flush()
+        seen = sys.stdout is not None and sys.stdout.isatty()
+        print(printable(new) if seen else new, end="", flush=True)
         self._written = max(self._written, len(text))
+        self.text = text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled."""
+    """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled, 141 nobody reads it."""
+    common.write_every_character()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
@@ -70,8 +75,10 @@ def _answer(options: argparse.Namespace) -> int:
         for name in presets.names():
             common.say(name)
     else:
-        result = run(_request(options), ModelCache(), TerminalWatch())
-        print()
+        watch = TerminalWatch()
+        result = run(_request(options), ModelCache(), watch)
+        print(flush=True)
+        common.tell_of_escapes(watch.text)
         if options.stats:
             common.say(result.stats.to_json(), "\n", file=sys.stderr)
     return common.DONE
@@ -85,8 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("text", nargs="?", default="", help="the question; - reads it from standard input")
-    add("--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times")
-    add("--video", dest="video_path", default="", metavar="FILE", help="a video")
+    add(
+        "--image",
+        action="append",
+        type=pasted,
+        default=[],
+        metavar="FILE",
+        help="a picture; may be given several times",
+    )
+    add("--video", dest="video_path", type=pasted, default="", metavar="FILE", help="a video")
     add("--list-models", action="store_true", help="print the models and exit")
     add("--list-presets", action="store_true", help="print the presets and exit")
     add("--stats", action="store_true", help="print the figures of the run as JSON on standard error")
@@ -103,7 +117,8 @@ def _doctor(arguments: Sequence[str]) -> int:
     """Exit status: 0 all is well, 1 something grave was found."""
     parser = common.Parser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
     parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
-    return 0 if doctor.examine(parser.parse_args(arguments).model, common.say) else 1
+    model = parser.parse_args(arguments).model
+    return common.written(lambda: 0 if doctor.examine(model, common.say) else 1)
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from urllib.parse import unquote
 
 from .checks import shown
 from .log import log
@@ -22,6 +23,16 @@ SETTING, _CHOICES = "QWENVL_PATHS", ("auto", "strict")
 ALLOWED = "ComfyUI's input, output, temp or user folder"
 # Two letters at least: one is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+# file:/a, file:///a and file://localhost/a; the host is apart.
+_FILE_URL = re.compile(r"file:(?://([^/\\]*))?(/.*)", re.IGNORECASE | re.DOTALL)
+_THIS_MACHINE = ("", "localhost", "127.0.0.1", "[::1]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb", "``")
+# Marks that turn text to the right or left, joiners, and the mark at the start of a file: nobody sees them, and "Copy
+# as path" and chats put them there. Spaces of every width go too.
+_UNSEEN = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# Quotes within marks within quotes: more than this is no accident.
+_MOST_LAYERS = 4
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 # PROGRA~1 is another name of a folder, and Windows takes the dots and spaces at the end of a name away.
 _ALIAS = re.compile(r"[^.]{0,6}~[0-9]{1,6}(\.[^.]{0,3})?|.*[^. ][. ]+|\.\.[. ]+")
@@ -74,7 +85,7 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
         ForbiddenPathError: it is empty, no local path, or not below a root. What lies elsewhere gets the same message
             whether it exists or not.
     """
-    value = value.strip()
+    value = unwrapped(value, windows=os.name == "nt")
     if reason := why_not_local(value, windows=os.name == "nt"):
         raise ForbiddenPathError(f"{name}: {shown(value)} {reason}.")
     if roots is not None and is_roundabout(value, windows=os.name == "nt"):
@@ -91,6 +102,56 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
     if _is_device(best):
         raise ForbiddenPathError(f"{name}: {shown(value)} is a device, a pipe or a socket. Give a file or a folder.")
     return best
+
+
+def unwrapped(value: str, *, windows: bool) -> str:
+    """The path in what was pasted: without quotes, spaces and unseen marks around it, and from a file: URL of this
+    machine. Pure. What comes out is trusted no more than what went in: every check follows.
+    """
+    value = _bare(value, windows)
+    url = _FILE_URL.fullmatch(value)
+    if url is None:
+        return value
+    host, path = url[1] or "", unquote(url[2], errors="surrogateescape")
+    if windows and _DRIVE.fullmatch(host):
+        return host + path  # file://C:/a, as some programs write it
+    if host.lower() not in _THIS_MACHINE:
+        return value
+    if windows and re.match(r"/[A-Za-z][:|](/|$)", path):
+        return f"{path[1]}:{path[3:]}"
+    return path
+
+
+def _bare(value: str, windows: bool) -> str:
+    for _ in range(_MOST_LAYERS):
+        before = value
+        value = _trimmed(value)
+        if len(value) > 1 and value[0] + value[-1] in _QUOTES:
+            value = value[1:-1]
+        elif windows:
+            value = value.strip('"')  # which no name there holds: cmd makes a:\b" of "a:\b\"
+        if value == before:
+            break
+    return value
+
+
+def _trimmed(value: str) -> str:
+    start, end = 0, len(value)
+    while start < end and _UNSEEN.match(value[start]):
+        start += 1
+    while end > start and _UNSEEN.match(value[end - 1]):
+        end -= 1
+    return value[start:end]
+
+
+def pasted(value: str) -> str:
+    """What was typed at a prompt of this machine, where nothing has that very name: the path in it."""
+    try:
+        if os.path.lexists(value):
+            return value
+    except ValueError:
+        return value
+    return unwrapped(value, windows=os.name == "nt")
 
 
 def is_within(path: Path, roots: Sequence[Path] | None) -> bool:

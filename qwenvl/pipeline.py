@@ -1,4 +1,4 @@
-"""START HERE: questions from request to result, in five steps: read, load, encode, generate, tell."""
+"""START HERE: questions from request to result, in five steps: read, load, encode, generate, report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     """Answer one request: one question about everything, or the same question about each picture.
 
     Raises:
-        ValueError, RuntimeError: the subclasses of media, catalog, download, loader, prompt and budget, which say
-            what was asked, why it cannot be and what to do; and whatever watch raises to cancel.
+        ValueError, RuntimeError: their subclasses in checks, errors, faults and the rooms, which say what was asked,
+            why it cannot be and what to do; and whatever watch raises to cancel.
     """
     answers: dict[int, Answer] = {}
     diagnosis = Diagnosis(request.diagnostics)
@@ -76,7 +76,7 @@ def caption(
 
 
 def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: int, reporter: Reporter) -> bool:
-    """The five steps: read, load, encode, generate, tell.
+    """The five steps: read, load, encode, generate, report. What can be read is read ahead; videos are read by load.
 
     Args:
         expected: how many questions there are, as far as memory is concerned.
@@ -89,7 +89,10 @@ def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: i
     if first is None:
         return False
     asked.load(first, expected)
-    for batch in asked.encode(chain([first], readable)):
+    # No reference to the first one is kept: its pictures would stay in memory for the whole run.
+    waiting = chain(iter([first]), readable)
+    del first
+    for batch in asked.encode(waiting):
         for outcome in asked.generate(batch, reporter):  # which looks at every token
             reporter.finish(outcome)
     return True

@@ -71,6 +71,33 @@ class Turns:
                 self._lock.release()
 
 
+class Shared:
+    """What many threads may use at a time, and one may change while no other uses it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users = 0
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """A block during which nobody changes it."""
+        with self._changed:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block during which nobody else uses it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._users == 0)
+            yield
+
+
 class Models(Protocol):
     """A cache of models."""
 
@@ -99,6 +126,7 @@ class Process:
         fastest: the best pace of each kind of run.
         unknown_fields: by address and model, what an engine turned out not to know: asking again costs all pictures
             of a question a second time.
+        pillow: its readers. How it takes a damaged file is one switch, which holds for every thread.
         engine_kinds: by address and model, what kind of engine it is; "" where that cannot be told.
         opens_thought: by address, model and the setting of thinking, whether an engine's prompts end in an open think
             block.
@@ -108,6 +136,7 @@ class Process:
     turns: Turns = field(default_factory=Turns)
     told: set[Hashable] = field(default_factory=set)
     fastest: dict[Hashable, Pace] = field(default_factory=dict)
+    pillow: Shared = field(default_factory=Shared)
     unknown_fields: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     engine_kinds: dict[tuple[str, str], str] = field(default_factory=dict)
     opens_thought: dict[tuple[str, str, str], bool] = field(default_factory=dict)

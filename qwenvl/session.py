@@ -25,7 +25,7 @@ from .models import catalog
 from .models.families import family_of
 from .prompting import prompt
 from .prompting.answer import Writer, why_no_answer
-from .prompting.batch import MOST_ROWS, BatchLimit, later_seed, run_seed
+from .prompting.batch import AFTER_A_CUT, MOST_ROWS, BatchLimit, later_seed, run_seed
 from .prompting.prompt import Prompt, media_of, side_by_side
 from .prompting.watch import Reporter, TokenListener, Watch
 from .remote.session import EngineSession
@@ -67,15 +67,17 @@ def opened(
         with EngineSession(engine, request, watch, diagnosis.began, most) as elsewhere:
             yield elsewhere
         return
-    # A turn may end with the model gone, so whoever holds it has to be done before.
-    with (
-        models.turn(request.load, request.release != AFTER_THE_NODE, watch.check),
-        ModelSession(request, models, watch, diagnosis, most or MOST_ROWS) as here,
-    ):
-        yield here
-    if request.release == AFTER_THE_PROMPT:
-        forget = partial(models.forget, request.load, unless_used_after=time.monotonic())
-        host.when_prompt_ends(("release", request.load), forget)
+    try:
+        # The session ends first and holds the model no longer: the turn may end with the model gone.
+        with (
+            models.turn(request.load, request.release != AFTER_THE_NODE, watch.check),
+            ModelSession(request, models, watch, diagnosis, most or MOST_ROWS) as here,
+        ):
+            yield here
+    finally:
+        if request.release == AFTER_THE_PROMPT:
+            forget = partial(models.forget, request.load, unless_used_after=time.monotonic())
+            host.when_prompt_ends(("release", request.load), forget)
 
 
 class ModelSession:
@@ -122,7 +124,7 @@ class ModelSession:
             self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
         start = time.perf_counter()
-        asked = self._request
+        asked, self._alone = self._request, expected == 1
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
         self._need = question_bytes(self._source, self._request, first.pictures, self._videos)
@@ -145,6 +147,7 @@ class ModelSession:
         batch: list[Prompt] = []
         for question in questions:
             encoded = self._encode(question)
+            del question  # its pictures need not wait for the answers
             if batch and not self._limit.fits([*batch, encoded]):
                 yield batch
                 batch = []
@@ -156,8 +159,9 @@ class ModelSession:
             yield batch
 
     def _encode(self, question: Question) -> Prompt:
-        phases, number = self._diagnosis.phases, question.number
-        work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
+        phases, alone = self._diagnosis.phases, self._alone
+        shown = (question.pictures, self._videos, phases, question.number, alone)
+        work = partial(prompt.encode, self._handle, self._request, *shown)
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:
@@ -165,7 +169,7 @@ class ModelSession:
         again = False
         while batch:
             part = batch[: self._limit.most]
-            writers, failed = self._written(part, reporter)
+            writers, failed = self._decode_or_recover(part, reporter)
             if failed:
                 yield from failed
                 numbers = {each.number for each in failed}
@@ -180,16 +184,16 @@ class ModelSession:
                 self._free_memory(again)
                 again = True
 
-    def _written(self, part: list[Prompt], reporter: Reporter) -> tuple[list[Writer] | None, list[Outcome]]:
-        """What _write makes of them, in float32 where float16 overflows; and what comes of those prompts for which no
-        numbers can be computed, after which the others are to be tried again."""
+    def _decode_or_recover(self, part: list[Prompt], reporter: Reporter) -> tuple[list[Writer] | None, list[Outcome]]:
+        """The answers, in float32 where float16 overflows, or None where memory ran out; and an error for each prompt
+        for which no numbers can be computed, after which the others are to be tried again."""
         try:
-            return self._write(part, reporter), []
+            return self._decode(part, reporter), []
         except NotFiniteError as error:
             traceback.clear_frames(error.__traceback__)
             unsound = NotFiniteError(error.rows, error.token)
         if self._have_float32():
-            return self._written(part, reporter)
+            return self._decode_or_recover(part, reporter)
         whys = why_not_finite(self._handle, unsound, len(part))
         if not self._made and len(whys) == len(part):
             raise whys[0]  # it is the model's fault, not that of a picture
@@ -211,12 +215,12 @@ class ModelSession:
         self._begin()
         return True
 
-    def _write(self, prompts: list[Prompt], reporter: Reporter) -> list[Writer] | None:
+    def _decode(self, prompts: list[Prompt], reporter: Reporter) -> list[Writer] | None:
         """The answers of the prompts, side by side; None where memory ran out, with all that was made given back."""
         started, sampling, model = time.perf_counter(), self._request.sampling, self._handle
         writers = [Writer(model.tokenizer, each.thinks, sampling) for each in prompts]
         try:
-            made = self._generations(prompts, writers, reporter)
+            made = self._run_decoder(prompts, writers, reporter)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -233,7 +237,7 @@ class ModelSession:
         self._thoughts_cut += sum(len(each.rows) for each in made[1:])
         return writers
 
-    def _generations(self, prompts: list[Prompt], writers: list[Writer], reporter: Reporter) -> list[Generation]:
+    def _run_decoder(self, prompts: list[Prompt], writers: list[Writer], reporter: Reporter) -> list[Generation]:
         """One of all prompts, and one more of those whose thoughts were cut short."""
         sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
         both = replace(sampling, max_new_tokens=sampling.longest)
@@ -245,15 +249,18 @@ class ModelSession:
             longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
             rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
             hear = TokenListener([writers[row] for row in cut], writers, reporter)
-            seed = later_seed(seed, 1)
+            seed = later_seed(seed, AFTER_A_CUT)
             made.append(decoder.generate(side_by_side(longer, dtype), rest, seed, hear, check, media_of(longer)))
         return made
 
     def stats(self) -> Stats:
         self._around.close()
         model, request, made = self._handle, self._request, self._made
+        no_effect = [reason] if (reason := prompt.why_no_switch(model, request)) else []
+        for sentence in no_effect:
+            log.warning("%s", sentence)
         stats = Stats(
-            loaded=load_stats(model, self._load_s, _fallbacks(model, request)),
+            loaded=load_stats(model, self._load_s, no_effect),
             prompt=PromptStats(
                 prompt_tokens=self._prompt_tokens,
                 reused_tokens=made[0].reused_tokens,
@@ -289,11 +296,3 @@ class ModelSession:
         if again:
             raise self._source.out_of_memory("answer", self._need)
         self._models.free_memory(self._request.load, self._need)
-
-
-def _fallbacks(model: ModelHandle, request: Request) -> list[str]:
-    """What of the request itself has no effect on this model."""
-    no_switch = prompt.why_no_switch(model, request)
-    if no_switch:
-        log.warning("%s", no_switch)
-    return [no_switch] if no_switch else []

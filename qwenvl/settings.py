@@ -1,7 +1,7 @@
 """Every setting, declared once: widgets, flags, the Request, its checks and an engine's fields are made of it.
 
-Standard library only. What depends on the machine (its devices, models and presets) is filled in by widgets.py and
-command.py.
+Standard library only. What depends on the machine (its devices, models and presets) is filled in by
+nodes/widgets.py and cli/common.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..loading.cache import ModelCache
 from ..log import log
 from ..media import folder
 from ..models.part import FileLock
+from ..paths import pasted
 from ..pipeline import caption
 from ..prompting import presets
 from ..request import Answer, Request
@@ -42,15 +43,19 @@ def _parser() -> argparse.ArgumentParser:
         "can be stopped at any time and started again.",
     )
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER")
+    add("folder", type=_path, metavar="FOLDER")
     add("--prompt", default="", help="the question about each picture")
     add("--recursive", action="store_true", help="the folders below as well")
     add("--overwrite", action="store_true", help="make new captions where there are some")
     add("--suffix", default=".txt", help="of the text files (default: %(default)s)")
     add("--batch-size", type=_batch_size, metavar="N", help="pictures at a time (default: auto, what fits in memory)")
-    add("--jsonl", type=Path, metavar="FILE", help="write the captions of the whole folder into one file as well")
+    add("--jsonl", type=_path, metavar="FILE", help="write the captions of the whole folder into one file as well")
     common.add_flags(parser, CAPTION)
     return parser
+
+
+def _path(value: str) -> Path:
+    return Path(pasted(value))
 
 
 def _batch_size(value: str) -> int | None:
@@ -75,26 +80,35 @@ def _run(options: argparse.Namespace) -> int:
         raise folder.FolderError(f"--jsonl: {str(options.jsonl)!r} is a picture or a caption of the folder.")
     folder.remove_leftovers({picture.parent for picture in pictures})
     turn = _Turn(options.folder, {picture.parent for picture in pictures}, options.recursive)
-    if waiting := _without_caption(captions, options.overwrite):
-        folder.require_writable({captions[picture].parent for picture in waiting})
+    outcome = _without_one(captions, options.folder, options.overwrite)
+    if outcome.waiting:
+        folder.require_writable({captions[picture].parent for picture in outcome.waiting})
         turn.take()
         # A run that has ended just now may have made them.
-        waiting = _without_caption(captions, options.overwrite)
-    outcome = Outcome(waiting, options.folder)
+        outcome = _without_one(captions, options.folder, options.overwrite)
     try:
-        if waiting:
+        if len(outcome.waiting) > len(outcome.failures):
             _write_captions(request, options.batch_size, captions, outcome)
     finally:
         turn.end()
         # After Ctrl-C and errors too.
-        outcome.report(had_one=len(pictures) - len(waiting))
         if options.jsonl:
-            _write_jsonl(options.jsonl, options.folder, captions)
+            _write_jsonl(options.jsonl, options.folder, captions, outcome.failures)
+        outcome.report(had_one=len(pictures) - len(outcome.waiting))
     return common.SOME_FAILED if outcome.failures else common.DONE
 
 
-def _without_caption(captions: dict[Path, Path], overwrite: bool) -> list[Path]:
-    return [picture for picture, caption in captions.items() if overwrite or not caption.exists()]
+def _without_one(captions: dict[Path, Path], root: Path, overwrite: bool) -> Outcome:
+    """The pictures that have no caption; one that can have none, as its name is too long, costs itself only."""
+    outcome = Outcome([], root)
+    for picture, file in captions.items():
+        try:
+            if folder.is_there(file) and not overwrite:
+                continue
+        except folder.LongNameError as error:
+            outcome.failures[picture] = str(error)
+        outcome.waiting.append(picture)
+    return outcome
 
 
 class _Turn:
@@ -147,14 +161,18 @@ class Outcome:
 
 def _write_captions(request: Request, batch_size: int | None, captions: dict[Path, Path], outcome: Outcome) -> None:
     """Every caption is on the disk as soon as it is made."""
-    waiting = outcome.waiting
+    waiting = [picture for picture in outcome.waiting if picture not in outcome.failures]
     with logging_redirect_tqdm(), tqdm(total=len(waiting), unit=" images", bar_format=_BAR) as bar:
 
         def done(index: int, answer: Answer) -> None:
             if not answer.text:
                 failed(index, RuntimeError("the model answered nothing"))
                 return
-            folder.write_whole(captions[waiting[index]], answer.text)
+            try:
+                folder.write_whole(captions[waiting[index]], answer.text)
+            except folder.LongNameError as error:
+                failed(index, error)
+                return
             outcome.written += 1
             bar.update()
 
@@ -185,11 +203,11 @@ class _BesideBar:
     def end(self, text: str) -> None: ...
 
 
-def _write_jsonl(file: Path, root: Path, captions: dict[Path, Path]) -> None:
+def _write_jsonl(file: Path, root: Path, captions: dict[Path, Path], failures: Container[Path]) -> None:
     """A line for each picture that has a caption, from the files: what earlier runs wrote is there too."""
     lines = [
         {"file_name": picture.relative_to(root).as_posix(), "text": text.read_text(encoding="utf-8", errors="replace")}
         for picture, text in captions.items()
-        if text.is_file()
+        if picture not in failures and text.is_file()
     ]
     folder.write_whole(file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))

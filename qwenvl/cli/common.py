@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import errno
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
 from ..checks import printable
 from ..loading.devices import device_choices
@@ -19,7 +24,11 @@ from ..settings import RESOLUTIONS, SETTINGS, Setting
 
 # "low (256x28x28)" is low here.
 _RESOLUTIONS = {name.split()[0]: name for name in RESOLUTIONS}
-DONE, SOME_FAILED, FAILED, CANCELLED = 0, 1, 2, 130
+# The last two are what shells make of an interrupt and of a pipe that nobody reads any more.
+DONE, SOME_FAILED, FAILED, CANCELLED, UNREAD = 0, 1, 2, 130, 141
+# Ways of Python to write, all of which fail for a character that the encoding has not. Others were chosen by somebody.
+_BYTES_OR_ESCAPES = "qwenvl.bytes_or_escapes"
+_FAILING = ("strict", "surrogateescape", "surrogatepass")
 
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
@@ -65,6 +74,39 @@ def request(options: argparse.Namespace, question: str, images: Mapping[str, Any
     return Request.of({**vars(options), **written}, images)
 
 
+def write_every_character() -> None:
+    """From now on this process writes what the encoding of its output has not as \\u4e00, in place of failing.
+
+    A code page of Windows and the encoding of a file or a pipe there hold few characters, and an answer may hold any.
+    """
+    codecs.register_error(_BYTES_OR_ESCAPES, _bytes_or_escapes)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in _FAILING:
+            was_bytes = stream.errors == "surrogateescape"
+            stream.reconfigure(errors=_BYTES_OR_ESCAPES if was_bytes else "backslashreplace")
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A file's name that Python could not read becomes its bytes again, as before; the rest is escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def tell_of_escapes(text: str) -> None:
+    """Say on standard error that what was written is not what was answered, and how it would be."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        print(
+            f"note: standard output is {encoding}, which has not every character of the answer: those are written as "
+            "\\u4e00. Set PYTHONIOENCODING=utf-8 to have them as they are.",
+            file=sys.stderr,
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """What a shell makes of * may be any names."""
 
@@ -88,13 +130,47 @@ def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if talks else logging.WARNING, handlers=[handler])
+    return written(lambda: _without_errors(work, options.debug))
+
+
+def _without_errors(work: Callable[[], int], debug: bool) -> int:
     try:
         return work()
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print()
         return CANCELLED
     except (ValueError, RuntimeError, OSError) as error:
-        if options.debug:
+        if debug:
             raise
         say(f"error: {error}", "\n", file=sys.stderr)
         return FAILED
+
+
+def written(work: Callable[[], int]) -> int:
+    """Do the work and write all of its output. Where nobody reads that any more, as behind `| head`, it ends there."""
+    try:
+        status = work()
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+        _give_up(sys.stderr)
+        return UNREAD
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
+            return UNREAD
+        print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        return FAILED
+    return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """Python flushes once more at its end, and would tell of the same failure in a traceback."""
+    with suppress(OSError, ValueError):  # it is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

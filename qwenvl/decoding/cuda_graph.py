@@ -22,20 +22,10 @@ ROOM_BYTES = 512 << 20
 # A captured step must give the logits of the same step run eagerly, within this share of the largest one.
 TOLERANCE = 0.02
 # Operators that make the host wait for the device, which no capture survives.
-HOST_SYNCS = frozenset(
-    [
-        "_local_scalar_dense",
-        "is_nonzero",
-        "equal",
-        "nonzero",
-        "masked_select",
-        "repeat_interleave",
-        "bincount",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-    ]
-)
+HOST_SYNCS = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "repeat_interleave", "bincount"),
+    *("_unique2", "unique_dim", "unique_consecutive"),
+}
 # Those that do so where they go from one device to another, and those that do so where an index is a mask.
 COPIES = frozenset(("copy_", "_to_copy"))
 INDEXED = frozenset(("index", "index_put", "index_put_"))

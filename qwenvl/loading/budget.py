@@ -14,7 +14,7 @@ from PIL import Image
 from ..faults import OUT_OF_MEMORY
 from ..log import gigabytes
 from ..media.media import Video
-from ..models.checkpoint import part, read_json_object
+from ..models.checkpoint import is_count, part, read_json_object
 from ..models.download import weight_headers
 from ..request import LoadSpec
 
@@ -86,7 +86,7 @@ def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: 
 def _count(settings: dict[str, Any], name: str) -> int:
     """A number of a configuration; 0 for what can be none, which is for the loader to refuse."""
     value = settings.get(name)
-    return value if isinstance(value, int) and 0 < value < _NO_COUNT else 0
+    return value if is_count(value) and value < _NO_COUNT else 0
 
 
 def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], largest_picture: int) -> int:

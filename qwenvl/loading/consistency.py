@@ -21,12 +21,22 @@ from ..models.download import weight_headers, weight_map
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.
 _MOST_PER_BYTE = 8
 _LAYERS = ("num_hidden_layers", "depth", "num_experts", "num_local_experts")
+# What transformers counts to while it makes a model, and more than any has.
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1 << 10),
+    **dict.fromkeys(("num_experts", "num_local_experts"), 1 << 12),
+    # Of Qwen4-Exp, which looks for prime numbers.
+    **dict.fromkeys(("ngram_size", "heads_per_ngram"), 1 << 6),
+    "ngram_vocab_size_base": 1 << 28,
+}
 # What a processor calls the sides of a patch, and what config.json calls them.
 _PATCHES = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
 }
+# No number of a configuration is as large.
+_LARGEST = (1 << 48) - 1
 # Pixels to which anything may be enlarged: two frames of 8 million.
 _MOST_ENLARGED = 1 << 24
 _SETTINGS = "generation_config.json"
@@ -51,6 +61,23 @@ _NEEDLESS = re.compile(r"inv_freq$|rotary_emb\.|\.masked_bias$|\.([qkv]|kv|prob)
 _NUMBERED = re.compile(r"(?:^|\.)(layers|blocks|experts|\w+_list)\.(\d+)\.")
 
 
+def require_claims(folder: Path) -> None:
+    """Raise LoadError where config.json claims more parts of a model than the weights can hold, or than any has.
+
+    To be asked before anything is made of config.json, because a list of all layers may be made with it.
+    """
+    config = read_json_object(folder / "config.json")
+    for name, value in _numbers(config):
+        if isinstance(value, int) and abs(value) > _MOST.get(name, _LARGEST):
+            raise LoadError(_unlike(folder, f"{name[:99]} is more than any model has"))
+    tensors = [tensor for _, tensor in weight_headers(folder)]
+    most = len(tensors) + max((side for tensor in tensors for side in tensor["shape"]), default=0)
+    for section in (config, part(config, "text_config"), part(config, "vision_config")):
+        claimed = [name for name, value in section.items() if _amount(name, value) > most]
+        if tensors and claimed:  # without any there is nothing to load, which is said elsewhere
+            raise LoadError(_unlike(folder, f"{claimed[0]} is more than they can hold"))
+
+
 def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
     """Raise LoadError where config.json claims a model that the weights are far too small for.
 
@@ -61,12 +88,7 @@ def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
     """
     tensors = [tensor for _, tensor in weight_headers(folder)]
     if not tensors:
-        return  # there is nothing to load, which is said elsewhere
-    most = len(tensors) + max((side for tensor in tensors for side in tensor["shape"]), default=0)
-    config = read_json_object(folder / "config.json")
-    for section in (config, part(config, "text_config"), part(config, "vision_config")):
-        if claimed := [name for name, value in section.items() if _amount(name, value) > most]:
-            raise LoadError(_unlike(folder, f"{claimed[0]} is more than they can hold"))
+        return
     with torch.device("meta"):
         model = build()
     count = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
@@ -180,6 +202,19 @@ def _quantized(headers: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
             return name, kind
     packed = ((name, each["dtype"]) for name, each in headers.items() if len(each["shape"]) > 1)
     return next(((name, f"stored as {dtype}") for name, dtype in packed if dtype not in _PLAIN), None)
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each value of a configuration that is no container, at any depth, by the name that it, or its list, has."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(name, each) for each in value]
+        else:
+            yield name, value
 
 
 def _amount(name: str, value: Any) -> int:

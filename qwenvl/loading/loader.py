@@ -20,7 +20,15 @@ from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
 from .attention import plan_attention
 from .capabilities import Machine, has_package
-from .consistency import indexed, require_backing, require_described, require_used, tie_as_said, why_unfit
+from .consistency import (
+    indexed,
+    require_backing,
+    require_claims,
+    require_described,
+    require_used,
+    tie_as_said,
+    why_unfit,
+)
 from .devices import own_random_numbers, placement, strays
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
 from .template import have_template, turn_ends
@@ -111,6 +119,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     if plan.hint:
         log.warning("%s: %s", spec.model, plan.hint)
     machine = replace(machine, offloads=machine.offloads and _can_offload(plan.quantization))
+    require_claims(folder)
     config = _config(folder)
     with WrappedErrors(f"{folder} cannot be loaded, because of its tokenizer's or processor's files"):
         processor = _processor(folder, config) if checkpoint.has_vision else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import re
 import secrets
@@ -19,19 +18,27 @@ from pathlib import Path
 from ..checks import shown, whole_characters
 from ..log import log
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+# Of every kind of file that opening.py reads. Browsers save JPEGs under all of these names.
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib"),
+    *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
+)
 SORTS = ("name", "oldest first", "newest first")
-# In bytes, on the disks of most systems.
-LONGEST_NAME = 255
 # Of more, fnmatch makes an expression in a time that grows with their square.
 _LONGEST_PATTERN = 255
 _TEMPORARY = ".qwenvl-"
 # A caption is written in far less, so a temporary file that is older belongs to nobody.
 _LEFT_AFTER_S = 60.0
+# What Windows says, and from how many letters on it may mean that.
+_TOO_LONG, _NO_PATH, _LONGEST = 206, 3, 260
 
 
 class FolderError(ValueError):
     """A folder of pictures cannot be used as it was asked for."""
+
+
+class LongNameError(FolderError):
+    """The file system takes no name of that length."""
 
 
 def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive: bool = False) -> list[Path]:
@@ -75,9 +82,9 @@ def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Pat
     if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower().endswith(SUFFIXES):
         raise FolderError(f"suffix {shown(suffix)} must be a dot and a name that is no picture's, such as '.txt'.")
     files = list(dict.fromkeys(files))
-    short = {file: _fitting(file, _without_suffix(file.name), suffix) for file in files}
+    short = {file: file.with_name(f"{_without_suffix(file.name)}{suffix}") for file in files}
     shared = Counter(map(_same, short.values()))
-    whole = {file: _fitting(file, file.name, suffix) for file in files}
+    whole = {file: file.with_name(f"{file.name}{suffix}") for file in files}
     short = {file: caption for file, caption in short.items() if shared[_same(caption)] == 1}
     # What falls back to the whole name may take the short name of another picture, which then falls back too.
     while taken := {_same(whole[file]) for file in files if file not in short} & set(map(_same, short.values())):
@@ -98,23 +105,33 @@ def _same(path: Path) -> str:
 def _numbered(file: Path, whole: Path, suffix: str) -> Iterator[Path]:
     yield whole
     for number in count(2):
-        yield _fitting(file, f"{file.name}~{number}", suffix)
+        yield file.with_name(f"{file.name}~{number}{suffix}")
 
 
-def _fitting(file: Path, stem: str, suffix: str) -> Path:
-    """Beside the file; a name that no disk takes is cut, and ends in what tells it from others with this beginning."""
-    name = stem + suffix
-    encoded = os.fsencode(name)
-    if len(encoded) > LONGEST_NAME:
-        ending = f"~{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
-        name = os.fsencode(stem)[: max(1, LONGEST_NAME - len(os.fsencode(ending)))].decode("utf-8", "ignore") + ending
-    return file.with_name(name)
+def is_there(file: Path) -> bool:
+    """Whether there is something of this name.
+
+    Raises:
+        LongNameError: there can be nothing.
+    """
+    try:
+        file.stat()  # newer versions of Python say of exists() that there is none, whatever the reason
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if _is_too_long(file, error):
+            raise _cannot_write(file, error) from error
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False  # a link to itself, which the caption replaces
+        raise _cannot_write(file, error) from error
+    return True
 
 
 def write_whole(file: Path, text: str) -> None:
     """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then.
 
     Raises:
+        LongNameError: the file system takes no such name; others it may take.
         FolderError: the disk is full, or the folder cannot be written to.
     """
     temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
@@ -148,9 +165,20 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 
 
 def _cannot_write(file: Path, error: OSError) -> FolderError:
+    if _is_too_long(file, error):
+        return LongNameError(
+            f"{str(file)!r} cannot be written: the name is longer than the file system takes. Give the picture a "
+            "shorter name."
+        )
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     advice = "Make room and run it again" if full else "Allow writing there, or choose another folder"
     return FolderError(f"{str(file)!r} cannot be written ({error.strerror or error}). {advice}: what is there stays.")
+
+
+def _is_too_long(file: Path, error: OSError) -> bool:
+    """Windows says of such a path that it is too long, or that there is none."""
+    code = getattr(error, "winerror", None)
+    return error.errno == errno.ENAMETOOLONG or code == _TOO_LONG or (code == _NO_PATH and len(str(file)) >= _LONGEST)
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..checks import shown
 from ..request import Frames, Request
 from .films import Video, frame_size, pick_frames, read_video
-from .opening import BROKEN_PICTURE, MediaError, open_picture, require_shape
+from .opening import BROKEN_PICTURE, MediaError, read_picture, require_shape
 from .packets import Check
+from .pixels import as_rgb, from_tensor
 
 if TYPE_CHECKING:
     import torch
-
-# A picture that claims more would take gigabytes before it shows that it holds nothing. Pillow's own limit, which is
-# the same, is switched off by some programs.
-MOST_PIXELS = 178_956_970
 
 
 def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
@@ -42,7 +39,7 @@ def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
         if isinstance(image, (str, Path)):
             made = [_from_file(name, Path(image))]
         else:
-            made = [_as_rgb(image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
+            made = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
         for picture in made:
             require_shape(name, picture.size)
         found += made
@@ -51,14 +48,18 @@ def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
 
 def _from_file(name: str, path: Path) -> Image.Image:
     try:
-        with open_picture(path) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"it has {picture.width} x {picture.height} pixels, too many to be read")
-            return _as_rgb(ImageOps.exif_transpose(picture))
+        return as_rgb(name, read_picture(name, path))
     except FileNotFoundError as error:
         raise MediaError(f"{name}: there is no file {str(path)!r}.") from error
     except BROKEN_PICTURE as error:
         raise MediaError(f"{name}: {str(path)!r} cannot be read as a picture ({shown(str(error))}).") from error
+
+
+def _from_pil(name: str, image: Image.Image) -> Image.Image:
+    try:
+        return as_rgb(name, image)
+    except BROKEN_PICTURE as error:
+        raise MediaError(f"{name} cannot be read as a picture ({shown(str(error))}).") from error
 
 
 def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
@@ -72,23 +73,10 @@ def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
     if 0 in batch.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
     # One after the other: a batch may be a whole video, of which copies would not fit.
-    return [_from_array(name, each.float().cpu().numpy()) for each in batch]
-
-
-def _from_array(name: str, values: np.ndarray) -> Image.Image:
-    """(height, width, channels) in [0, 1] -> RGB."""
-    if np.isnan(values).any():
-        raise MediaError(f"{name} holds NaN: the node that made it went wrong (often a VAE decode in fp16).")
-    pixels = (values.clip(0, 1) * 255).round().astype(np.uint8)
-    return _as_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Transparent parts become white, as in Qwen's own preprocessing."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    try:
+        return [from_tensor(name, each) for each in batch]
+    except ValueError as error:
+        raise MediaError(f"{name} {error}.") from error
 
 
 def videos(request: Request, check: Check = lambda: None) -> list[Video]:

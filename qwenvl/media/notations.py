@@ -248,7 +248,7 @@ def _name(before: str) -> str:
     """The last words before a box, without what joins them to it."""
     last = re.split(r"[\n.;!?,{}\[\]()<>]", before.rstrip(" \t:,;=-([{\"'*`"))[-1]
     last = last.strip(" \t:,;=-\"'*`")
-    return re.sub(r"^(?:and|und|et|和|、)\s+|\s+(?:is|are|at|in)$", "", last)
+    return re.sub(r"^(?:and|und|et|和|、)\s+|(?<!\s)\s+(?:is|are|at|in)$", "", last)
 
 
 def _floats(numbers: Sequence[str]) -> tuple[float, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from ..checks import shown
 from ..packages import release
 from ..paths import is_plain_name
 from ..settings import SETTINGS
@@ -18,6 +20,10 @@ from .families import family_of
 _SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 # The index of a model of a terabyte has 5 MB.
 LARGEST = 64 << 20
+# No number of bytes, weights or positions of a model is as large.
+_NO_COUNT = 1 << 48
+# Of a tensor.
+_MOST_SIDES = 8
 # What transformers reads: one file, or where that is not there, an index of several.
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # A part of several: what all of them are called, and how many there are. A variant is named before or behind that.
@@ -131,10 +137,10 @@ def weight_files(folder: Path) -> list[Path]:
     usual = [name for name in sets if name == WHOLE] or list(sets)
     if len(usual) > 1:
         raise RivalWeightsError(
-            f"it holds several sets of weights ({', '.join(sorted(usual))}), and none is called {WHOLE}: leave the one "
-            "that is to be read"
+            f"it holds several sets of weights ({', '.join(sorted(usual)[:9])}), and none is called {WHOLE}: leave the "
+            "one that is to be read"
         )
-    return sets[usual[0]] if usual else indexed
+    return [folder / name for name in _parts(sets[usual[0]])] if usual else indexed
 
 
 def has_own_index(folder: Path) -> bool:
@@ -155,23 +161,48 @@ def _indexed(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _sets(folder: Path) -> dict[str, list[Path]]:
-    """What each set of weights there would be called as one file -> its files, those that are missing too."""
-    sets: dict[str, list[Path]] = {}
+def _sets(folder: Path) -> dict[str, str]:
+    """What each set of weights there would be called as one file -> the name of one of its files."""
+    sets = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if not (shard := _SHARD.fullmatch(file.name)):
-            sets[file.name] = [file]
-            continue
-        stem, _, count, ending = shard.groups()
-        every = [folder / f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)]
-        sets[stem.removesuffix(".safetensors") + ending] = every
+        shard = _SHARD.fullmatch(file.name)
+        sets[shard[1].removesuffix(".safetensors") + shard[4] if shard else file.name] = file.name
     return sets
+
+
+def _parts(name: str) -> list[str]:
+    """The names of all files of the set that this one is of, those that are missing too."""
+    if not (shard := _SHARD.fullmatch(name)):
+        return [name]
+    stem, _, count, ending = shard.groups()
+    return [f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+
+
+def tensors_of(header: bytes) -> dict[str, dict[str, Any]]:
+    """Name -> what a safetensors header says of a tensor; ValueError, LookupError or TypeError where it is none."""
+    tensors = json.loads(header)
+    tensors.pop("__metadata__", None)
+    for name, tensor in tensors.items():
+        start, end = tensor["data_offsets"]
+        sides = tensor["shape"]
+        # Before anything is computed: a product of numbers of thousands of digits takes for ever.
+        counts = isinstance(sides, list) and len(sides) <= _MOST_SIDES and all(map(is_count, (start, end, *sides)))
+        # A number takes half a byte at least.
+        fits = counts and start <= end and math.prod(sides) <= 2 * (end - start)
+        if not (fits and isinstance(tensor["dtype"], str)):
+            raise ValueError(f"tensor {shown(name)} is not as long as its shape says")
+    return tensors
 
 
 def part(config: dict[str, Any], key: str) -> dict[str, Any]:
     """A section of a configuration; {} where there is none."""
     section = config.get(key)
     return section if isinstance(section, dict) else {}
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value of a file may be computed with as a number of anything: whole, not negative, of a sane size."""
+    return type(value) is int and 0 <= value < _NO_COUNT
 
 
 def read_json_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import queue
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 from ..checks import shown
 from ..log import amount, log
 from ..settings import DOWNLOADS
-from .checkpoint import RivalWeightsError, UnreadableError, weight_files
+from .checkpoint import LARGEST, RivalWeightsError, UnreadableError, tensors_of, weight_files
 from .hub_errors import redacted
 from .transfer import UNFINISHED
 
@@ -30,8 +29,6 @@ _LOOK_S = 0.1
 # Live text and progress bar; and the log, where a line stays.
 _REPORT_S = 0.5
 _LOG_S = 15.0
-# The most that safetensors itself reads.
-_LONGEST_HEADER = 100_000_000
 # The speed shown is that of so many seconds.
 _SPEED_OVER_S = 10.0
 
@@ -265,7 +262,7 @@ def _headers(folder: Path) -> dict[Path, dict[str, dict[str, Any]]]:
     headers = {}
     for path in weight_files(folder):
         with path.open("rb") as file:
-            headers[path] = _tensors(file.read(int.from_bytes(file.read(8), "little")))
+            headers[path] = tensors_of(file.read(min(int.from_bytes(file.read(8), "little"), LARGEST)))
     return headers
 
 
@@ -278,22 +275,8 @@ def _why_broken(path: Path) -> str | None:
         header_size = int.from_bytes(file.read(8), "little")
         if not 0 < header_size < size:
             return f"{path.name} is cut short"
-        if header_size > _LONGEST_HEADER:
+        if header_size > LARGEST:
             return f"{path.name} is no safetensors file"
-        tensors = _tensors(file.read(header_size))
+        tensors = tensors_of(file.read(header_size))
     expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
-
-
-def _tensors(header: bytes) -> dict[str, dict[str, Any]]:
-    """Name -> what a safetensors header says of a tensor; ValueError, LookupError or TypeError where it is none."""
-    tensors = json.loads(header)
-    tensors.pop("__metadata__", None)
-    for name, tensor in tensors.items():
-        start, end = tensor["data_offsets"]
-        sides = tensor["shape"]
-        # A number takes half a byte at least.
-        fits = 0 <= start <= end and min(sides, default=0) >= 0 and math.prod(sides) <= 2 * (end - start)
-        if not (fits and isinstance(tensor["dtype"], str) and all(type(each) is int for each in (start, end, *sides))):
-            raise ValueError(f"tensor {shown(name)} is not as long as its shape says")
-    return tensors

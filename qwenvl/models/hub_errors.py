@@ -6,16 +6,21 @@ import errno
 import re
 from pathlib import Path
 
+# A name and a password before the host of an address, of a proxy's or a mirror's.
+_LOGIN = re.compile(r"(?<=://)[^\s/@]{1,400}@")
+# An error of a library may be a page long.
+_LONGEST_LINE = 1000
+
 
 class TransferError(RuntimeError):
     """A download cannot go on; the message is a sentence for the user."""
 
 
 def endpoint() -> str:
-    """The hub, or the mirror that HF_ENDPOINT names."""
+    """The hub, or the mirror that HF_ENDPOINT names, as a message may name it: without a login."""
     from huggingface_hub import constants
 
-    return constants.ENDPOINT
+    return _LOGIN.sub("***@", constants.ENDPOINT)
 
 
 def expected_errors() -> tuple[type[BaseException], ...]:
@@ -78,7 +83,8 @@ def _refusal(error: BaseException, repo_id: str) -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The first line, without tokens and without the signatures in addresses."""
-    line = next(iter(text.strip().splitlines()), "")
+    """The first line, without tokens, and without the logins and the signatures in addresses."""
+    line = next(iter(text.strip().splitlines()), "")[: 2 * _LONGEST_LINE]
+    line = _LOGIN.sub("***@", line)
     line = re.sub(r"\?\S*", "", line)
-    return re.sub(r"hf_\w+|Bearer \S+", "***", line).rstrip(".")
+    return re.sub(r"hf_\w+|Bearer \S+", "***", line)[:_LONGEST_LINE].rstrip(".")

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..checks import shown
 from ..paths import is_plain_name, real
 from .checkpoint import LARGEST, UnreadableError, read_json_object
+from .families import FAMILIES
 
 # A subfolder that tokenizers read from.
 _TEMPLATES = "additional_chat_templates"
@@ -21,6 +23,27 @@ _CODE = "custom_generate"
 # A processor's: another model, by any path or name.
 _SPEECH, _SPEECH_FILE = "audio_tokenizer", "audio_tokenizer_config.json"
 _MODEL, _PROCESSOR, _TOKENIZER = "config.json", "processor_config.json", "tokenizer_config.json"
+_IMAGES = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor"}
+# Key -> the classes it may name: those of Qwen's own models, and the plain ones that finetunes were saved with. Others
+# of transformers open files, or ask the hub, for whatever the folder tells them.
+_CLASSES = {
+    "processor_class": {"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"},
+    "image_processor_type": _IMAGES,
+    "feature_extractor_type": _IMAGES,
+    "video_processor_type": {"Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"},
+    "tokenizer_class": {
+        *("Qwen2Tokenizer", "Qwen2TokenizerFast", "Qwen3_5Tokenizer", "Qwen3_5TokenizerFast"),
+        *("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
+        # Distillations of other models, and finetunes that were saved with the tokenizer Qwen's is made from.
+        *("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"),
+    },
+}
+# What the parts of a model are called after its family.
+_PARTS = ("", "_text", "_vision")
+# Lists of other files, of which transformers picks one by its version.
+_VERSIONS = {_MODEL: "configuration_files", _TOKENIZER: "fast_tokenizer_files"}
+_TOKENS = "tokenizer.json"
+_MENDED = "Put the file there that belongs to the model, or download it again"
 
 
 def why_unsafe(folder: Path) -> str | None:
@@ -29,6 +52,21 @@ def why_unsafe(folder: Path) -> str | None:
 
 
 def _reasons(folder: Path) -> Iterator[str]:
+    yield from _of_files(folder)
+    if (folder / _SPEECH_FILE).exists() or _settings(folder / _PROCESSOR).get(_SPEECH):
+        yield f"its processor names another model, as {_SPEECH}. Qwen's models for text and pictures have none"
+    if _settings(folder / _MODEL).get("transformers_weights"):
+        yield "config.json names its weights itself (transformers_weights). Use the usual names and take it out"
+    for name, key in _VERSIONS.items():
+        if _settings(folder / name).get(key):
+            yield f"{name} names other files that are to be read instead ({key}). Take it out"
+    yield from _from_tokenizer(_settings(folder / _TOKENIZER), (folder / _TOKENS).is_file())
+    for file in sorted(folder.glob("*config.json")):
+        yield from _foreign_classes(file.name, _settings(file))
+
+
+def _of_files(folder: Path) -> Iterator[str]:
+    """What speaks against a file before it is read."""
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
         target = real(file)
         if target is None:
@@ -43,19 +81,42 @@ def _reasons(folder: Path) -> Iterator[str]:
         yield f"{_CODE} is code that would be run. Take it out"
     if (folder / _ADAPTER).exists():
         yield f"{_ADAPTER} makes it an adapter, which names another model. Merge it into that one first"
-    if (folder / _SPEECH_FILE).exists() or _settings(folder / _PROCESSOR).get(_SPEECH):
-        yield f"its processor names another model, as {_SPEECH}. Qwen's models for text and pictures have none"
-    if _settings(folder / _MODEL).get("transformers_weights"):
-        yield "config.json names its weights itself (transformers_weights). Use the usual names and take it out"
-    yield from _from_tokenizer(_settings(folder / _TOKENIZER))
 
 
-def _from_tokenizer(settings: dict[str, Any]) -> Iterator[str]:
+def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:
+    """What a tokenizer's settings have read from elsewhere.
+
+    Args:
+        is_whole: the folder has all of the tokenizer in one file, so that no other is read.
+    """
     if settings.get("init_inputs"):
         yield "tokenizer_config.json names the tokenizer's files itself (init_inputs). Take it out"
     for key, value in settings.items():
-        if key.endswith("_file") and isinstance(value, str) and not is_plain_name(value, windows=True):
-            yield f"tokenizer_config.json names a file elsewhere ({key}: {value!r}). Take it out"
+        if not (key.endswith("_file") and isinstance(value, str)):
+            continue
+        # A plain name is looked for where the program was started.
+        unread = is_whole and key in ("vocab_file", "merges_file")
+        if not (unread and is_plain_name(value, windows=True)):
+            yield f"tokenizer_config.json names a file elsewhere ({key}: {shown(value)}). Take it out"
+
+
+def _foreign_classes(name: str, settings: dict[str, Any]) -> Iterator[str]:
+    """What a file of settings names that is no class of Qwen's, at any depth."""
+    waiting: list[Any] = [settings]
+    while waiting:
+        part = waiting.pop()
+        inside = part.values() if isinstance(part, dict) else part
+        waiting += [each for each in inside if isinstance(each, dict | list)]
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if value is not None and _is_foreign(name, key, value):
+                yield f"{name} names {shown(value)} as {key}, which is none of Qwen's. {_MENDED}"
+
+
+def _is_foreign(name: str, key: str, value: Any) -> bool:
+    if key == "model_type" and name == _MODEL:
+        known = {family + each for family in FAMILIES for each in _PARTS}
+        return not (isinstance(value, str) and value in known)
+    return key in _CLASSES and not (isinstance(value, str) and value in _CLASSES[key])
 
 
 def _stays(target: Path, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from ..comfyui import host
 from ..comfyui.progress import NodeWatch
 from ..log import gigabytes, log
 from ..media import media
-from ..media.folder import SORTS, FolderError, caption_files, find_pictures, make_folder, write_whole
+from ..media.folder import (
+    SORTS,
+    FolderError,
+    LongNameError,
+    caption_files,
+    find_pictures,
+    is_there,
+    make_folder,
+    write_whole,
+)
 from ..media.opening import BROKEN_PICTURE, open_picture
 from .lists import first
 
@@ -153,13 +163,12 @@ class QwenVLSaveCaptions:
         captions = [text_of("text", each) for each in text]
         try:
             make_folder(where)
-            kept = {file for file in files if existing[0] == "skip" and file.exists()}
-            for file, caption in zip(files, captions, strict=True):
-                if file not in kept:
-                    write_whole(file, caption)
+            written = [_save(file, caption, existing[0]) for file, caption in zip(files, captions, strict=True)]
         except OSError as error:
             raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
-        told = f"{len(files) - len(kept)} captions written to {where}, {len(kept)} were there and stayed"
+        told = _told(where, written)
+        if written and all(isinstance(each, LongNameError) for each in written):
+            raise FolderError(told)
         NodeWatch(1).end(told)
         log.info("%s", told)
         return {"ui": {"text": [told]}}
@@ -194,6 +203,24 @@ def _bytes_of(file: Path) -> int:
             return picture.width * picture.height * _BYTES_PER_PIXEL
     except BROKEN_PICTURE:
         return 0  # it will be left out
+
+
+def _save(file: Path, caption: str, existing: str) -> bool | LongNameError:
+    """Whether it was written now, or why it cannot be: a name that is too long costs its picture only."""
+    try:
+        if existing == EXISTING[0] and is_there(file):
+            return False
+        write_whole(file, caption)
+    except LongNameError as error:
+        log.warning("%s", error)
+        return error
+    return True
+
+
+def _told(where: Path, written: Sequence[bool | LongNameError]) -> str:
+    told = f"{written.count(True)} captions written to {where}, {written.count(False)} were there and stayed"
+    failed = [str(each) for each in written if isinstance(each, LongNameError)]
+    return f"{told}; {len(failed)} could not be: {failed[0]}" if failed else told
 
 
 def _caption_files(where: Path, names: list[str]) -> list[Path]:

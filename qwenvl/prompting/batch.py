@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +16,20 @@ from ..log import log
 from ..media import media
 from ..request import Outcome, Question, Sampling
 from ..settings import MAX_SEED
-from .prompt import Prompt
+from .prompt import PIXELS, Prompt
 
 # More rows than this gain little, and each has to wait for the longest answer of all.
 MOST_ROWS = 16
 # What is left of the memory that is free: others need some, and estimates err.
 USED_SHARE = 0.8
 READERS = 2
+# Of decoded pictures that wait, beside those in the readers' hands; five of 12 megapixels. A batch of photos takes
+# longer to answer than its pictures to read.
+AHEAD_BYTES = 256 << 20
+# Of what a batch shows its model. Only pictures in their original size reach it: others of 16 rows are a third of it.
+BATCH_BYTES = 1 << 30
+# Pillow holds a pixel of RGB in four.
+_BYTES_PER_PIXEL = 4
 
 
 class BatchLimit:
@@ -42,10 +50,12 @@ class BatchLimit:
 
     def fits(self, prompts: Sequence[Prompt]) -> bool:
         """Whether these fit; a single one always does, for it is to be tried."""
-        tokens = max(prompt.tokens for prompt in prompts)
+        tokens, shown = max(prompt.tokens for prompt in prompts), sum(map(shown_bytes, prompts))
         # Half as much again: a buffer that grows is copied.
         row = self._bytes_of(capacity_for(tokens + self._longest) * 3 // 2, tokens)
-        return len(prompts) == 1 or (len(prompts) <= self.most and len(prompts) * row <= self._free)
+        # What is shown is there twice while it is put side by side.
+        needed = len(prompts) * row + 2 * shown
+        return len(prompts) == 1 or (len(prompts) <= self.most and needed <= self._free and shown <= BATCH_BYTES)
 
     def halve(self, tried: int) -> None:
         """So many did not fit."""
@@ -53,35 +63,87 @@ class BatchLimit:
         log.warning("%d answers at a time need too much memory: going on with %d", tried, self.most)
 
 
-def read_ahead(items: Iterable[tuple[str, Any]], depth: int) -> Generator[Question | Outcome]:
+def shown_bytes(prompt: Prompt) -> int:
+    """What the model is shown takes so many."""
+    return sum(prompt.inputs[key].nbytes for key in PIXELS if key in prompt.inputs)
+
+
+class _Room:
+    """Lets readers go on while less than so many bytes wait to be taken, and whoever is next in any case."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._held: dict[int, int] = {}
+        self._next = 0
+        self._closed = False
+
+    def enter(self, number: int) -> bool:
+        """Wait until this one may be read; whether it is wanted still."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or number <= self._next or sum(self._held.values()) < self._most
+            )
+            return not self._closed
+
+    def put(self, number: int, pictures: Sequence[Image.Image]) -> None:
+        """It was read."""
+        with self._changed:
+            self._held[number] = sum(each.width * each.height * _BYTES_PER_PIXEL for each in pictures)
+
+    def take(self, number: int) -> None:
+        """It is the reader's no longer, read or not."""
+        with self._changed:
+            self._held.pop(number, None)
+            self._next = number + 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def read_ahead(
+    items: Iterable[tuple[str, Any]], depth: int, most_bytes: int = AHEAD_BYTES
+) -> Generator[Question | Outcome]:
     """The question about each item's picture, or why it cannot be read, in order; the next `depth` are read meanwhile.
 
     Args:
         items: a name for messages, and a picture: a file's path, an IMAGE tensor, a PIL image, or a function that
             returns one of these and is called in another thread.
+        most_bytes: of decoded pictures, from which on no further one is begun.
     """
     waiting: deque[tuple[int, Future[list[Image.Image]]]] = deque()
-    readers = ThreadPoolExecutor(READERS, "qwenvl-read")
+    readers, room = ThreadPoolExecutor(READERS, "qwenvl-read"), _Room(most_bytes)
     try:
         for number, (name, item) in enumerate(items):
-            waiting.append((number, readers.submit(_read, name, item)))
+            waiting.append((number, readers.submit(_read, room, number, name, item)))
             if len(waiting) > depth:
-                yield _made(*waiting.popleft())
+                yield _made(room, *waiting.popleft())
         while waiting:
-            yield _made(*waiting.popleft())
+            yield _made(room, *waiting.popleft())
     finally:
+        room.close()
         readers.shutdown(cancel_futures=True)
 
 
-def _read(name: str, item: Any) -> list[Image.Image]:
-    return media.pictures({name: item() if callable(item) else item})
+def _read(room: _Room, number: int, name: str, item: Any) -> list[Image.Image]:
+    if not room.enter(number):
+        return []
+    made = media.pictures({name: item() if callable(item) else item})
+    room.put(number, made)
+    return made
 
 
-def _made(number: int, reading: Future[list[Image.Image]]) -> Question | Outcome:
+def _made(room: _Room, number: int, reading: Future[list[Image.Image]]) -> Question | Outcome:
     try:
         return Question(number, reading.result())
     except (media.MediaError, OSError) as error:
         return Outcome(number, error)
+    finally:
+        room.take(number)
 
 
 def run_seed(sampling: Sampling) -> int | None:
@@ -89,6 +151,10 @@ def run_seed(sampling: Sampling) -> int | None:
     if sampling.greedy:
         return None
     return secrets.randbits(53) if sampling.seed == -1 else sampling.seed
+
+
+# As a step of later_seed: no folder has so many pictures.
+AFTER_A_CUT = 1 << 32
 
 
 def later_seed(seed: int | None, step: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,9 +23,8 @@ from .answer import THINK_START
 
 # What a chat template calls its own switch for thinking.
 _SWITCH = "enable_thinking"
-# In the model's precision. The seconds between a video's frames are not: positions are computed from them, and
-# bfloat16 cannot tell 300 from 301.
-_PIXELS = ("pixel_values", "pixel_values_videos")
+# In the model's precision. The seconds between a video's frames are not: bfloat16 cannot tell 300 from 301.
+PIXELS = ("pixel_values", "pixel_values_videos")
 # A code point that Unicode reserves for a program's own use and that no text may hold.
 _BREAK = "\ufdd0"
 
@@ -39,11 +39,10 @@ class Prompt:
 
     inputs: Inputs
     thinks: bool = False
-    # Of the question.
-    number: int = 0
+    number: int = 0  # of the question
     # (width, height) of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Names what is seen. Only a question that is asked alone needs it, and large pictures take a while.
+    # Names what is seen, and holds it. Large pictures take a while, and only a question that is asked alone needs it.
     media_name: Callable[[], str] = str
 
     @property
@@ -97,12 +96,14 @@ def encode(
     videos: Sequence[Video] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     number: int = 0,
+    alone: bool = True,
 ) -> Prompt:
     """Pictures first, then videos, then the text, in one user turn after the system prompt.
 
     Args:
         phase: a block that times one of the parts "template", "processor" and "transfer".
         number: of the question.
+        alone: the next run may find what is seen in memory; otherwise the pictures are held no longer.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -125,8 +126,8 @@ def encode(
         _require_context(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
-        moved = {key: _to(value, device, dtype if key in _PIXELS else None) for key, value in inputs.items()}
-    media_name = partial(_name_of, request.image_resolution, tuple(pictures), tuple(videos))
+        moved = {key: _to(value, device, dtype if key in PIXELS else None) for key, value in inputs.items()}
+    media_name = _naming(request.image_resolution, pictures, videos) if alone else partial(str, secrets.token_hex(8))
     sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
     return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, media_name)
 
@@ -136,8 +137,9 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
     config = handle.model.config.get_text_config()
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     most = getattr(config, "max_position_embeddings", None) or tokens
-    # YaRN stretches them.
-    longest = max(most, round((scaling.get("original_max_position_embeddings") or most) * (scaling.get("factor") or 1)))
+    # YaRN stretches them. float() of what is no number fails; times a number it may be gigabytes of text.
+    original, factor = scaling.get("original_max_position_embeddings") or most, scaling.get("factor") or 1
+    longest = max(most, round(float(original) * float(factor)))
     if tokens > longest:
         raise PromptError(
             f"The question has {tokens:,} tokens, and {request.load.model} reads {longest:,} at most. "
@@ -145,9 +147,9 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
         )
 
 
-def _name_of(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> str:
+def _naming(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Callable[[], str]:
     # The same picture in another size is another to the model.
-    return f"{resolution} {fingerprint(pictures, videos)}"
+    return lambda: f"{resolution} {fingerprint(pictures, videos)}"
 
 
 def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) -> Inputs:
@@ -165,7 +167,7 @@ def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) ->
             padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
             parts.setdefault(key, []).append(padded)
     joined = {key: _joined(values) for key, values in parts.items()}
-    return joined | {key: _to(joined[key], joined[key].device, dtype) for key in _PIXELS if dtype and key in joined}
+    return joined | {key: _to(joined[key], joined[key].device, dtype) for key in PIXELS if dtype and key in joined}
 
 
 def media_of(prompts: Sequence[Prompt]) -> str:

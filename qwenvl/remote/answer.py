@@ -7,15 +7,21 @@ from ..models.engines import Engine
 from ..prompting.answer import THINK_END, THINK_START, cut_before, split_thinking
 from ..request import Answer, Request
 from .reply import Reply
+from .secret import Secret
 from .thoughts import known
 
 
 class EngineAnswer:
-    """One answer while it comes from an engine."""
+    """One answer while it comes from an engine.
+
+    Args:
+        secret: the engine's key, which it may have put into the answer, in whatever pieces.
+    """
 
     over_budget = False
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, secret: Secret) -> None:
+        self._secret = secret
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
         # Whether the template opened the think block; None where that is not known. Not every template and not every
@@ -36,7 +42,8 @@ class EngineAnswer:
     def so_far(self) -> Answer:
         """What is certain of it."""
         thinking, text = self._split()
-        return Answer(cut_before(text or "", self._stops), thinking)
+        certain = self._secret.certain
+        return Answer(certain(cut_before(text or "", self._stops)), certain(thinking))
 
     def end(self) -> Answer | None:
         """The whole of it; None where the model only thought, or its tokens ran out before it said anything."""
@@ -48,7 +55,8 @@ class EngineAnswer:
             thinking, text = "", thinking
         if text is None or (thinking and not text):
             return None
-        return Answer(cut_before(text, self._stops).strip(), thinking)
+        hidden = self._secret.hidden_answer
+        return Answer(hidden(cut_before(text, self._stops).strip()), hidden(thinking))
 
     @property
     def said_nothing(self) -> bool:

@@ -11,15 +11,17 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from ..log import log
 from ..models.engines import Engine
 from ..process import PROCESS
 from . import kinds, refusals
+from .incoming import LONGEST_WORDS, UnreadableError, beginning, unpacked
 from .refusals import EngineError
 from .reply import DONE, Reply, event_of, stream_data
+from .secret import Secret
 
 if TYPE_CHECKING:
     import aiohttp
@@ -29,9 +31,14 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0)
 LONGEST_WAIT_S = 30.0
 CONNECT_S = 10.0
 BUSY = (429, 503)
-_MOST_WORDS = 1 << 16
+# Tokens of an answer, where the request does not say.
+_MOST_TOKENS = 1 << 16
 # More characters than the longest tokens have: whoever sends more ignores max_tokens, and may go on for ever.
 _MOST_PER_TOKEN = 512
+# The same of the bytes of a stream, with all that stands around a token; and as many more before the first of them.
+_MOST_BYTES_PER_TOKEN, _MOST_BYTES_BESIDE = 1 << 14, 1 << 24
+# What answers may be hostile with, beside aiohttp's own errors: headers that are no text, hosts that are none.
+_UNREADABLE = (OSError, ValueError)
 
 
 class _TryAgainError(Exception):
@@ -57,12 +64,15 @@ class Wire:
         key: what it wants to see; "" for none. Goes into one header of each request and nowhere else.
 
     Attributes:
+        secret: takes the key out of what is told.
         unknown: the fields that the engine turned out not to know, now or in an earlier run.
     """
 
     def __init__(self, engine: Engine, key: str) -> None:
         self._engine = engine
-        self._key = key
+        # Packed answers are unpacked here, as far as they are read.
+        self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.secret = Secret(key)
         self._session: Any = None
         self.unknown = PROCESS.unknown_fields.setdefault((engine.base_url, engine.model), set())
 
@@ -79,7 +89,7 @@ class Wire:
             total=None, sock_connect=min(CONNECT_S, self._engine.timeout_s), sock_read=self._engine.timeout_s
         )
         connector = aiohttp.TCPConnector(limit=self._engine.max_concurrency)
-        return aiohttp.ClientSession(timeout=patience, connector=connector)
+        return aiohttp.ClientSession(timeout=patience, connector=connector, auto_decompress=False)
 
     async def complete(self, body: Mapping[str, Any], may_drop: Set[str], on_piece: Callable[[Reply], None]) -> Reply:
         """Ask, and return the whole answer.
@@ -101,13 +111,15 @@ class Wire:
                 return await self._ask(known, may_drop & known.keys(), on_piece)
             except _UnknownFieldsError as error:
                 self.unknown |= error.names
+            except EngineError as error:
+                raise self._told(error) from None
             except _TryAgainError as error:
-                wait = next(waits, None)
+                final, wait = self._told(error.final), next(waits, None)
                 if wait is None:
-                    raise error.final from None
+                    raise final from None
                 # Spread, so that many questions that were turned away together do not come back together.
                 wait = max(wait * random.uniform(0.75, 1.25), min(error.after_s, LONGEST_WAIT_S))  # noqa: S311
-                log.info("%s Asking again in %.1f s.", error.final, wait)
+                log.info("%s Asking again in %.1f s.", final, wait)
                 await asyncio.sleep(wait)
 
     async def _ask(self, body: Mapping[str, Any], may_drop: Set[str], on_piece: Callable[[Reply], None]) -> Reply:
@@ -115,10 +127,9 @@ class Wire:
 
         reply = Reply(time.perf_counter())
         url = f"{self._engine.base_url}/chat/completions"
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
             # A redirect would carry the key to wherever it points.
-            async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
+            async with self._session.post(url, json=body, headers=self._headers, allow_redirects=False) as response:
                 if response.status != 200:
                     await self._refuse(response, may_drop)
                 await self._read(response, reply, on_piece, body, may_drop)
@@ -126,7 +137,7 @@ class Wire:
                 if kind := kinds.of_answer(response.headers.get("Server", ""), reply.fingerprint):
                     kinds.remember(self._engine, kind)
                 return reply
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError, *_UNREADABLE) as error:
             if reply.ended:
                 reply.end(body.get("max_tokens", 0))
                 return reply
@@ -138,14 +149,13 @@ class Wire:
         """Ask once for the list of models, which tells the kind of many engines."""
         import aiohttp
 
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        patience = aiohttp.ClientTimeout(total=CONNECT_S)
+        patience = {"timeout": aiohttp.ClientTimeout(total=CONNECT_S), "allow_redirects": False}
         body = ""
         try:
             address = f"{self._engine.base_url}/models"
-            async with self._session.get(address, headers=headers, allow_redirects=False, timeout=patience) as response:
-                body = await _beginning(response) if response.status == 200 else ""
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            async with self._session.get(address, headers=self._headers, **patience) as response:
+                body = await beginning(_blocks(response)) if response.status == 200 else ""
+        except (aiohttp.ClientError, asyncio.TimeoutError, *_UNREADABLE) as error:
             log.debug("engine %r does not list its models: %s", self._engine.name, type(error).__name__)
         kinds.remember(self._engine, kinds.of_models(body))
 
@@ -157,10 +167,11 @@ class Wire:
         body: Mapping[str, Any],
         may_drop: Set[str],
     ) -> None:
-        most = _MOST_PER_TOKEN * body.get("max_tokens", _MOST_WORDS)
+        tokens = body.get("max_tokens", _MOST_TOKENS)
+        most = _MOST_PER_TOKEN * tokens
         if response.content_type != "text/event-stream":
-            raise refusals.garbage(self._engine, self._without_key(await _beginning(response)))
-        async for data in stream_data(response.content.iter_any()):
+            raise refusals.garbage(self._engine, self.secret.hidden(await beginning(_blocks(response))))
+        async for data in stream_data(_at_most(tokens, _blocks(response))):
             if data == DONE:
                 reply.ended = reply.ended or "stop"
                 break
@@ -176,9 +187,9 @@ class Wire:
     def _event(self, data: str, may_drop: Set[str]) -> dict[str, Any]:
         event = event_of(data)
         if event is None:
-            raise refusals.garbage(self._engine, self._without_key(data))
+            raise refusals.garbage(self._engine, self.secret.hidden(data[:LONGEST_WORDS]))
         if event.get("error"):
-            said, status = refusals.words(self._without_key(data)), refusals.status_in(event)
+            said, status = refusals.words(data, self.secret.hidden), refusals.status_in(event)
             if names := refusals.left_out(status, said, may_drop):
                 raise _UnknownFieldsError(names)
             raise refusals.refused(self._engine, status, said)
@@ -186,7 +197,7 @@ class Wire:
 
     async def _refuse(self, response: aiohttp.ClientResponse, may_drop: Set[str]) -> None:
         """Raise what a status other than 200 means."""
-        words = refusals.words(self._without_key(await _beginning(response)))
+        words = refusals.words(await beginning(_blocks(response)), self.secret.hidden)
         if response.status in BUSY:
             raise _TryAgainError(refusals.busy(self._engine, words), _seconds(response.headers.get("Retry-After", "")))
         if names := refusals.left_out(response.status, words, may_drop):
@@ -199,12 +210,12 @@ class Wire:
         """What went wrong on the way."""
         import aiohttp
 
-        words = self._without_key(str(error)) or type(error).__name__
+        words = refusals.words(str(error), self.secret.hidden) or type(error).__name__
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
             return refusals.unreachable(self._engine, words)
         if isinstance(error, asyncio.TimeoutError):
             return refusals.stalled(self._engine)
-        if isinstance(error, aiohttp.ClientResponseError):
+        if isinstance(error, (aiohttp.ClientResponseError, UnreadableError)):
             return refusals.garbage(self._engine, words)
         return self._lost(reply, f"the connection was lost: {words}")
 
@@ -212,19 +223,24 @@ class Wire:
         lost = refusals.broken_off(self._engine, why)
         return lost if reply.pieces else _TryAgainError(lost)
 
-    def _without_key(self, words: str) -> str:
-        """Engines like to repeat a key that they refuse."""
-        return words.replace(self._key, "***") if self._key else words
+    def _told(self, error: EngineError) -> EngineError:
+        """The error, whose sentence has the key in no form: engines like to repeat one that they refuse."""
+        error.args = (self.secret.hidden_sentence(str(error)),)
+        return error
 
 
-async def _beginning(response: aiohttp.ClientResponse) -> str:
-    """What a response that is no stream says, as far as anybody will read it."""
-    found = b""
-    async for block in response.content.iter_any():
-        found += block
-        if len(found) > _MOST_WORDS:
-            break
-    return found.decode(errors="replace")
+def _blocks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    return unpacked(response.content.iter_any(), response.headers.get("Content-Encoding", ""))
+
+
+async def _at_most(tokens: int, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The blocks of a stream, which ends early where it is longer than any answer of so many tokens."""
+    left = _MOST_BYTES_BESIDE + _MOST_BYTES_PER_TOKEN * tokens
+    async for block in blocks:
+        yield block
+        left -= len(block)
+        if left < 0:
+            return
 
 
 def _seconds(retry_after: str) -> float:

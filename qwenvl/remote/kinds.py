@@ -6,13 +6,13 @@ into the list of their models; never by a name or an address that people chose.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..models.engines import Engine
 from ..process import PROCESS
+from .incoming import read_json
 
 # Fields that OpenAI's own chat completions have not: an engine may pass over them.
 DOUBTFUL = frozenset(
@@ -57,8 +57,8 @@ def of_answer(server: str, fingerprint: str) -> str:
 def of_models(body: str) -> str:
     """The kind by what /v1/models says; "" where that does not tell. Pure."""
     try:
-        listed = json.loads(body)
-    except (ValueError, RecursionError):
+        listed = read_json(body)
+    except ValueError:
         return ""
     models = listed.get("data") if isinstance(listed, dict) else None
     owners = {_owner(each) for each in models} if isinstance(models, list) else set()

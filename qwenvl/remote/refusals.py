@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..checks import whole_characters
 from ..models.engines import Engine
+from .incoming import LONGEST_WORDS, read_json
 
-_LONGEST_WORDS = 400
+_LONGEST_SAID = 400
+_LONGEST_HOST = 253
 _UNKNOWN_FIELD = re.compile(
     r"unexpected|(?:un|not )recogni[sz]ed|unknown|unsupported|not (?:supported|permitted|allowed|a valid)|extra inputs|"
     r"cannot find field|(?:does not|doesn't|isn't|not) (?:support|know|accept)|no such|invalid (?:param|arg|field|prop)"
@@ -24,9 +27,10 @@ _SUGGESTION = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN_MODEL = re.compile(
-    r"\bmodel\b.*(?:not exist|n[o']t found|unknown|not available|n[o']t serv|n[o']t loaded)|"
+    r"\bmodel\b.{0,400}(?:not exist|n[o']t found|unknown|not available|n[o']t serv|n[o']t loaded)|"
     r"pinned to|not a valid model|(?:invalid|unknown|no such|no) model\b|unable to access model|"
-    r"no models? (?:is |are )?loaded|no healthy deployments|could not find .*handler for|llm provider not provided",
+    r"no models? (?:is |are )?loaded|no healthy deployments|"
+    r"could not find .{0,400}handler for|llm provider not provided",
     re.S,
 )
 _NO_VALUE = r"unsupported|not support|n't support|not have|missing|mmproj|cannot|can't|unable|text-only"
@@ -38,7 +42,7 @@ _NO_PICTURES = re.compile(
 )
 _TOO_LONG = re.compile(
     r"context (?:length|window)|maximum (?:model|sequence|input|context|prompt)|too (?:long|many tokens)|"
-    r"longer than|max_model_len|exceeds? .*(?:length|tokens|context)|too large to process"
+    r"longer than|max_model_len|exceeds? .{0,400}(?:length|tokens|context)|too large to process"
 )
 _PICTURES = re.compile(r"image|picture|multi-?modal|\bmm\b|vision|video")
 
@@ -51,14 +55,24 @@ class QuestionError(EngineError):
     """An engine did not answer this question; it may answer others."""
 
 
-def words(body: str) -> str:
-    """What an error response says, in whichever of the usual forms. Pure."""
+def words(body: str, hidden: Callable[[str], str] = str) -> str:
+    """What an error response says, in whichever of the usual forms, and no more of it than a message takes. Pure.
+
+    Args:
+        hidden: takes out what must not be told, before anything is cut off in the middle of it.
+    """
+    body = body[:LONGEST_WORDS]
     try:
-        said = whole_characters(_said(json.loads(body)))
+        said = _said(read_json(body))
     except (ValueError, RecursionError):
-        said = re.sub(r"<[^>]*>", " ", body)
-    said = " ".join(said.split())
-    return said if len(said) <= _LONGEST_WORDS else f"{said[:_LONGEST_WORDS]} ..."
+        said = re.sub(r"<[^<>]*>", " ", body)
+    said = hidden(legible(said[:LONGEST_WORDS]))
+    return said if len(said) <= _LONGEST_SAID else f"{said[:_LONGEST_SAID]} ..."
+
+
+def legible(text: str) -> str:
+    """The text in one line, without what a terminal would take for an order. Pure."""
+    return " ".join("".join(each if each.isprintable() else " " for each in whole_characters(text)).split())
 
 
 def _said(content: Any) -> str:
@@ -126,10 +140,24 @@ def busy(engine: Engine, said: str) -> QuestionError:
 
 
 def redirected(engine: Engine, target: str) -> EngineError:
+    """A redirect; of its address no more is told than scheme and host, as the rest may hold the key."""
     return EngineError(
-        f"{_who(engine)} sends its callers on to {target or 'an address it does not name'}, which is not followed, "
+        f"{_who(engine)} sends its callers on to {_origin(target)}, which is not followed, "
         "because the key would go there too. Set base_url to where the engine is."
     )
+
+
+def _origin(address: str) -> str:
+    """Scheme, host and port of an address. Pure."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "an address that is none"
+    if not host:
+        return "another path of its own" if address else "an address it does not name"
+    host = f"[{host}]" if ":" in host else host
+    return legible(f"{parts.scheme}://{host[:_LONGEST_HOST]}{f':{port}' if port else ''}")
 
 
 def unreachable(engine: Engine, said: str) -> EngineError:
@@ -148,6 +176,7 @@ def broken_off(engine: Engine, why: str) -> QuestionError:
 
 
 def garbage(engine: Engine, begin: str) -> QuestionError:
+    """Something else than what was asked for; of that, the beginning."""
     shown = begin if len(begin) <= 200 else f"{begin[:200]} ..."
     return QuestionError(f"{_who(engine)} answered with something that is no chat completion: {shown!r}.")
 

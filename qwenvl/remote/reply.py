@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .incoming import read_json
+
 # A line of a stream that is longer than this is no piece of an answer.
 LONGEST_LINE = 1 << 20
+# Nor does an engine count to more than this.
+_MOST = 1 << 48
 # Where engines put what a model thinks: SGLang and transformers, vLLM.
 _THOUGHTS = ("reasoning_content", "reasoning")
 # How engines end what they did not finish.
@@ -85,8 +88,8 @@ class Reply:
 def event_of(data: str) -> dict[str, Any] | None:
     """A piece of an answer, or an object with an `error`; None where it is neither. Pure."""
     try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
+        event = read_json(data)
+    except ValueError:
         return None
     if not isinstance(event, dict):
         return None
@@ -112,15 +115,24 @@ async def stream_data(blocks: AsyncIterable[bytes]) -> AsyncIterator[str]:
 
     Ends early where a line is longer than any piece of an answer.
     """
-    rest = b""
+    # A line that comes in many blocks is put together once.
+    begun: list[bytes] = []
+    length = 0
     async for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].decode(errors="replace").strip()
-        if len(rest) > LONGEST_LINE:
+        first, *others = block.split(b"\n")
+        begun.append(first)
+        length += len(first)
+        if others:
+            *lines, rest = b"".join(begun), *others
+            begun, length = [rest], len(rest)
+            for line in lines:
+                if len(line) > LONGEST_LINE:
+                    return
+                if line.startswith(b"data:"):
+                    yield line[5:].decode(errors="replace").strip()
+        if length > LONGEST_LINE:
             return
 
 
 def _whole(number: object) -> int:
-    return number if isinstance(number, int) and number > 0 else 0
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 < number <= _MOST else 0

@@ -111,7 +111,7 @@ class EngineSession:
 
     def _start(self, question: Question) -> None:
         """Put a question on its way."""
-        writer = EngineAnswer(self._engine, self._request)
+        writer = EngineAnswer(self._engine, self._request, self._wire.secret)
         if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
             self._sizes[question.number] = sizes
         future = self._loop.start(self._ask(writer, question))
@@ -131,7 +131,9 @@ class EngineSession:
         # A picture at a time, so that a cancel need not wait for all of them.
         while part := await asyncio.to_thread(next, packing, None):
             parts.append(part)
-        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, question.number), parts)
+        number = question.number
+        del question, packing  # the pictures need not wait for the answer
+        body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, number), parts)
         async with self._places:
             if self._fatal:
                 raise self._fatal

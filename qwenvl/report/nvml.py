@@ -27,7 +27,7 @@ def driver() -> str | None:
     if nvml is not None:
         return _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
     try:
-        found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER_FILE.read_text())
+        found = re.search(r"\d{1,9}\.\d{1,9}(\.\d{1,9})?", DRIVER_FILE.read_text())
     except OSError:
         return None
     return found.group() if found else None

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from picture_folder import ASK, CAPTIONS, SCENES
@@ -281,6 +282,48 @@ def test_a_caption_that_cannot_be_written_stops_it_with_what_was_done_so_far(fol
     out, err = capsys.readouterr()
     assert "1 captioned, 0 not, 0 had a caption, 2 left to do" in out
     assert "2.txt" in err.splitlines()[-1]
+
+
+LONG = "p" * 251 + ".png"
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_caption_whose_name_is_too_long_costs_its_picture_only(folder, capsys, overwrite):
+    draw("circle", "red", "blue").save(folder / LONG)
+    file = folder / "all.jsonl"
+    assert ask(folder, "--recursive", "--suffix", ".caption", "--jsonl", str(file), *overwrite) == 1
+    assert len(captions(folder, ".caption")) == len(file.read_text().splitlines()) == 4
+    out, err = capsys.readouterr()
+    assert out == "4 captioned, 1 not, 0 had a caption\n"
+    assert re.search(r"no caption: .*ppp\.caption' cannot be written: the name is longer", err)
+    assert ask(folder, "--recursive", "--suffix", ".caption") == 1
+    assert capsys.readouterr().out == "0 captioned, 1 not, 4 had a caption\n", "and no model is asked"
+
+
+def test_so_it_does_where_that_shows_only_when_it_is_written(folder, capsys, monkeypatch):
+    """As on Windows."""
+    draw("circle", "red", "blue").save(folder / LONG)
+    monkeypatch.setattr("qwenvl.cli.caption.folder.is_there", lambda file: False)
+    real = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda self: len(self.name) < 256 and real(self))
+    assert ask(folder, "--suffix", ".caption") == 1
+    assert len(captions(folder, ".caption")) == 3
+    assert capsys.readouterr().out == "3 captioned, 1 not, 0 had a caption\n"
+
+
+def test_jpegs_under_all_their_names_are_captioned(folder):
+    for number, suffix in enumerate((".jfif", ".jpe", ".PJPEG", ".mpo")):
+        draw("square", "red", "white").save(folder / f"other{number}{suffix}", "JPEG", quality=95)
+    assert ask(folder) == 0
+    assert len(captions(folder)) == 7
+
+
+@pytest.mark.parametrize("form", ['"{}"', "'{}'", "\u202a{}\u202c", "file://{}", "file://localhost{}"])
+def test_the_folder_may_be_given_as_it_is_pasted(folder, form):
+    spaced = folder.rename(folder.with_name("my set"))
+    asked = form.format(str(spaced).replace(" ", "%20") if "file" in form else spaced)
+    assert main(["caption", asked, *ASK]) == 0
+    assert len(captions(spaced)) == 3
 
 
 def many(folder, count=16):

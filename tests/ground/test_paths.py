@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl import paths
-from qwenvl.paths import ForbiddenPathError, is_plain_name, is_within, resolve, why_not_local
+from qwenvl.paths import ForbiddenPathError, is_plain_name, is_within, pasted, resolve, unwrapped, why_not_local
 
 
 @pytest.fixture
@@ -106,8 +106,19 @@ def test_a_relative_path_starts_where_it_exists_and_else_at_the_first_base(serve
         ("", "is empty"),
         ("  ", "is empty"),
         ("http://host/a.png", "URL"),
-        ("file:///etc/passwd", "URL"),
-        ("FILE:/etc/passwd", "URL"),
+        ("file://host/share/a.png", "URL"),
+        ("FILE://host/a.png", "URL"),
+        ("file:a.png", "URL"),
+        ("file:////host/share/a.png", "network or device"),
+        ("file://localhost//host/a.png", "network or device"),
+        ("file:%2f%2fhost/a.png", "URL"),
+        ("file:///%2fhost/share", "network or device"),
+        ("file:///%5c%5chost/share", "network or device"),
+        ("file:///a%00.png", "no path can hold"),
+        ('"//host/share"', "network or device"),
+        ("\u202a\\\\host\\share\u202c", "network or device"),
+        ("'http://host/a.png'", "URL"),
+        ('"\u202a\ufeff"', "is empty"),
         ("concat:a|b", "URL"),
         ("//host/share", "network or device"),
         (r"\\host\share\a.png", "network or device"),
@@ -190,6 +201,123 @@ def test_a_setting_that_is_none_is_strict_and_told_of_once(monkeypatch, caplog):
     assert [record.message for record in caplog.records if "taken as strict" in record.message] == [
         "[QwenVL] QWENVL_PATHS is 'storng', which is none of auto, strict: taken as strict"
     ]
+
+
+MARKS = ("\u202a{}\u202c", "\u200e{}", "\ufeff{}", "\u2068{}\u2069", "\u200b{}\u200b", "\u00a0{}\u3000", " {}\r\n")
+QUOTED = (
+    '"{}"',
+    "'{}'",
+    "\u201c{}\u201d",
+    "\u201e{}\u201c",
+    "\u00ab{}\u00bb",
+    "`{}`",
+    ' "{}" ',
+    '\u202a"{}"\u202c',
+    "\"'{}'\"",
+)
+URLS = (
+    "file://{}",
+    "file:{}",
+    "FILE://{}",
+    "file://localhost{}",
+    "File://LOCALHOST{}",
+    "file://127.0.0.1{}",
+    '"file://{}"',
+)
+
+
+@pytest.mark.parametrize("form", [*MARKS, *QUOTED, *URLS, "{}"])
+@pytest.mark.parametrize("exposed", [True, False])
+def test_a_path_is_understood_as_it_is_pasted(server, form, exposed):
+    """And it is let in, or not, as the path in it is."""
+    roots = [server / "input"] if exposed else None
+    allowed, secret = server / "input" / "set" / "a.png", server / "secret.png"
+    assert resolve("folder", form.format(allowed), roots, [server / "input"]) == allowed
+    if exposed:
+        for value in (
+            secret,
+            server / "nothing.png",
+            f"{server}/input/../secret.png",
+            f"{server}/input/set/../../secret.png",
+        ):
+            with pytest.raises(ForbiddenPathError, match="not in a folder that may be reached"):
+                resolve("folder", form.format(value), roots, [server / "input"])
+    else:
+        assert resolve("folder", form.format(secret), roots, [server / "input"]) == secret
+
+
+@pytest.mark.parametrize("form", [*MARKS, *QUOTED])
+def test_so_is_a_relative_one(server, form):
+    assert ask(server, form.format("set/a.png")) == server / "input" / "set" / "a.png"
+    with pytest.raises(ForbiddenPathError, match="not in a folder that may be reached"):
+        ask(server, form.format("../secret.png"))
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("file:///my%20set/%C3%BC.png", "/my set/ü.png"),
+        ("file:///a/100%25.png", "/a/100%.png"),
+        ("file:///a%2520b", "/a%20b"),
+        ("file:///a%2Fb%2e%2e", "/a/b.."),
+        ("file:///a/%ff.png", "/a/\udcff.png"),
+        ("file:///a?b#c", "/a?b#c"),
+        ("file:///a%20", "/a "),
+        ("/a%20b", "/a%20b"),
+        ("file:///file:///a", "/file:///a"),
+        ("it's", "it's"),
+        ("'a' and 'b", "'a' and 'b"),
+        ('"', '"'),
+        ("a\u200db", "a\u200db"),
+        ("\u202aC:\\a.png", "C:\\a.png"),
+    ],
+)
+def test_what_is_in_a_pasted_text(value, path):
+    assert unwrapped(value, windows=False) == path
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ('"C:\\my set\\a.png"', "C:\\my set\\a.png"),
+        ("file:///C:/my%20set/a.png", "C:/my set/a.png"),
+        ("file:///c|/a.png", "c:/a.png"),
+        ("file://C:/a.png", "C:/a.png"),
+        ("file://localhost/C:/a.png", "C:/a.png"),
+        ("file:/C:/a.png", "C:/a.png"),
+        ('C:\\my set"', "C:\\my set"),
+        ("\u202aC:\\a.png", "C:\\a.png"),
+    ],
+)
+def test_what_is_in_a_text_pasted_on_windows(value, path):
+    assert unwrapped(value, windows=True) == path
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("file://host/share/a.png", "file:////host/share", "file://///host/share", "file:///%5C%5Chost%5Cshare"),
+        *(
+            "file:///C:/a.png:stream",
+            "file:///C:/con",
+            '"\\\\host\\share"',
+            "\u202a\\\\?\\C:\\a",
+            "file:\\\\host\\share",
+        ),
+        *("file://localhost//host/share", "file://C:/nul", '"NUL"', "\u200eaux.png\u200e"),
+    ],
+)
+def test_on_windows_nothing_that_is_refused_comes_in_by_its_wrapping(value):
+    assert why_not_local(unwrapped(value, windows=True), windows=True)
+
+
+def test_at_a_prompt_a_file_of_that_very_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "'a'").touch()
+    assert pasted("'a'") == "'a'"
+    assert pasted("'b'") == "b"
+    assert pasted("a\0") == "a\0"
+    assert pasted(f"file://{tmp_path}/b%20c") == f"{tmp_path}/b c"
 
 
 def test_a_folder_that_is_a_link_to_itself_holds_nothing(tmp_path):

@@ -11,6 +11,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+import tiny
 from anything import ANYTHING, places
 from fault_proxy import STREAM, fault_proxy, piece, raw, streamed
 from guarded import outcome, unchanged
@@ -94,6 +95,10 @@ def whole_again(folder):
         ("config.json", {"vision_config__depth": 10**6}),
         ("config.json", {"vision_config__deepstack_visual_indexes": [0] * 10**5}),
         ("config.json", {"text_config__num_attention_heads": 10**6}),
+        ("config.json", {"text_config__rope_scaling__factor": 10**4000}),
+        ("config.json", {"vision_config__num_heads": -(10**4000)}),
+        ("config.json", {"a": [[{"b": [10**4000]}]]}),
+        ("config.json", {"text_config__ngram_vocab_size_base": 10**12}),
         ("config.json", {"text_config__vocab_size": 10**12}),
         ("config.json", {"text_config__hidden_size": -1}),
         ("config.json", {"text_config__hidden_size": 0}),
@@ -164,6 +169,18 @@ def test_settings_that_only_a_version_5_of_transformers_looks_at_are_an_error_of
     assert isinstance(ask(folder), (loader.LoadError, UnusableError))
 
 
+@pytest.mark.parametrize("name", ["original_max_position_embeddings", "factor"])
+@pytest.mark.parametrize("value", [[0] * 9, "x" * 9])
+def test_a_text_or_list_in_place_of_a_number_is_not_multiplied(folder, name, value):
+    """Nine letters a billion times are gigabytes."""
+    other = {"original_max_position_embeddings": "factor", "factor": "original_max_position_embeddings"}[name]
+    with_values(folder, "config.json", **{f"text_config__rope_scaling__{name}": value})
+    document = json.loads((folder / "config.json").read_text())
+    document["text_config"]["rope_scaling"][other] = 2**30
+    (folder / "config.json").write_text(json.dumps(document))
+    assert isinstance(ask(folder), (loader.LoadError, UnusableError))
+
+
 def test_a_chat_template_that_fails_is_an_error_of_ours(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no pictures, please') }}")
     found = ask(folder)
@@ -182,19 +199,51 @@ def test_a_folder_with_a_broken_file_is_loaded_or_is_an_error(folder, name, cont
 HEADERS = (
     *({"dtype": "F99"}, {"dtype": None}, {"shape": [10**12, 10**12]}, {"shape": [7]}, {"shape": "x"}),
     *({"data_offsets": [0, 2]}, {"data_offsets": [8, 2**62]}, {"data_offsets": []}),
+    *({"shape": [1] * 9}, {"shape": [0, 2**48]}, {"shape": [True]}, {"shape": [-1, -1]}, {"shape": [8.0]}),
+    *({"shape": {"8": 8}}, {"data_offsets": [0.0, 8.0]}, {"data_offsets": [False, 8]}),
 )
 
 
-@pytest.mark.parametrize("changes", HEADERS, ids=str)
-def test_weights_whose_header_was_altered_are_refused(folder, changes):
+def with_header(folder, change):
+    """The weights with another header, in which `change` has altered the first tensor and all of them."""
     file = folder / "model.safetensors"
     content = file.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
-    next(tensor for name, tensor in header.items() if name != "__metadata__").update(changes)
+    change(next(tensor for name, tensor in header.items() if name != "__metadata__"), header)
     packed = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(packed)) + packed + content[8 + size :])
+
+
+@pytest.mark.parametrize("changes", HEADERS, ids=str)
+def test_weights_whose_header_was_altered_are_refused(folder, changes):
+    with_header(folder, lambda tensor, _: tensor.update(changes))
     assert isinstance(ask(folder), (str, loader.LoadError))
+
+
+@pytest.mark.parametrize("side", [2**48, 10**4000], ids=["large", "thousands of digits"])
+def test_sides_are_looked_at_before_anything_is_computed_with_them(folder, side):
+    """The product of five thousand numbers of four thousand digits each takes hours, in which nobody else runs."""
+    with_header(folder, lambda tensor, _: tensor.update(shape=[side] * 5000))
+    assert "is not as long as its shape says" in ask(folder)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen2_vl"])
+@pytest.mark.parametrize("layers", [1025, 10**9])
+def test_layers_are_counted_before_a_list_of_them_is_made(tmp_path, family, layers):
+    """An empty tensor may claim a side of any length, so that the weights seem to hold as many."""
+    folder = tiny.save(family, tmp_path / "m")
+    with_header(
+        folder, lambda _, header: header.update(x={"dtype": "F32", "shape": [2**47, 0], "data_offsets": [0, 0]})
+    )
+    config = json.loads((folder / "config.json").read_text())
+    part = config.get("text_config", config)
+    part["num_hidden_layers"] = layers
+    part.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    found = ask(folder)
+    assert isinstance(found, loader.LoadError)
+    assert "num_hidden_layers is more than any model has" in str(found)
 
 
 def test_a_header_that_claims_gigabytes_is_not_read(folder):

@@ -97,7 +97,16 @@ def test_comfyui_knows_the_error_for_what_it_is():
 
 
 @pytest.mark.parametrize(
-    "odd", [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"num_hidden_layers": None}, {"head_dim": 10**300}]
+    "odd",
+    [
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": None},
+        {"head_dim": 10**300},
+        {"head_dim": -8},
+        {"head_dim": 8.0},
+        {"head_dim": True},
+    ],
 )
 def test_a_configuration_that_makes_no_sense_is_for_the_loader_to_refuse(tmp_path, odd):
     sound = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 9}

@@ -7,7 +7,7 @@ import torch
 from seeds import DEMO
 
 from qwenvl.errors import LoadError
-from qwenvl.loading.consistency import require_backing, why_unfit
+from qwenvl.loading.consistency import require_backing, require_claims, why_unfit
 
 
 @pytest.fixture
@@ -18,15 +18,32 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "value"),
-    [("text_config", "num_hidden_layers", 10**9), ("vision_config", "deepstack_visual_indexes", [0] * 10**5)],
+    ("section", "name", "value", "why"),
+    [
+        ("text_config", "num_hidden_layers", 10**9, "than any model has"),
+        ("vision_config", "depth", 1025, "than any model has"),
+        ("text_config", "num_experts", 4097, "than any model has"),
+        ("text_config", "num_experts", 4096, "than they can hold"),
+        ("vision_config", "deepstack_visual_indexes", [0] * 10**5, "than they can hold"),
+        ("vision_config", "deepstack_visual_indexes", [2**48], "than any model has"),
+        ("vision_config", "hidden_size", -(2**48), "than any model has"),
+        ("text_config", "head_dim", 10**4000, "than any model has"),
+        ("text_config", "rope_scaling", {"factor": 2**48}, "than any model has"),
+    ],
 )
-def test_a_model_of_more_parts_than_its_weights_have_is_never_built(folder, section, name, value):
+def test_a_configuration_of_more_than_its_weights_or_any_model_has_is_refused(folder, section, name, value, why):
     config = json.loads((folder / "config.json").read_text())
     config[section][name] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(LoadError, match=f"{name} is more than they can hold"):
-        require_backing(folder, lambda: pytest.fail("it would take for ever"))
+    with pytest.raises(LoadError, match=f"is more {why}"):
+        require_claims(folder)
+
+
+def test_what_a_configuration_says_in_numbers_that_are_not_whole_is_left_to_who_reads_it(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"a": 1e300, "b": True, "c": None, "d": [[]], "e": "x", "num_hidden_layers": 2.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    require_claims(folder)
 
 
 def test_a_model_that_is_larger_than_its_weights_is_refused_and_takes_no_memory(folder):

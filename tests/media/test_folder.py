@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -11,16 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import ROOT
+from PIL import Image
 
 from qwenvl.media.folder import (
     SUFFIXES,
     FolderError,
+    LongNameError,
+    _cannot_write,
     caption_files,
     find_pictures,
+    is_there,
     make_folder,
     remove_leftovers,
     write_whole,
 )
+from qwenvl.media.opening import PICTURES
 
 FILES = ["b.png", "A.JPG", "pic10.webp", "pic9.webp", "notes.txt", ".hidden.png", "._b.png", "video.mp4", "png"]
 
@@ -239,6 +245,48 @@ def test_a_leftover_of_a_clock_that_was_put_back_goes_too(tmp_path):
     os.utime(left, (ahead, ahead))
     remove_leftovers([tmp_path])
     assert not left.exists()
+
+
+def test_every_kind_of_file_that_can_be_named_is_found_in_a_folder(tmp_path):
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in PICTURES}
+    assert known <= set(SUFFIXES)
+    for suffix in SUFFIXES:
+        (tmp_path / f"a{suffix.upper()}").touch()
+    assert len(find_pictures(tmp_path)) == len(SUFFIXES)
+    assert caption_files([tmp_path / "a.JFIF"]) == {tmp_path / "a.JFIF": tmp_path / "a.txt"}
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".Pjp", ".apng"])
+def test_none_of_their_endings_is_one_of_captions(tmp_path, suffix):
+    with pytest.raises(FolderError, match="suffix"):
+        caption_files([tmp_path / "a.png"], suffix)
+
+
+@pytest.mark.parametrize("name", ["p" * 252 + ".txt", "ü" * 126 + ".txt", "画" * 85 + ".txt"])
+def test_a_name_that_the_file_system_does_not_take_is_an_error_of_its_own(tmp_path, name):
+    for ask in (is_there, lambda file: write_whole(file, "x")):
+        with pytest.raises(LongNameError, match="longer than the file system takes"):
+            ask(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_none_of_its_length(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for missing in (tmp_path / "b", tmp_path / "a" / "b", tmp_path / "loop"):
+        assert not is_there(missing)
+    assert is_there(tmp_path / "a")
+    with pytest.raises(FolderError) as caught:
+        write_whole(tmp_path / "a" / "b", "x")
+    assert not isinstance(caught.value, LongNameError)
+
+
+@pytest.mark.parametrize(("code", "count", "long"), [(206, 10, True), (3, 300, True), (3, 100, False), (5, 300, False)])
+def test_what_windows_says_of_long_paths_is_understood(code, count, long):
+    error = FileNotFoundError(errno.ENOENT, "gone")
+    error.winerror = code
+    assert isinstance(_cannot_write(Path("p" * count), error), LongNameError) == long
 
 
 @pytest.mark.parametrize("pattern", ["[a-" * 5000, "*" * 256, "[!a" * 86, "x" * 1_000_000])

@@ -1,4 +1,5 @@
 import io
+import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from fractions import Fraction
@@ -351,14 +352,24 @@ def damaged(kind):
     return content[: len(content) - len(content) // 4]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
-def test_a_damaged_picture_is_an_error_that_names_it(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_a_damaged_picture_of_which_nothing_can_be_seen_is_an_error_that_names_it(tmp_path, kind):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     path = tmp_path / "damaged"
     path.write_bytes(damaged(kind))
     with pytest.raises(MediaError, match=r"image2: .*damaged.* cannot be read as a picture"):
         pictures({"image2": path})
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
+def test_of_other_damaged_pictures_the_rest_is_shown_and_the_log_says_so(tmp_path, kind, caplog):
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged(kind))
+    (shown,) = pictures({"image2": path})
+    assert np.asarray(shown)[:200].std() > 20
+    (told,) = caplog.messages
+    assert re.search(r"image2: .*damaged' is damaged \(.*\): .* missing", told)
 
 
 def test_a_stream_of_frames_without_a_size_is_no_video(tmp_path):

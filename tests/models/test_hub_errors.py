@@ -12,13 +12,26 @@ from qwenvl.models.hub_errors import TransferError, explain, redacted
         "header Authorization: Bearer hf_abcDEF123 was refused",
         "https://cdn/x?X-Amz-Signature=5ec4e7&Key-Pair-Id=K2\nsecond line hf_abcDEF123",
         "hf_abcDEF123",
+        "ProxyError: http://user:abcDEF@proxy:8080 and https://abcDEF@other/path",
+        "x" * 1500 + " hf_abcDEF123",
+        "x" * 990 + " hf_abcDEF123 and more",
     ],
 )
 def test_no_token_and_no_signature_is_left(text):
     shown = redacted(text)
     assert "abcDEF" not in shown
     assert "Signature" not in shown
+    assert len(shown) <= 1000
     assert "\n" not in shown
+
+
+def test_a_mirrors_login_is_not_told(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://somebody:abcDEF@mirror:8080")
+    told = explain(ConnectionError("no"), "owner/name", tmp_path)
+    assert "https://***@mirror:8080" in told
+    assert "abcDEF" not in told
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import transformers
 from pictures import ROOT
 
 from qwenvl.comfyui import host
@@ -91,11 +92,91 @@ def test_the_layout_of_the_hubs_cache_may_be_read(folder, place):
         ("tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "vocab_file: '/etc/passwd'"),
         ("tokenizer_config.json", {"tokenizer_file": "../other/tokenizer.json"}, "tokenizer_file"),
         ("tokenizer_config.json", {"merges_file": "..\\other.txt"}, "merges_file"),
+        # Beside the program that was started, not in the folder.
+        ("tokenizer_config.json", {"tokenizer_file": "tokenizer.json"}, "tokenizer_file: 'tokenizer.json'"),
+        ("tokenizer_config.json", {"special_tokens_map_file": "x.json"}, "special_tokens_map_file"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../../tokenizer.4.0.0.json"]}, "fast_tokenizer_files"),
+        ("config.json", {"configuration_files": ["../../config.4.0.0.json"]}, "configuration_files"),
     ],
 )
 def test_settings_that_name_something_else_are_refused(folder, name, settings, reason):
     change(folder, name, **settings)
     assert reason in why_unsafe(folder)
+
+
+def test_a_vocabulary_of_a_plain_name_is_refused_where_it_would_be_read(folder):
+    """With all of the tokenizer in one file, nobody reads another."""
+    change(folder, "tokenizer_config.json", vocab_file="vocab.json")
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    assert "vocab_file: 'vocab.json'" in why_unsafe(folder)
+
+
+ONEFORMER = {"image_processor_type": "OneFormerImageProcessor", "repo_path": "a/b", "class_info_file": "x.json"}
+FOREIGN = [
+    ("preprocessor_config.json", ONEFORMER, "OneFormerImageProcessor"),
+    ("preprocessor_config.json", {"feature_extractor_type": "OneFormerFeatureExtractor"}, "OneFormerFeatureExtractor"),
+    ("preprocessor_config.json", {"image_processor_type": ["Qwen2VLImageProcessor"]}, "['Qwen2VLImageProcessor']"),
+    ("preprocessor_config.json", {"processor_class": "OneFormerProcessor"}, "OneFormerProcessor"),
+    ("video_preprocessor_config.json", {"video_processor_type": "VJEPA2VideoProcessor"}, "VJEPA2VideoProcessor"),
+    ("processor_config.json", {"processor_class": "BarkProcessor"}, "BarkProcessor"),
+    ("processor_config.json", {"image_processor": ONEFORMER}, "OneFormerImageProcessor"),
+    ("processor_config.json", {"a": [[{"feature_extractor": {"feature_extractor_type": "Dac"}}]]}, "'Dac'"),
+    ("tokenizer_config.json", {"tokenizer_class": "RagTokenizer"}, "RagTokenizer"),
+    ("tokenizer_config.json", {"processor_class": "BarkProcessor"}, "BarkProcessor"),
+    ("config.json", {"tokenizer_class": "RagTokenizer"}, "RagTokenizer"),
+    ("config.json", {"image_processor_type": "OneFormerImageProcessor"}, "OneFormerImageProcessor"),
+    ("config.json", {"processor_class": "OneFormerProcessor"}, "OneFormerProcessor"),
+    ("config.json", {"model_type": "oneformer"}, "oneformer"),
+    ("config.json", {"model_type": "rag", "question_encoder": {"model_type": "dpr"}}, "none of Qwen's"),
+    ("config.json", {"vision_config": {"model_type": "timm_wrapper"}}, "timm_wrapper"),
+    ("config.json", {"text_config": {"backbone_config": {"model_type": "timm_backbone"}}}, "timm_backbone"),
+    ("config.json", {"vision_config": {"model_type": {}}}, "{}"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "shown"), FOREIGN)
+def test_a_class_that_is_none_of_qwen_s_is_refused_and_named(folder, name, settings, shown):
+    change(folder, name, **settings)
+    reason = why_unsafe(folder)
+    assert reason.startswith(f"{name} names ")
+    assert shown in reason
+    assert len(reason) < 500
+
+
+@pytest.mark.parametrize("name", ["", "x" * 10**6])
+def test_a_class_of_any_name_is_named_briefly(folder, name):
+    change(folder, "processor_config.json", processor_class=name)
+    assert len(why_unsafe(folder)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor"}),
+        ("preprocessor_config.json", {"image_processor_type": "Qwen2_5_VLImageProcessor"}),
+        ("preprocessor_config.json", {"processor_class": "Qwen2_5_VLProcessor", "feature_extractor_type": None}),
+        ("tokenizer_config.json", {"tokenizer_class": "Qwen2TokenizerFast"}),
+        ("tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"}),
+        ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast"}),
+        ("config.json", {"architectures": ["MyQwenForConditionalGeneration"]}),
+        ("config.json", {"vision_config": {"model_type": "qwen3_vl"}, "text_config": {"model_type": "qwen3_vl_text"}}),
+    ],
+)
+def test_what_qwen_s_models_and_their_finetunes_name_may_be_read(folder, name, settings):
+    change(folder, name, **settings)
+    assert why_unsafe(folder) is None
+
+
+@pytest.mark.parametrize("family", tiny.families(*tiny.CLASSES))
+def test_every_family_as_transformers_saves_it_may_be_read(tmp_path, family):
+    assert why_unsafe(tiny.save(family, tmp_path / "m")) is None
+
+
+@pytest.mark.parametrize("family", tiny.families(*tiny.SEEING))
+def test_processors_as_transformers_saves_them_may_be_read(tmp_path, family):
+    saved = tiny.save(family, tmp_path / "m")
+    transformers.AutoProcessor.from_pretrained(saved, local_files_only=True).save_pretrained(saved)
+    assert why_unsafe(saved) is None
 
 
 def test_settings_that_only_say_where_a_model_came_from_are_none_of_them(folder):
@@ -140,25 +221,58 @@ class Trap:
 
 
 WATCHED = """
-import json, sys
+import json, sys, tempfile
 from pathlib import Path
 folder, base = sys.argv[1:]
+tempfile.gettempdir()  # which writes a file to find out where it may
+INSTALLED = ("/proc/", "/sys/", "/dev/null", sys.prefix, sys.base_prefix, str(Path.cwd()))
 seen = set()
 def watch(event, arguments):
-    if event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "socket.connect"):
+    if event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.posix_spawn", "os.exec"):
         seen.add(f"{event} {arguments[0]}")
-    if event == "open" and str(arguments[0]).startswith(base):
-        seen.add(f"open {Path(str(arguments[0])).relative_to(base)}")
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"):
+        seen.add(f"{event} {arguments}")
+    if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(INSTALLED):
+        path = Path(arguments[0])
+        seen.add(f"open {path.relative_to(base) if path.is_relative_to(base) else path}")
 import transformers
 from qwenvl.loading.capabilities import machine
-from qwenvl.loading.loader import load
+from qwenvl.loading.loader import LoadError, load
+from qwenvl.models.trust import why_unsafe
 from qwenvl.request import LoadSpec
 sys.addaudithook(watch)
+if reason := why_unsafe(Path(folder)):
+    print(json.dumps({"seen": sorted(seen), "refused": reason}))
+    sys.exit()
 handle = load(LoadSpec("trap"), Path(folder), machine("cpu"))
 configs = [handle.model.config, handle.model.config.text_config, handle.model.config.vision_config]
 print(json.dumps({"seen": sorted(seen), "attention": [config._attn_implementation for config in configs]}))
 """
 READ = (".json", ".jinja", ".safetensors", ".txt")
+
+
+def watched(folder):
+    """What opening the folder tells: `seen`, and `refused` or the `attention` of what was loaded."""
+    command = [sys.executable, "-c", WATCHED, str(folder), str(folder.parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def others(told):
+    """What was seen beside the opening of the model's own files: other files, connections, programs."""
+    return [each for each in told["seen"] if not (each.startswith("open model/") and each.endswith(READ))]
+
+
+@pytest.mark.parametrize("at", [0, 3, 6, 8, 13])
+def test_a_class_that_reads_elsewhere_is_never_made(folder, at):
+    """OneFormer's image processor opens a file that its settings name, and asks the hub for it."""
+    (folder.parent / "x.json").write_text("{}")
+    name, settings, _ = FOREIGN[at]
+    change(folder, name, **{**settings, "repo_path": str(folder.parent), "class_info_file": "x.json"})
+    told = watched(folder)
+    assert told["refused"].startswith(f"{name} names ")
+    assert others(told) == []
 
 
 def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path):
@@ -172,18 +286,14 @@ def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path
     config = json.loads((folder / "config.json").read_text())
     change(folder, "config.json", auto_map={"AutoConfig": "trap.A", "AutoModelForImageTextToText": "trap.B"}, **kernel)
     change(folder, "config.json", text_config=config["text_config"] | kernel)
-    change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["trap.C", "trap.C"]})
+    change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["trap.C", "somebody/else--trap.C"]})
     change(folder, "processor_config.json", auto_map={"AutoProcessor": "trap.D"})
     change(folder, "preprocessor_config.json", auto_map={"AutoImageProcessor": "trap.E"})
     change(folder, "video_preprocessor_config.json", auto_map={"AutoVideoProcessor": "trap.F"})
     change(folder, "generation_config.json", custom_generate="custom_generate")
-    command = [sys.executable, "-c", WATCHED, str(folder), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = watched(folder)
     assert not sprung.exists()
-    others = [each for each in told["seen"] if not (each.startswith("open model/") and each.endswith(READ))]
-    assert others == []
+    assert others(told) == []
     assert "open model/model.safetensors" in told["seen"] or "open model/config.json" in told["seen"], "it did watch"
     assert set(told["attention"]) == {"sdpa"}
 

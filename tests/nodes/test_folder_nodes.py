@@ -193,6 +193,23 @@ def test_two_pictures_of_one_name_lose_no_caption(save, folder):
         save(["one", "two"], ["2.png", "2.png"], folder)
 
 
+def test_a_name_that_is_too_long_for_its_caption_costs_its_picture_only(save, folder, comfy, caplog):
+    # Two of one name get captions of the whole name.
+    long = ["p" * 251 + ".png", "p" * 251 + ".jpg"]
+    for existing in ("skip", "overwrite"):
+        save(["one", "x", "y", "ten"], ["2.png", *long, "10.jpg"], folder, existing)
+        assert {file.name: file.read_text() for file in folder.glob("*.txt")} == {"2.txt": "one", "10.txt": "ten"}
+        assert "2 could not be" in comfy.texts[-1][0]
+    assert sum("longer than the file system takes" in each for each in caplog.messages) == 4
+    with pytest.raises(ValueError, match=r"0 captions written.*2 could not be: .*longer than the file system"):
+        save(["x", "y"], long, folder)
+
+
+def test_a_jpeg_of_any_name_is_loaded(load, folder):
+    draw("circle", "red", "blue").save(folder / "b.jfif", "JPEG")
+    assert load(folder)[1][-1] == "b.jfif"
+
+
 def test_a_fallback_takes_no_other_pictures_file(save, folder):
     names = ["a.png", "a.jpg", "a.png.png"]
     save(names, names, folder / "new")

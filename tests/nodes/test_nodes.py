@@ -416,6 +416,20 @@ def test_release_after_the_prompt_keeps_the_model_until_then(ask, pack, comfy):
     assert models.held == []
 
 
+def test_release_after_the_prompt_holds_for_a_run_that_fails_too(ask, pack, comfy):
+    models = pack.NODE_CLASS_MAPPINGS["QwenVL"].models
+    ask(text="Describe this image.", image1=RED_CIRCLE)
+    comfy.running[0] = (0, "p", {}, {}, [])
+    with pytest.raises(RuntimeError, match="still thinking"):
+        ask(text="Describe this image.", image1=RED_CIRCLE, release="after the prompt", thinking="on", max_new_tokens=3)
+    assert len(models.held) == 1
+    del comfy.running[0]
+    deadline = time.monotonic() + 10
+    while models.held and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert models.held == []
+
+
 def test_unload_models_takes_ours_and_the_next_run_loads_it_again(ask, pack, comfy):
     models = pack.NODE_CLASS_MAPPINGS["QwenVL"].models
     ask(text="Describe this image.", image1=RED_CIRCLE)

@@ -1,5 +1,9 @@
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from itertools import cycle, islice
 
 import pytest
@@ -11,10 +15,13 @@ from transformers.cache_utils import StaticLayer
 
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.loading.budget import OutOfMemoryError
+from qwenvl.media import media
 from qwenvl.media.media import MediaError
+from qwenvl.pipeline import caption
 from qwenvl.prompting.answer import NoAnswerError
-from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead
+from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead, shown_bytes
 from qwenvl.prompting.prompt import Prompt, encode
+from qwenvl.prompting.watch import Nobody
 from qwenvl.request import Answer, Request, Sampling
 from qwenvl.settings import MAX_SEED
 
@@ -231,6 +238,19 @@ def test_so_many_fit_as_the_longest_prompt_allows():
     assert asked[0] == (1024 * 3 // 2, 200)
 
 
+def test_what_is_shown_counts_too_and_never_makes_a_batch_of_gigabytes(monkeypatch):
+    shown = replace(prompt(1), inputs=prompt(1).inputs | {"pixel_values": torch.zeros(10, 10)})
+    assert (shown_bytes(prompt(1)), shown_bytes(shown)) == (0, 400)
+    assert BatchLimit(2100, lambda *_: 1, 1, 16).fits([shown] * 2)
+    assert not BatchLimit(1900, lambda *_: 1, 1, 16).fits([shown] * 2), "twice, while it is put side by side"
+    monkeypatch.setattr("qwenvl.prompting.batch.BATCH_BYTES", 1000)
+    much = BatchLimit(1 << 40, lambda *_: 1, 1, 16)
+    assert much.fits([shown] * 2)
+    assert not much.fits([shown] * 3)
+    monkeypatch.setattr("qwenvl.prompting.batch.BATCH_BYTES", 1)
+    assert much.fits([shown]), "one is always tried"
+
+
 def test_pictures_are_read_while_others_are_worked_on_and_come_in_order():
     started, gate = [], threading.Event()
 
@@ -261,6 +281,77 @@ def test_no_more_is_read_than_is_needed_soon():
     assert len(asked) <= 9
     ahead.close()
     assert len(asked) <= 9
+
+
+MEGABYTES_4 = (1000, 1000)
+
+
+def test_large_pictures_wait_to_be_read_until_others_are_taken():
+    started, taken = [], []
+
+    def read(number):
+        started.append(number)
+        assert number < len(taken) + 3 + 2 * READERS, "three are more than 10 MB"
+        return Image.new("RGB", MEGABYTES_4)
+
+    items = ((f"{n}", lambda n=n: read(n)) for n in range(40))
+    with closing(read_ahead(items, depth=30, most_bytes=10 << 20)) as ahead:
+        for question in ahead:
+            assert (question.number, question.pictures[0].size) == (len(taken), MEGABYTES_4)
+            taken.append(question.number)
+            if len(taken) < 4:
+                time.sleep(0.3)  # what would be read too early is read meanwhile
+    assert taken == sorted(started) == list(range(40))
+
+
+@pytest.mark.parametrize("most_bytes", [1, 4_000_001])
+def test_a_picture_that_is_larger_than_all_that_may_wait_is_read_in_its_turn(most_bytes):
+    def broken():
+        raise OSError("gone")
+
+    items = [(f"{n}", broken if n % 5 == 2 else lambda: Image.new("RGB", MEGABYTES_4)) for n in range(20)]
+    assert [each.number for each in read_ahead(items, depth=10, most_bytes=most_bytes)] == list(range(20))
+
+
+def test_readers_that_wait_for_room_end_with_the_run():
+    read = []
+    items = [(f"{n}", lambda n=n: read.append(n) or Image.new("RGB", MEGABYTES_4)) for n in range(40)]
+    ahead = read_ahead(items, depth=30, most_bytes=1)
+    next(ahead)
+    ahead.close()
+    assert len(read) <= 1 + READERS
+
+
+def test_pictures_go_once_they_are_encoded(demo, models, monkeypatch):
+    """Not with the answers: at that moment those of a whole batch would be in memory."""
+    there, alive = [], []
+    real_pictures, real_generate = media.pictures, Decoder.generate
+
+    def pictures(images):
+        made = real_pictures(images)
+        there.extend(map(weakref.ref, made))
+        return made
+
+    def generate(self, *given):
+        alive.append([n for n, each in enumerate(there) if each() is not None])
+        return real_generate(self, *given)
+
+    monkeypatch.setattr(media, "pictures", pictures)
+    monkeypatch.setattr(Decoder, "generate", generate)
+    answers = {}
+    items = [(str(number), draw(*scene)) for number, scene in enumerate(SCENES[:8])]
+    asked = Request(demo.spec, "Describe this image.", "You are a helpful assistant.", sampling=GREEDY)
+    caption(asked, items, models, Nobody(), batch_size=8, done=answers.__setitem__)
+    assert [answers[number].text for number in range(8)] == CAPTIONS[:8]
+    assert len(alive) == 1
+    assert len(alive[0]) <= 1, alive
+
+
+def test_a_prompt_that_holds_no_pictures_is_never_taken_for_another(demo):
+    asked, picture = Request(demo.spec, "Describe this image."), draw(*SCENES[0])
+    one, two = (encode(demo, asked, [picture], alone=False) for _ in "ab")
+    assert one.media == one.media == one.continued([1]).media != two.media
+    assert encode(demo, asked, [picture]).media == encode(demo, asked, [picture]).media
 
 
 def test_what_waits_to_be_read_is_not_read_after_a_cancel(monkeypatch):

@@ -1,16 +1,30 @@
 import asyncio
+import base64
+import gzip
+import json
 import traceback
+from urllib.parse import quote
 
 import pytest
 from fault_proxy import STREAM, dropped, endless, fault_proxy, piece, raw, stalled, status, stream, streamed
 
 from qwenvl.models.engines import Engine
-from qwenvl.remote import client
+from qwenvl.remote import client, incoming
 from qwenvl.remote.client import Wire
 from qwenvl.remote.refusals import EngineError, QuestionError
 from qwenvl.remote.reply import LONGEST_LINE
 
-KEY = "sk-sEcrEt"
+KEY = "sk-sEcrEt+4/2"
+# How it must not be told either.
+FORMS = [
+    str,
+    str.lower,
+    lambda key: quote(key, safe=""),
+    lambda key: quote(key, safe="").lower(),
+    lambda key: "".join(f"%{ord(each):02x}" for each in key),
+    lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    lambda key: base64.b64encode(f"user:{key}".encode()).decode(),
+]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2}
 FINE = stream(
     piece(role="assistant"), piece("Hel"), piece("lo"), piece(end="stop"), {"choices": [], "usage": USAGE}, "[DONE]"
@@ -53,7 +67,8 @@ def failure(base_url, **changes):
     while error is not None:
         told += repr(error) + repr(vars(error))
         error = error.__cause__ or error.__context__
-    assert KEY not in told
+    for form in FORMS:
+        assert form(KEY) not in told
     return caught.value
 
 
@@ -179,17 +194,55 @@ def test_what_is_no_chat_completion_is_an_error(proxy, fault):
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_the_key_is_not_carried_to_where_a_redirect_points(proxy, code):
     with fault_proxy(("127.0.0.1", 1)) as other:
-        target = other.base_url.replace("127.0.0.1", "localhost") + "/chat/completions"
-        proxy.faults = [status(code, "", Location=target)]
-        assert target in str(failure(proxy.base_url))
+        target = other.base_url.replace("127.0.0.1", "localhost")
+        proxy.faults = [status(code, "", Location=f"{target}/chat/completions?secret=1")]
+        said = str(failure(proxy.base_url))
+        assert target.removesuffix("/v1") in said
+        assert "secret" not in said
         assert other.seen == []
 
 
 def test_a_key_that_the_engine_repeats_is_taken_out_of_its_words(proxy):
-    said = f"Incorrect key {KEY}"
-    for fault in (status(401, {"error": {"message": said}}), status(200, said), stream(said), stream({"error": said})):
-        proxy.faults = [fault]
+    for form in FORMS:
+        said = f"Incorrect key {form(KEY)}"
+        escaped = json.dumps({"error": {"message": said}}).replace(KEY, FORMS[5](KEY))
+        answers = [*(status(code, escaped) for code in (200, 400, 401, 404, 500)), stream(said), stream(escaped)]
+        for fault in [*answers, *(status(code, said) for code in (200, 400, 401, 500))]:
+            proxy.faults = [fault]
+            assert "***" in str(failure(proxy.base_url))
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_the_key_is_in_no_log_of_an_engine_that_is_asked_again(proxy, code, caplog):
+    caplog.set_level("DEBUG")
+    for form in FORMS:
+        proxy.faults = [status(code, {"error": f"Incorrect key {form(KEY)}"})] * 9
         assert "***" in str(failure(proxy.base_url))
+        assert "Asking again" in caplog.text
+        assert form(KEY) not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://other.host:444/v1?key={key}", "https://other.host:444,"),
+        ("https://user:{key}@other.host/v1", "https://other.host,"),
+        ("//other.host/{key}", "://other.host,"),
+        ("/login?next=/v1&key={key}", "another path of its own"),
+        ("http://{key}.other.host/", "***"),
+        ("http://[::1]:80/{key}", "http://[::1]:80,"),
+        ("http://[{key}", "an address that is none"),
+        ("http://host:{key}/", "an address that is none"),
+        ("", "an address it does not name"),
+        ("http://" + "h" * 5000 + "/", "h" * 253 + ","),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_of_a_redirect_scheme_and_host_are_told(proxy, address, told, form):
+    proxy.faults = [status(302, "", Location=address.replace("{key}", form("sk-sEcrEt42x")))]
+    said = str(failure(proxy.base_url, key="sk-sEcrEt42x"))
+    assert told in said
+    assert form("sk-sEcrEt42x") not in said
 
 
 def test_what_never_was_there_cannot_be_reached_and_is_not_tried_for_long():
@@ -214,3 +267,84 @@ def test_a_field_that_it_must_know_is_not_left_out(proxy):
     proxy.faults = [status(422, {"detail": "Unexpected fields in the request: {'messages'}"})]
     assert "messages" in str(failure(proxy.base_url))
     assert len(proxy.seen) == 1
+
+
+def packed(code, kind, content, encoding="gzip"):
+    """A response as a web server on the way packs it."""
+    lines = [f"HTTP/1.1 {code} Whatever", f"Content-Type: {kind}", f"Content-Encoding: {encoding}", "Connection: close"]
+    return raw("\r\n".join([*lines, "", ""]).encode() + content)
+
+
+def test_engines_are_asked_not_to_pack(proxy):
+    proxy.faults = [FINE]
+    ask(proxy.base_url)
+    assert proxy.seen[0].headers["accept-encoding"] == "identity"
+
+
+def test_an_answer_that_is_packed_all_the_same_is_read(proxy):
+    proxy.faults = [packed(200, "text/event-stream", gzip.compress(streamed(piece("Hello"), "[DONE]")[len(STREAM) :]))]
+    assert ask(proxy.base_url)[0].text == "Hello"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/html", "text/event-stream"])
+@pytest.mark.parametrize("code", [200, 302, 400, 401, 404, 429, 500, 503])
+def test_megabytes_in_a_few_bytes_are_looked_at_in_a_bounded_part(proxy, code, kind, monkeypatch):
+    """The size of what goes on from here, and not how long it took: everything after it is linear in that."""
+    seen = []
+    monkeypatch.setattr(client, "unpacked", lambda *given: counted(incoming.unpacked(*given), seen))
+    proxy.faults = [packed(code, kind, gzip.compress(b"<" * 50_000_000))] * 9
+    assert len(str(failure(proxy.base_url))) < 800
+    # Two lines of a stream, or what is read of other responses, as often as it is asked.
+    assert sum(seen) < 5 * (2 * LONGEST_LINE)
+
+
+async def counted(steps, seen):
+    async for step in steps:
+        seen.append(len(step))
+        yield step
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "nonsense"])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_an_answer_that_cannot_be_unpacked_is_an_error_that_says_so(proxy, encoding, kind):
+    proxy.faults = [packed(200, kind, b"whatever" * 900, encoding)] * 9
+    assert "no chat completion" in str(failure(proxy.base_url))
+    proxy.faults = [packed(401, kind, b"whatever" * 900, encoding)] * 9
+    assert "refuses the key: status 401" in str(failure(proxy.base_url))
+
+
+def test_a_stream_of_nothing_has_an_end(proxy, monkeypatch):
+    monkeypatch.setattr(client, "_MOST_BYTES_BESIDE", 1 << 16)
+    proxy.otherwise = endless({"choices": [], "padding": "x" * 1000})
+    assert "broke off" in str(failure(proxy.base_url))
+
+
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_an_engine_that_counts_in_hundreds_of_digits_loses_no_answer(proxy, digits):
+    usage = f'{{"choices": [], "usage": {{"completion_tokens": {"7" * digits}, "prompt_tokens": {"9" * digits}}}}}'
+    proxy.faults = [stream(piece("Hello"), piece(end="stop"), usage, "[DONE]")]
+    reply, _ = ask(proxy.base_url)
+    assert (reply.text, reply.count("completion_tokens"), reply.count("prompt_tokens")) == ("Hello", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Type: \xff\xfe/\x80",
+        b"Content-Type: text/event-stream; charset=" + b"x" * 5000,
+        b"Content-Length: " + b"9" * 5000,
+        b"Content-Length: -5",
+        b"Transfer-Encoding: chunked, chunked",
+        b"Set-Cookie: " + b'a="\\\\' * 1000,
+        b"Content-Encoding: \xff",
+        b"Server: " + b"x" * 60_000,
+        b"Retry-After: " + b"9" * 5000,
+        b"Location: http://[",
+        b"Location: http://[::1%25" + b"x" * 5000,
+        b"\x00: x",
+    ],
+)
+@pytest.mark.parametrize("code", [b"200", b"302", b"400", b"503"])
+def test_a_hostile_head_ends_in_an_error_of_ours(proxy, head, code):
+    proxy.faults = [raw(b"HTTP/1.1 " + code + b" OK\r\n" + head + b"\r\nConnection: close\r\n\r\n{}")] * 9
+    assert len(str(failure(proxy.base_url))) < 800

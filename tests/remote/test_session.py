@@ -1,6 +1,7 @@
 import asyncio
 import json
 import threading
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -13,12 +14,15 @@ from pictures import draw, image, write_video
 from qwenvl.__main__ import main
 from qwenvl.loading import loader
 from qwenvl.loading.cache import ModelCache
+from qwenvl.media import media
 from qwenvl.models import catalog
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.process import PROCESS
 from qwenvl.prompting.answer import NoAnswerError
+from qwenvl.prompting.watch import Nobody
 from qwenvl.remote import client
+from qwenvl.remote.client import Wire
 from qwenvl.remote.refusals import EngineError, QuestionError
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
@@ -399,6 +403,30 @@ def test_an_engine_that_counts_nothing_is_counted_for(canned):
     assert any("does not count" in each for each in stats.loaded.fallbacks)
 
 
+@pytest.mark.parametrize("digits", [17, 30, 400, 5000])
+def test_counts_that_nobody_counts_to_are_none_and_the_answer_is_there(canned, digits):
+    number = "7" * digits
+    usage = f'"completion_tokens": {number}, "prompt_tokens": {number}, "prompt_tokens_details": '
+    usage += f'{{"cached_tokens": {number}}}'
+    result = canned(stream(piece("one"), piece(" two"), piece(end="stop"), f'{{"choices": [], "usage": {{{usage}}}}}'))
+    assert result.text == "one two"
+    assert (result.stats.decode.new_tokens, result.stats.prompt.prompt_tokens) == (2, 0)
+    assert json.loads(result.stats.to_json())
+
+
+@pytest.mark.parametrize("thinking", ["", "<think>"])
+def test_the_key_is_in_no_answer_and_no_live_text_in_whatever_pieces_it_comes(canned, monkeypatch, thinking):
+    key = "sk-sEcrEt4bcdefgh"
+    monkeypatch.setenv("STUDIO_KEY", key)
+    said = f"{thinking}It is {key}." + ("</think>yes" if thinking else "")
+    watch = Watch()
+    pieces = [piece(letter) for letter in said]
+    result = canned(stream(*pieces, piece(end="stop")), watch=watch, entry={"api_key_env": "STUDIO_KEY"})
+    assert "It is ***." in (result.thinking if thinking else result.text)
+    for told in (str(result), result.stats.to_json(), repr(vars(watch))):
+        assert "sk-" not in told
+
+
 @pytest.mark.parametrize(
     ("entry", "counted"), [({}, ""), ({"family": "qwen2_5_vl"}, "pixels"), ({"family": "qwen3_vl"}, "0-1000")]
 )
@@ -450,3 +478,25 @@ def test_a_node_can_ask_where_an_event_loop_runs_already(proxy, models):
 
     with torch.inference_mode():
         assert asyncio.run(node()).startswith("Hello!")
+
+
+def test_a_picture_goes_once_it_is_packed_not_with_its_answer(proxy, models, monkeypatch):
+    there, alive = [], []
+    real_pictures, real_complete = media.pictures, Wire.complete
+
+    def pictures(images):
+        made = real_pictures(images)
+        there.extend(map(weakref.ref, made))
+        return made
+
+    async def complete(self, *given):
+        reply = await real_complete(self, *given)
+        alive.append([number for number, each in enumerate(there) if each() is not None])
+        return reply
+
+    monkeypatch.setattr(media, "pictures", pictures)
+    monkeypatch.setattr(Wire, "complete", complete)
+    items = [(str(number), draw("circle", "red", "blue")) for number in range(3)]
+    assert caption(request(), items, models, Nobody(), batch_size=1) is not None
+    assert len(alive) == 3
+    assert alive[-1] in ([], [2]), "at most the one that was put last"

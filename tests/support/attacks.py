@@ -50,6 +50,14 @@ PATHS = (
     *("HTTP://127.0.0.1:{port}", "ftp://127.0.0.1:{port}"),
     *("file:///etc/passwd", "file://{outside}/secret.mp4"),
     *("FILE:{outside}/secret.mp4", "file:out.mp4", "file:%2e%2e/a"),
+    # in the wrappings that are taken off
+    *('"{outside}/secret.mp4"', "'{outside}'", "\u202a{outside}/secret.mp4\u202c", "\ufeff/etc/passwd"),
+    *("'\u200e..\u200e'", '"../../outside/secret.mp4"', "\u00a0~\u00a0", "'http://127.0.0.1:{port}/a.mp4'"),
+    *("file://localhost{outside}/secret.mp4", "file://127.0.0.1/etc/passwd", "file://127.0.0.1:{port}/a.mp4"),
+    *("file://{base}/input/%2e%2e/%2e%2e/outside", "file://{base}/input%2f..%2f..%2foutside", "file:///etc%2fpasswd"),
+    *("file://{base}/input/out/secret.mp4", "file:////127.0.0.1/share", "file:///%2f127.0.0.1/share"),
+    *("file:///%5c%5c127.0.0.1%5cshare", "file:///dev/zero", "'file:///etc/passwd'", "file:///etc/passwd%00"),
+    *('"//127.0.0.1/share"', "\u202a\\\\127.0.0.1\\share", "\"'\"'/etc/passwd'\"'\""),
     *("concat:{outside}/secret.mp4|a.mp4", "tcp://127.0.0.1:{port}", "udp://127.0.0.1:{port}", "pipe:0", "fd:0"),
     *("rtsp://127.0.0.1:{port}/a", "rtmp://127.0.0.1:{port}/a"),
     *("srt://127.0.0.1:{port}", "unix:/tmp/a", "cache:a.mp4"),
@@ -100,6 +108,8 @@ LISTED = (
 FILMS = (
     *("film.mp4", "./film.mp4", ".//film.mp4", "  film.mp4\n", "{base}/input/film.mp4", "{base}/output/film.mp4"),
     *("{base}/temp/film.mp4", "{base}/user/film.mp4"),
+    *('"film.mp4"', "\u202a{base}/input/film.mp4\u202c", "file://{base}/input/film.mp4"),
+    *("file://localhost{base}/input/my%20film,%20the%202nd%20(copy).mp4", "'set/film.mp4'"),
     *("{base}//input/./film.mp4", "set/film.mp4", "set/deep/er/film.mp4"),
     *("my film, the 2nd (copy).mp4", "фильм ü 映画 🎬.mp4", "a..b.mp4", "~film.mp4"),
     *("100%03d.mp4", "{x}.mp4", "-i.mp4"),

@@ -26,6 +26,7 @@ from qwenvl.prompting import presets
 from qwenvl.remote import kinds, refusals
 from qwenvl.remote.answer import EngineAnswer
 from qwenvl.remote.reply import DONE, Reply, event_of, stream_data
+from qwenvl.remote.secret import Secret
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
 
 if __package__:  # of the benchmark
@@ -151,7 +152,7 @@ def _stream(data: bytes) -> None:
     blocks = [data[start : start + size] for start in range(1, len(data), size)]
     reply = outcome(_heard, blocks)
     if isinstance(reply, Reply):
-        writer = EngineAnswer(ENGINE, Request(LoadSpec("m"), "?", sampling=Sampling(stop=("END",))))
+        writer = EngineAnswer(ENGINE, Request(LoadSpec("m"), "?", sampling=Sampling(stop=("END",))), Secret(""))
         writer.reply = reply
         for answer in (writer.so_far, writer.end()):
             json.dumps([answer and [answer.text, answer.thinking], writer.tokens, reply.cached], ensure_ascii=False)
@@ -160,7 +161,7 @@ def _stream(data: bytes) -> None:
 
 
 def _heard(blocks: Sequence[bytes]) -> Reply | Exception:
-    """As wire.py does it, without the wire."""
+    """As remote/client.py does it, without a connection."""
     reply = Reply(0.0)
 
     async def arriving() -> Any:

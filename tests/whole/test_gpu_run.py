@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gpu_lines
 import pytest
+import tiny
 
 from benchmarks.gpu.__main__ import chosen, write
 from benchmarks.gpu.bench import ASYNC, NATIVE, Line, Options
@@ -171,13 +172,17 @@ def test_it_measures_on_a_cpu_what_it_can(tmp_path):
     found = run_on_cpu(tmp_path, "--lines", wanted)
     assert ",".join(found) == wanted
     assert all(map(holds, found.values()))
-    step, compared, first, hybrid = (found[name]["result"] for name in ("own-step", "generate", "prefill", "hybrid"))
+    step, compared, first = (found[name]["result"] for name in ("own-step", "generate", "prefill"))
     assert step["tier"] == "own step"
     assert 0 < step["ceiling_share"] < 1
     # The same tokens, all of them: what is compared does the same.
     assert compared["same_tokens_as_generate"] == compared["new_tokens"]
-    assert hybrid["same_tokens_as_generate"] == hybrid["new_tokens"]
     assert 0 < first["ceiling_share"] < 1
+    if not tiny.known("qwen3_5"):
+        assert "transformers" in found["hybrid"]["why"]
+        return
+    hybrid = found["hybrid"]["result"]
+    assert hybrid["same_tokens_as_generate"] == hybrid["new_tokens"]
 
 
 def children(number):

@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "cli": {"pipeline", "report", "prompting", "loading", "media", "models", "comfyui"},
     "__main__": {"cli", "pipeline", "prompting", "loading", "models", "comfyui"},
 }
-MOST_FILES = 12
+MOST_FILES, MOST_LINES = 12, 300
 STANDARD_ONLY = {
     *("checks", "settings", "request", "log", "process", "paths", "prompting.watch", "media.folder"),
     *("nodes.lists", "remote.reply", "remote.refusals", "remote.kinds", "remote.loop", "media.notations"),
+    *("remote.incoming", "remote.secret"),
     *(f"models.{name}" for name in ("families", "catalog", "trust", "builtin", "custom", "discovery", "download")),
     "models.engines",
 }
@@ -117,6 +118,11 @@ def test_a_room_is_small_and_says_what_it_is(room):
     assert 1 < len(files) <= MOST_FILES
     (only,) = ast.parse((room / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(only.value.value, str), "a docstring, and nothing is passed on"
+
+
+@pytest.mark.parametrize("file", [*engine_files(), ROOT / "nodes.py"], ids=lambda file: file.stem)
+def test_a_file_is_short(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("file", engine_files(), ids=name_of)
