@@ -6,7 +6,6 @@ import errno
 import re
 from pathlib import Path
 
-
 # A name and a password before the host of an address, of a proxy's or a mirror's.
 _LOGIN = re.compile(r"(?<=://)[^\s/@]{1,400}@")
 # An error of a library may be a page long.
