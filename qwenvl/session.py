@@ -156,7 +156,8 @@ class ModelSession:
 
     def _encode(self, question: Question) -> Prompt:
         phases, number = self._diagnosis.phases, question.number
-        work = partial(prompt.encode, self._handle, self._request, question.pictures, self._videos, phases, number)
+        asked = (self._request, question.pictures, self._videos, phases, number, self._watch.check)
+        work = partial(prompt.encode, self._handle, *asked)
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:
