@@ -159,9 +159,8 @@ class ModelSession:
             yield batch
 
     def _encode(self, question: Question) -> Prompt:
-        phases, alone = self._diagnosis.phases, self._alone
-        shown = (question.pictures, self._videos, phases, question.number, alone)
-        work = partial(prompt.encode, self._handle, self._request, *shown)
+        shown = (question.pictures, self._videos, self._diagnosis.phases, question.number, self._alone)
+        work = partial(prompt.encode, self._handle, self._request, *shown, self._watch.check)
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:

@@ -1,19 +1,46 @@
-"""The chat template of a model: where its folder has it, and the tokens that end an answer by it."""
+"""The chat template of a model: where its folder has it, what it writes, and the tokens that end an answer by it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from jinja2 import ext, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from ..errors import LoadError, WrappedErrors
 from ..log import log
 from ..models.checkpoint import UnreadableError, read_json_object
+from .template_limits import (
+    BUDGET,
+    FILTERS,
+    METHODS,
+    Budget,
+    checked_filter,
+    require_small,
+    require_small_call,
+    weight,
+)
 
 # What processors had their template in, before chat_template.jinja.
 _OLDER = "chat_template.json"
 _DEFAULT = "default"
 # Said in a turn to find what ends it.
 _QUESTION, _ANSWER = "question", "answer"
+# Lines of Python: a template of Qwen's takes some hundred for each message. While a model is loaded nobody looks for a
+# cancel, and there are two messages.
+_MOST_STEPS, _MOST_STEPS_LOADING = 2_000_000, 200_000
+# Characters of a template. Long ones have 30,000.
+_LONGEST = 1 << 17
 
 
 def have_template(folder: Path, renderer: Any, tokenizer: Any) -> None:
@@ -29,6 +56,39 @@ def have_template(folder: Path, renderer: Any, tokenizer: Any) -> None:
     named = renderer.chat_template
     if isinstance(named, dict) and _DEFAULT not in named and len(named) == 1:
         renderer.chat_template = next(iter(named.values()))
+
+
+def written(
+    renderer: Any,
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    check: Callable[[], None] = lambda: None,
+    most_steps: int = _MOST_STEPS,
+    **more: Any,
+) -> str:
+    """What the chat template makes of the messages, as apply_chat_template would. Not by that: a template is a program
+    of the folder's, which may never end, fill the memory, and hear of no cancel.
+
+    Args:
+        check: raises to cancel.
+        most_steps: lines of Python that it may take.
+        more: what the template finds by these names.
+
+    Raises:
+        ValueError: there is no template.
+        jinja2.TemplateError: it fails, or asks for too much.
+        whatever check raises.
+    """
+    template = renderer.chat_template
+    template = template.get(_DEFAULT) if isinstance(template, dict) else template
+    if not isinstance(template, str):
+        raise ValueError("the model does not have a chat template")
+    if len(template) > _LONGEST:
+        raise ValueError(f"it has {len(template):,} characters, and no model's has {_LONGEST:,}")
+    given = {"tools": None, "documents": None, "add_generation_prompt": False, **tokenizer.special_tokens_map, **more}
+    compiled = _compiled(template)
+    with Budget(check, most_steps).spent():
+        return compiled.render(messages=messages, **given)
 
 
 def turn_ends(renderer: Any, tokenizer: Any, parts: bool) -> list[int]:
@@ -60,7 +120,7 @@ def _end_of_turn(renderer: Any, tokenizer: Any, parts: bool) -> int | None:
     ]
     try:
         with WrappedErrors("its chat template renders no turn of the model"):
-            rendered = renderer.apply_chat_template(messages, tokenize=False)
+            rendered = written(renderer, tokenizer, messages, most_steps=_MOST_STEPS_LOADING)
             _, found, rest = rendered.rpartition(_ANSWER)
             ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
             controls = set(tokenizer.get_added_vocab().values())
@@ -69,3 +129,158 @@ def _end_of_turn(renderer: Any, tokenizer: Any, parts: bool) -> int | None:
         log.debug("%s", error)
         return None
     return ids[0] if ids and ids[0] in controls else None
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    return _Sandbox().from_string(template)
+
+
+class _Code(CodeGenerator):
+    """Has whatever a template makes without a call looked at too."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        escaped = frame.eval_ctx.volatile or frame.eval_ctx.autoescape
+        join = "(markup_join if context.eval_ctx.autoescape else str_join)" if escaped else "str_join"
+        self.write(f"environment.made({join}(environment.small((")
+        for each in node.nodes:
+            self.visit(each, frame)
+            self.write(", ")
+        self.write("))))")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        self._look_at(super().visit_Getitem, node, frame, isinstance(node.arg, nodes.Slice))
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._look_at(super().visit_List, node, frame, True)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._look_at(super().visit_Dict, node, frame, True)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        self._look_at(super().visit_Tuple, node, frame, node.ctx == "load")
+
+    def _look_at(self, write: Callable[[Any, Frame], None], node: Any, frame: Frame, makes: bool) -> None:
+        self.write("environment.made(" if makes else "(")
+        write(node, frame)
+        self.write(")")
+
+
+class _Generation(ext.Extension):
+    """{% generation %}, which marks what the model says; nothing of it is wanted here."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+    def _said(self, caller: Macro) -> str:
+        return caller()
+
+
+class _PlainNamespace(Namespace):
+    """A namespace of which no name leads into Python itself."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _require_plain(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_plain(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _require_plain(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace holds no name like {name[:99]!r}")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The environment in which transformers renders chat templates, with limits."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+    def __init__(self) -> None:
+        # Nothing is computed while it is compiled: that is not counted.
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, ext.loopcontrols],
+            optimized=False,
+            finalize=_shown,
+        )
+        known = {**self.filters, "tojson": _to_json}
+        self.filters = {name: checked_filter(name, known[name], self.made) for name in FILTERS}
+        del self.globals["lipsum"]
+        self.globals |= {
+            "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+            "namespace": _PlainNamespace,
+            "raise_exception": _fail,
+            "strftime_now": _now,
+        }
+
+    def made(self, value: Any) -> Any:
+        """The value, which a template has made."""
+        if budget := BUDGET.get():
+            budget.charge(value)
+        return value
+
+    def small(self, value: Any) -> Any:
+        """The value, which is about to become a text."""
+        weight(value)
+        return value
+
+    def concat(self, parts: Any) -> str:  # type: ignore[override]
+        """The text of an output, a macro or a block."""
+        return self.made("".join(self.small(list(parts))))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        require_small(operator, left, right)
+        return self.made(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        given = require_small_call(__obj, args, kwargs)
+        return __self.made(super().call(__context, __obj, *given, **kwargs))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        # The original passes over any error on its way, a cancel too.
+        try:
+            return obj[argument]
+        except (TypeError, LookupError):
+            found = isinstance(argument, str)
+            return self.getattr(obj, argument) if found else self.undefined(obj=obj, name=argument)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        allowed = next((names for kind, names in METHODS.items() if isinstance(obj, kind)), None)
+        return super().is_safe_attribute(obj, attr, value) and (allowed is None or attr in allowed)
+
+
+@jinja2.pass_context
+def _shown(context: Context, value: Any) -> Any:
+    """What is put into the text. A function of the context, so that nothing is put there while it is compiled."""
+    return context.environment.made(value)  # type: ignore[attr-defined]
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)  # type: ignore[arg-type]
+
+
+def _fail(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    require_small("%", form, ())
+    return datetime.now().strftime(form)

@@ -7,6 +7,7 @@ others, which it would open. Which of these it still follows depends on its vers
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ _PARTS = ("", "_text", "_vision")
 # Lists of other files, of which transformers picks one by its version.
 _VERSIONS = {_MODEL: "configuration_files", _TOKENIZER: "fast_tokenizer_files"}
 _TOKENS = "tokenizer.json"
+# What is read whole: settings, indices, templates, and all that a tokenizer is made of.
+_READ = (
+    *("*config.json", "*.index.json", "*.jinja", "chat_template*", "tokenizer*", "vocab*", "merges*", "*.model"),
+    *("added_tokens.json", "special_tokens_map.json", "*.tiktoken", "tekken.json"),
+)
 _MENDED = "Put the file there that belongs to the model, or download it again"
 
 
@@ -73,14 +79,26 @@ def _of_files(folder: Path) -> Iterator[str]:
             yield f"{file.name} is a link that leads back to itself. Take it out"
         elif file.is_symlink() and not _stays(target, folder):
             yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
-    for file in (folder / name for name in (_MODEL, _PROCESSOR, _TOKENIZER)):
-        # Others would read what is not looked at here.
-        if file.is_file() and file.stat().st_size > LARGEST:
-            yield f"{file.name} is larger than {LARGEST:,} bytes, as no model's is"
+        elif is_read(file.name):
+            yield from _unreadable(file)
     if (folder / _CODE).exists():
         yield f"{_CODE} is code that would be run. Take it out"
     if (folder / _ADAPTER).exists():
         yield f"{_ADAPTER} makes it an adapter, which names another model. Merge it into that one first"
+
+
+def is_read(name: str) -> bool:
+    """Whether transformers, or we, may read a file of that name to its end. Weights are read by their headers."""
+    return any(fnmatch(name.lower(), pattern) for pattern in _READ)
+
+
+def _unreadable(file: Path) -> Iterator[str]:
+    """Others read it without a look at what it is, and would wait for a pipe, or fill the memory."""
+    if not file.is_file():
+        if file.exists() and not file.is_dir():
+            yield f"{file.name} is no file. Put one there"
+    elif file.stat().st_size > LARGEST:
+        yield f"{file.name} is larger than {LARGEST:,} bytes, as no model's is"
 
 
 def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:

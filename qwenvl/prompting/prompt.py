@@ -16,6 +16,7 @@ from ..decoding.prefill import Inputs
 from ..errors import UnusableError, WrappedErrors
 from ..loading.consistency import why_unfit
 from ..loading.loader import ModelHandle
+from ..loading.template import written
 from ..media.media import Video, fingerprint
 from ..request import Request
 from ..settings import RESOLUTIONS
@@ -82,7 +83,7 @@ def require_question(request: Request) -> None:
 
 def why_no_switch(handle: ModelHandle, request: Request) -> str | None:
     """The reason why `thinking` has no effect, or None."""
-    if request.thinking == "auto" or _SWITCH in str(_template(handle).chat_template):
+    if request.thinking == "auto" or _SWITCH in str((handle.processor or handle.tokenizer).chat_template):
         return None
     return (
         f"thinking {request.thinking!r} has no effect: the chat template of {request.load.model} has no switch for it"
@@ -97,6 +98,7 @@ def encode(
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     number: int = 0,
     alone: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Prompt:
     """Pictures first, then videos, then the text, in one user turn after the system prompt.
 
@@ -104,6 +106,7 @@ def encode(
         phase: a block that times one of the parts "template", "processor" and "transfer".
         number: of the question.
         alone: the next run may find what is seen in memory; otherwise the pictures are held no longer.
+        check: raises to cancel.
 
     Raises:
         PromptError: the model cannot see and there is something to look at, or the question is too long for it.
@@ -117,7 +120,7 @@ def encode(
         )
     name = request.load.model
     with phase("template"), WrappedErrors(f"The chat template of {name} cannot be used", UnusableError):
-        text = _render(handle, request, len(pictures), len(videos))
+        text = _render(handle, request, len(pictures), len(videos), check)
     with phase("processor"), WrappedErrors(f"The tokenizer or processor of {name} cannot be used", UnusableError):
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
@@ -182,25 +185,22 @@ def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
     return text
 
 
-def _template(handle: ModelHandle) -> Any:
-    return handle.processor or handle.tokenizer
-
-
-def _render(handle: ModelHandle, request: Request, pictures: int, videos: int) -> str:
+def _render(handle: ModelHandle, request: Request, pictures: int, videos: int, check: Callable[[], None]) -> str:
     control = list(handle.tokenizer.get_added_vocab())
-    system, text = (break_control_tokens(part, control) for part in (request.system, request.text))
+    system, text = (break_control_tokens(each, control) for each in (request.system, request.text))
     shown = [{"type": "image"}] * pictures + [{"type": "video"}] * videos
     messages = [_message(handle, "system", system)] if system else []
     messages.append(_message(handle, "user", text, shown))
     # A template that does not know the switch ignores it; left out, it does as the model's makers chose.
     switch = {} if request.thinking == "auto" else {_SWITCH: request.thinking == "on"}
-    return _template(handle).apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+    return written(
+        (handle.processor or handle.tokenizer), handle.tokenizer, messages, check, add_generation_prompt=True, **switch
+    )
 
 
 def _message(handle: ModelHandle, role: str, text: str, shown: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
     """Templates of text models take a string, those of vision models a list of parts."""
-    content: Any = text if handle.processor is None else [*shown, {"type": "text", "text": text}]
-    return {"role": role, "content": content}
+    return {"role": role, "content": text if handle.processor is None else [*shown, {"type": "text", "text": text}]}
 
 
 def _tokenize(

@@ -156,8 +156,8 @@ def test_of_many_pictures_only_those_fail_that_cannot_be_computed(folder, models
 
     real = session.prompt.encode
 
-    def encode(handle, asked, pictures, videos, phase, number, alone):
-        made = real(handle, asked, pictures, videos, phase, number, alone)
+    def encode(handle, asked, pictures, videos, phase, number, *how):
+        made = real(handle, asked, pictures, videos, phase, number, *how)
         if number == 1:
             made.inputs["pixel_values"][0, 0] = float("nan")
         return made

@@ -1,6 +1,7 @@
 """Model folders that were made to have something else read, loaded or run."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from qwenvl.loading.loader import LoadError
 from qwenvl.loading.source import find_source
 from qwenvl.models import catalog
 from qwenvl.models.checkpoint import LARGEST
-from qwenvl.models.trust import why_unsafe
+from qwenvl.models.trust import is_read, why_unsafe
 from qwenvl.request import LoadSpec
 
 
@@ -185,12 +186,38 @@ def test_settings_that_only_say_where_a_model_came_from_are_none_of_them(folder)
     assert why_unsafe(folder) is None
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
-def test_settings_that_are_too_large_to_be_looked_at_are_refused(folder, name):
-    """Whoever reads them to the end would find what they name."""
+READ_WHOLE = [
+    *("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("video_preprocessor_config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json"),
+    *("chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt"),
+    *("special_tokens_map.json", "additional_chat_templates/tool_use.jinja", "tokenizer.model", "Tokenizer.JSON"),
+]
+
+
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_file_that_is_read_whole_is_no_larger_than_any_model_s(folder, name):
+    """Three gigabytes that take no room on the disk."""
+    (folder / name).parent.mkdir(exist_ok=True)
     with (folder / name).open("ab") as file:
-        file.truncate(LARGEST + 1)
-    assert f"{name} is larger than" in why_unsafe(folder)
+        file.truncate(3 << 30)
+    assert f"{Path(name).name} is larger than {LARGEST:,} bytes" in why_unsafe(folder)
+
+
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
+    """Whoever opens one waits until somebody writes to it."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f"{Path(name).name} is no file" in why_unsafe(folder)
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "video.mp4", "README.md", "optimizer.pt"])
+def test_what_nobody_reads_may_be_of_any_size(folder, name):
+    with (folder / name).open("wb") as file:
+        file.truncate(3 << 30)
+    (folder / "tokenizer").mkdir()
+    assert why_unsafe(folder) is None
 
 
 def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):
@@ -294,6 +321,8 @@ def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path
     told = watched(folder)
     assert not sprung.exists()
     assert others(told) == []
+    opened = [each.removeprefix("open model/") for each in told["seen"]]
+    assert [name for name in opened if not (name.endswith(".safetensors") or is_read(Path(name).name))] == []
     assert "open model/model.safetensors" in told["seen"] or "open model/config.json" in told["seen"], "it did watch"
     assert set(told["attention"]) == {"sdpa"}
 
