@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,6 +33,9 @@ def printable(text: str, keep: str = "\n\t") -> str:
     Args:
         keep: control characters that stay as they are.
     """
+    with suppress(UnicodeEncodeError):  # half a character, which is escaped
+        # A name that Python read as bytes, where the locale knows no other letters.
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return _ORDERS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
