@@ -37,7 +37,7 @@ _LONGEST_FORM = 10_000
 # Of a number that is written, and of a margin.
 _WIDEST = 1000
 # A width of thousands, or one that is given beside the form.
-_WIDE = re.compile(r"\d{4,}|\*|:[^{}]*\{")
+_WIDE = re.compile(r"\d{4,}|\*|:[^{}:]*\{")
 
 # What a template may call of plain values, beside operators: what templates use, and no more.
 METHODS: dict[type, frozenset[str]] = {
