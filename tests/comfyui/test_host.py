@@ -10,6 +10,7 @@ import time
 import memory_scenario
 import pytest
 from pictures import ROOT
+from waiting import until
 
 
 @pytest.fixture
@@ -111,21 +112,12 @@ def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):
     time.sleep(3 * host.PROMPT_POLL_S)
     assert gone == [], "the prompt is still being worked on"
     del comfy.running[0]
-    deadline = time.monotonic() + 10
-    while not gone and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert until(lambda: gone)
     assert len(gone) == 1
 
 
 def waiting_threads():
     return [thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]
-
-
-def until(true, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
 
 
 def test_one_thread_waits_for_all_that_is_to_be_done_after_prompts(comfy, pack):

@@ -1,7 +1,7 @@
 import threading
-import time
 
 import pytest
+from waiting import until
 
 from qwenvl import process
 from qwenvl.process import Turns
@@ -32,13 +32,6 @@ def there():
     thread.join(10)
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
-
-
 def test_who_waits_for_a_turn_can_be_cancelled_and_holds_nothing_then(there):
     taken, over = there
     looked = []
@@ -55,7 +48,7 @@ def test_who_waits_for_a_turn_can_be_cancelled_and_holds_nothing_then(there):
     ended = []
     thread = threading.Thread(target=lambda: (taken.take(), taken.end(), ended.append(1)))
     thread.start()
-    assert wait_for(lambda: ended), "the turn was free"
+    assert until(lambda: ended), "the turn was free"
 
 
 def test_what_may_wait_is_done_at_the_end_of_the_run_and_nobody_waits_for_it(there):
@@ -64,7 +57,7 @@ def test_what_may_wait_is_done_at_the_end_of_the_run_and_nobody_waits_for_it(the
     taken.when_idle(lambda: done.append(threading.current_thread()))
     assert done == []
     over.set()
-    assert wait_for(lambda: done)
+    assert until(lambda: done)
     assert done[0] is not threading.current_thread()
 
 

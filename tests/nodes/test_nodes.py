@@ -10,6 +10,7 @@ import pytest
 import torch
 from comfy_double import InterruptProcessingException, Rejected
 from pictures import ROOT, draw, image, write_video
+from waiting import until
 
 DEMO = "Demo-Shapes (5 MB, offline)"
 
@@ -410,10 +411,7 @@ def test_release_after_the_prompt_keeps_the_model_until_then(ask, pack, comfy):
     time.sleep(1)
     assert len(models.held) == 1
     del comfy.running[0]
-    deadline = time.monotonic() + 10
-    while models.held and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert models.held == []
+    assert until(lambda: models.held == [])
 
 
 def test_release_after_the_prompt_holds_for_a_run_that_fails_too(ask, pack, comfy):
@@ -424,10 +422,7 @@ def test_release_after_the_prompt_holds_for_a_run_that_fails_too(ask, pack, comf
         ask(text="Describe this image.", image1=RED_CIRCLE, release="after the prompt", thinking="on", max_new_tokens=3)
     assert len(models.held) == 1
     del comfy.running[0]
-    deadline = time.monotonic() + 10
-    while models.held and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert models.held == []
+    assert until(lambda: models.held == [])
 
 
 def test_unload_models_takes_ours_and_the_next_run_loads_it_again(ask, pack, comfy):

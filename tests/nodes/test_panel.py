@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from pictures import draw, image
+from waiting import until
 
 from qwenvl.nodes.panel import is_cross_site, is_foreign_name
 
@@ -51,13 +52,6 @@ BROKEN = ("http://[::1", "http://[", "", "://", "\u00e9", "http://a:b:c", "x" * 
 NO_JSON = (b"[" * 100_000, b'{"model":' * 50_000, b"\xff\xfe", b"", b"9" * 5000)
 
 
-def gone(models):
-    deadline = time.monotonic() + 10
-    while models.residents and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not models.residents
-
-
 def test_a_loaded_model_is_told_with_its_size_its_place_and_since_when(ask, loaded):
     status, told = ask("GET", "/qwenvl/models")
     (model,) = told["models"]
@@ -70,7 +64,7 @@ def test_a_loaded_model_is_told_with_its_size_its_place_and_since_when(ask, load
 
 def test_one_model_is_unloaded_and_then_it_is_not_told_any_more(ask, loaded):
     assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "now"})
-    assert gone(loaded.nodes.MODELS)
+    assert until(lambda: not loaded.nodes.MODELS.residents)
     assert ask("GET", "/qwenvl/models") == (200, {"models": []})
 
 
@@ -80,7 +74,7 @@ def test_while_a_prompt_runs_the_model_stays_until_it_has_ended(ask, loaded, com
     time.sleep(1)
     assert len(loaded.nodes.MODELS.residents) == 1
     del comfy.running[0]
-    assert gone(loaded.nodes.MODELS)
+    assert until(lambda: not loaded.nodes.MODELS.residents)
 
 
 def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy):
@@ -89,7 +83,7 @@ def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy
         assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
     assert len([thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]) == 1
     del comfy.running[0]
-    assert gone(loaded.nodes.MODELS)
+    assert until(lambda: not loaded.nodes.MODELS.residents)
 
 
 @pytest.mark.parametrize(
