@@ -128,7 +128,7 @@ class ModelSession:
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
         self._need = question_bytes(self._source, self._request, first.pictures, self._videos)
-        self._model = self._models.get(self._source, self._need * min(expected, self._most))
+        self._model = self._models.get(self._source, self._need * min(expected, self._most), self._watch.check)
         self._load_s = time.perf_counter() - start
         self._seed = run_seed(self._request.sampling)
         tell_of(self._model.family, family_of(self._model.family).linear_attention)
@@ -209,7 +209,7 @@ class ModelSession:
         self._model = None
         self._models.forget(spec)
         self._source, self._need = wider, 2 * self._need
-        self._model = self._models.get(wider, self._need)
+        self._model = self._models.get(wider, self._need, self._watch.check)
         self._load_s += time.perf_counter() - start
         self._begin()
         return True

@@ -127,7 +127,7 @@ def server() -> Any:
     return None if model_management is None else getattr(PromptServer, "instance", None)
 
 
-def when_prompt_ends(what: Hashable, then: Callable[[], None]) -> None:
+def when_prompt_ends(what: Hashable, then: Callable[[], Any]) -> None:
     """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue.
 
     Args:
@@ -136,6 +136,14 @@ def when_prompt_ends(what: Hashable, then: Callable[[], None]) -> None:
     context = get_executing_context() if model_management is not None else None
     if context is not None:
         when_gone({context.prompt_id}, what, then)
+
+
+def after_prompt(what: Hashable, then: Callable[[], Any]) -> None:
+    """The same, or at once where no prompt of ComfyUI's runs."""
+    if model_management is None or get_executing_context() is None:
+        then()
+    else:
+        when_prompt_ends(what, then)
 
 
 def running_prompts() -> set[str]:

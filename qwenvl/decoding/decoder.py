@@ -113,7 +113,8 @@ class Decoder:
             seed: seeds the run's own generator; None where sampling is greedy.
             on_tokens: called in this thread after every token with one list per row, empty where the row has ended;
                 it may return rows that are to end.
-            check: called in this thread before every layer of the prefill, the vision tower's too.
+            check: called in this thread before every layer of the prefill, the vision tower's too; on a CPU before
+                every part of a layer, and before every layer of a step.
             media: names the content of the pictures and videos, so that a prompt about the same ones is recognised.
 
         Raises:
@@ -158,7 +159,8 @@ class Decoder:
         captured = self._captures and not Sampler.why_not_captured(sampling)
         if captured:
             tokens, captured = self._captured_loop(lanes, tokens, sampling, sample, rows)
-        self._loop(lanes, tokens, sampling, sample, rows)
+        with lanes.checked_loop(check):
+            self._loop(lanes, tokens, sampling, sample, rows)
         self.attention = lanes.attention(captured)
         lanes.finish(inputs, rows.all_ids, media)
         return reused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,7 @@ class OwnStepLanes:
         self._remembered: _Remembered | None = None
         # How long a masked step takes the text to become.
         self._ahead = 0
+        self._check: Check | None = None
         self.version = 0
 
     @property
@@ -61,6 +64,15 @@ class OwnStepLanes:
     @property
     def state(self) -> list[torch.Tensor]:
         return [self.kv.lens]
+
+    @contextmanager
+    def checked_loop(self, check: Check) -> Iterator[None]:
+        """Within the block no step is captured, and check is called before every layer of one."""
+        self._check = check
+        try:
+            yield
+        finally:
+            self._check = None
 
     def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
         """Bring the prompt into the buffer."""
@@ -89,7 +101,7 @@ class OwnStepLanes:
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
         """(B,) tokens -> (B, V) logits; the tokens are stored, but not counted."""
-        return self._step(tokens, self.kv, span)
+        return self._step(tokens, self.kv, span, self._check)
 
     def count_on_device(self) -> None:
         """Part of a captured step."""

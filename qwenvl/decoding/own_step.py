@@ -6,6 +6,7 @@ model's own layers are views, so the prefill, which stays transformers', uses th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,9 @@ class OwnStep:
         self._cos, self._sin = tables
         return True
 
-    def __call__(self, tokens: torch.Tensor, kv: KVCache, span: int | None = None) -> torch.Tensor:
+    def __call__(
+        self, tokens: torch.Tensor, kv: KVCache, span: int | None = None, check: Callable[[], None] | None = None
+    ) -> torch.Tensor:
         """Logits after one more token in each row; its keys and values are written, lens stays.
 
         Args:
@@ -138,6 +141,7 @@ class OwnStep:
             kv: where the rows stand.
             span: None computes with lengths that the host knows; a number attends to that many slots under
                 the mask, so that no size depends on the length and the step can be captured.
+            check: called before every layer; raising in it leaves the rows as they were.
 
         Returns:
             (B, V) in the model's dtype.
@@ -151,6 +155,8 @@ class OwnStep:
         cos, sin = (table.index_select(0, positions)[:, None] for table in (self._cos, self._sin))
         hidden = F.embedding(tokens, self._embed)
         for index, layer in enumerate(self._layers):
+            if check is not None:
+                check()
             keys, values = kv.keys[index], kv.values[index]
             query = self._query(layer, hidden, cos, sin, kv, keys, values, static)
             attended = attend(query, keys, values, slots_used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from .own_step import text_stack
 
 # Called often while there is no token yet; raising in it stops the prefill.
 Check = Callable[[], None]
+# How many layers of a prompt the host sends to a GPU before it waits for the first: enough that the GPU never waits.
+LAYERS_AHEAD = 4
+# In tokens or patches: of shorter ones all layers together take a moment.
+LONG_PROMPT = 2048
 # Keywords of a transformers model's generate(): input_ids and attention_mask (B, L), padded on the left, and what the
 # processor made of pictures and videos.
 Inputs = dict[str, torch.Tensor]
@@ -97,19 +102,50 @@ def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
 
 @contextmanager
 def checked(model: torch.nn.Module, check: Check) -> Iterator[Callable[[], None]]:
-    """Within the block, check is called before every transformer layer; calling what is given ends that earlier."""
+    """Within the block, check is called before every transformer layer, and on a CPU before every part of one.
+
+    Yields:
+        What ends it early, after the prompt. On a CPU, where a token can take a second, the layers are still checked.
+    """
     lists = [m for name, m in model.named_modules() if name.endswith((".layers", ".blocks"))]
     layers = [layer for each in lists if isinstance(each, torch.nn.ModuleList) for layer in each]
-    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    look = _Looks(check)
+    kept = [layer.register_forward_pre_hook(look) for layer in layers if on_cpu]
+    parts = {part for layer in layers for part in layer.modules()} - set(layers) if on_cpu else layers
+    passing = [part.register_forward_pre_hook(look) for part in parts]
 
-    def unhook() -> None:
-        while hooks:
-            hooks.pop().remove()
+    def after_the_prompt() -> None:
+        while passing:
+            passing.pop().remove()
 
     try:
-        yield unhook
+        yield after_the_prompt
     finally:
-        unhook()
+        for hook in (*passing, *kept):
+            hook.remove()
+
+
+class _Looks:
+    """A hook that looks for a cancel, and lets the host be few layers ahead of a GPU: what it has sent is computed in
+    any case, which is seconds of a long prompt."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self._sent: deque[Any] = deque()
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        self._check()
+        if args and isinstance(args[0], torch.Tensor) and _takes_long(args[0]):
+            done = torch.cuda.Event(blocking=True)
+            done.record(torch.cuda.current_stream(args[0].device))
+            self._sent.append(done)
+            if len(self._sent) > LAYERS_AHEAD:
+                self._sent.popleft().synchronize()
+
+
+def _takes_long(hidden: torch.Tensor) -> bool:
+    return hidden.device.type == "cuda" and hidden.shape[:-1].numel() >= LONG_PROMPT
 
 
 class _KeepLogits:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +72,13 @@ class StaticCacheLanes:
         # Linear attention keeps its states in dictionaries, one entry per kind of state.
         flat = [part for value in others for part in (value.values() if isinstance(value, dict) else [value])]
         return [self._slot, self._positions, self._mask, *(each for each in flat if isinstance(each, torch.Tensor))]
+
+    @contextmanager
+    def checked_loop(self, check: Check) -> Iterator[None]:
+        """Within the block no step is captured; on a CPU check is called before every layer of one."""
+        with checked(self._model, check) as after_the_prompt:
+            after_the_prompt()
+            yield
 
     def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
         """Run the prompt into the cache; nothing of an earlier one is used: recurrent states cannot be cut."""

@@ -11,11 +11,17 @@ from typing import Any, Protocol
 
 import torch
 
+from ..comfyui import host
 from ..faults import is_lost_device, why_lost
 from ..log import log
 from ..process import PROCESS
 from ..request import LoadSpec
+from .devices import cancellable
 from .loader import ModelHandle
+
+
+def _never() -> None:
+    """Nothing cancels."""
 
 
 class Source(Protocol):
@@ -50,6 +56,8 @@ class Resident:
         # By the clock on the wall: when it last came to its device.
         self.loaded_at = 0.0
         self._parked: Callable[[], ModelHandle] | None = None
+        # Called all the while it is read; raises to cancel.
+        self.check: Callable[[], None] = _never
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -65,8 +73,13 @@ class Resident:
         """Have it on its device: read from disk, or back from RAM."""
         if self.handle is None:
             bring_back, self._parked = self._parked, None
-            self.handle = bring_back() if bring_back else self.source.load()
+            self.handle = bring_back() if bring_back else self._read()
             self.loaded_at = time.time()
+
+    def _read(self) -> ModelHandle:
+        # Not around bring_back: a model that is half moved could not be moved again.
+        with cancellable(self.check):
+            return self.source.load()
 
     def give_way(self, for_good: bool = False) -> None:
         """Leave the device for others: to RAM where that is allowed and there is room for it, else for good.
@@ -139,7 +152,7 @@ class ModelCache:
         self._residents: dict[LoadSpec, Resident] = {}
         PROCESS.models.add(self)
 
-    def turn(self, spec: LoadSpec, keep: bool, check: Callable[[], None] = lambda: None) -> _Turn:
+    def turn(self, spec: LoadSpec, keep: bool, check: Callable[[], None] = _never) -> _Turn:
         """A with-block in which one run has all models of this process to itself.
 
         At its end, error or not, the frames of a failed run are cleared, and without keep the spec's model goes.
@@ -155,8 +168,12 @@ class ModelCache:
         resident = self._residents.get(spec)
         return None if resident is None else resident.source
 
-    def get(self, source: Source, request_bytes: int = 0) -> ModelHandle:
-        """The source's model on its device, loaded where it is not, with room for a request beside it."""
+    def get(self, source: Source, request_bytes: int = 0, check: Callable[[], None] = _never) -> ModelHandle:
+        """The source's model on its device, loaded where it is not, with room for a request beside it.
+
+        Args:
+            check: called all the while it is read; raises to cancel.
+        """
         # Keyed by what was asked, not by what was loaded: a 4bit request that fell back must hit the
         # cache next time, not load the same weights again on every run.
         spec = source.spec
@@ -164,9 +181,11 @@ class ModelCache:
         if resident is None:
             resident = self._residents[spec] = Resident(source)
         others = [each for each in self._residents.values() if each is not resident]
+        resident.check = check
         try:
             self._memory.bring(resident, others, request_bytes)
         finally:
+            resident.check = _never
             if resident.handle is None:
                 self.forget(spec)
         resident.used_at = time.monotonic()
@@ -238,7 +257,10 @@ class _Turn:
         try:
             if error is not None:
                 _clear_frames(error)
-                gc.collect()  # what a load that failed half-way left behind
+                if self._spec not in self._cache.held:
+                    # What a load that failed half-way left behind in reference cycles. In a large process this takes
+                    # a good part of a second, which nobody who cancels should wait for.
+                    host.after_prompt("collect", gc.collect)
             if isinstance(error, RuntimeError) and is_lost_device(error):
                 # Of whatever was on it nothing can be used again.
                 for models in list(PROCESS.models):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..checks import InvalidSettingError, shown
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
@@ -16,6 +19,8 @@ from .capabilities import Machine, has_package, machine
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85
+# Between two looks for a cancel.
+LOOK_EVERY_S = 0.02
 # What torch calls the GPUs that come numbered. ROCm's are called cuda.
 _NUMBERED = ("cuda", "xpu")
 
@@ -94,6 +99,37 @@ def current(device: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def cancellable(check: Callable[[], None]) -> AbstractContextManager[Any]:
+    """Within the block, check is called between torch operations of this thread; raising in it ends the work.
+
+    transformers reads gigabytes in one call, with nothing of ours in between. Imports are left alone: torchvision and
+    others cannot be imported a second time.
+    """
+    return _Cancellable(check)
+
+
+class _Cancellable(TorchFunctionMode):
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._check = check
+        self._looked_at = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        now = time.monotonic()
+        if now - self._looked_at > LOOK_EVERY_S and not _imports():
+            self._looked_at = now
+            self._check()
+        return func(*args, **(kwargs or {}))
+
+
+def _imports() -> bool:
+    """Whether this thread is in the middle of importing something."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        frame = frame.f_back
+    return frame is not None
 
 
 def own_random_numbers(where: Machine) -> AbstractContextManager[None]:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -217,28 +218,41 @@ def test_what_the_watcher_raises_stops_the_loop_at_that_token_and_the_next_run_i
     assert generate(GREEDY).ids == whole
 
 
-def test_cancel_works_at_every_layer_of_the_prefill_and_leaves_nothing_behind(random_model, generate):
+def test_cancel_works_at_every_part_of_the_prefill_and_of_the_first_steps_and_leaves_nothing_behind(
+    random_model, generate
+):
     handle, inputs = random_model
     fresh = {"given": {**inputs, "input_ids": inputs["input_ids"].clone()}}
-    checks = []
+    whole, checks = generate(GREEDY, **fresh).ids, []
+    generate(GREEDY, check=lambda: checks.append(1), **fresh)
     layers = 4 if handle.processor else 2
-    for last in range(1, layers + 1):
-        checks.clear()
+    assert len(checks) > 5 * layers, "two layers of text and two of vision, and their parts"
+    for last in range(1, len(checks) + 1, 7):
+        seen = []
 
-        def stop(last=last):
-            checks.append(1)
-            if len(checks) == last:
+        def stop(last=last, seen=seen):
+            seen.append(1)
+            if len(seen) == last:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             generate(GREEDY, check=stop, **fresh)
-        assert len(checks) == last
-    checks.clear()
-    generate(GREEDY, check=lambda: checks.append(1), **fresh)
-    assert len(checks) == layers, "two layers of text and two of vision, once each, and none in the loop"
+        assert len(seen) == last
+    assert generate(GREEDY, **fresh).ids == whole
     checks.clear()
     handle.model(**inputs)
     assert checks == []
+
+
+def test_a_step_is_checked_before_every_layer_and_no_part_of_it(generate):
+    """A token of a large model takes a second on a CPU."""
+    checks, at_token = [], []
+
+    def tell(new):
+        at_token.append(len(checks))
+
+    generate(GREEDY, check=lambda: checks.append(1), on_tokens=tell)
+    assert {later - earlier for earlier, later in pairwise(at_token)} == {2}, "two layers of text"
 
 
 def test_a_model_that_cannot_be_computed_is_an_error_of_ours(generate, broken):

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from qwenvl.loading import devices
 from qwenvl.loading.budget import OutOfMemoryError
 from qwenvl.loading.cache import ModelCache, OneAtATime
 from qwenvl.loading.capabilities import Machine
@@ -284,3 +285,42 @@ def test_who_waits_for_another_run_can_cancel():
         assert Elsewhere(wait).gets_on(10)
         assert cancelled == [1]
         assert loads.specs == [A]
+
+
+def test_what_a_run_checks_is_checked_while_its_model_is_read_and_not_afterwards(monkeypatch):
+    monkeypatch.setattr(devices, "LOOK_EVERY_S", -1.0)
+    cache, loads, seen = ModelCache(), Loads(), []
+    with cache.turn(A, keep=True):
+        cache.get(loads.source(A), check=lambda: seen.append(1))
+        assert seen
+        seen.clear()
+        torch.zeros(2)
+        cache.get(cache.source(A))
+    assert not seen
+
+
+def test_a_cancel_of_a_run_whose_model_stays_collects_no_garbage(monkeypatch):
+    """In a process with ComfyUI in it that takes a third of a second."""
+    cache, loads, collected = ModelCache(), Loads(), []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+    with pytest.raises(KeyboardInterrupt), cache.turn(A, keep=True):
+        use(cache, A, loads)
+        raise KeyboardInterrupt
+    assert not collected and cache.held == [A]
+
+
+def test_without_comfyui_what_a_failed_load_left_goes_at_once():
+    cache, loads = ModelCache(), Loads()
+    left = []
+
+    def load():
+        module = torch.nn.Linear(4, 4)
+        module.cycle = [module]
+        left.append(weakref.ref(module))
+        raise KeyboardInterrupt
+
+    source = loads.source(A)
+    source.load = load
+    with pytest.raises(KeyboardInterrupt), cache.turn(A, keep=True):
+        cache.get(source)
+    assert left[0]() is None

@@ -1,5 +1,9 @@
 """Choosing devices. GPUs are counted, never used: what runs on one cannot be tried without it."""
 
+import gc
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from qwenvl.loading import capabilities, devices
 from qwenvl.loading.capabilities import Machine
-from qwenvl.loading.devices import current, device_choices, machine_for, placement, require_device, strays
+from qwenvl.loading.devices import cancellable, current, device_choices, machine_for, placement, require_device, strays
+from qwenvl.loading.source import ModelSource
 from qwenvl.request import InvalidSettingError, LoadSpec
 
 GB = 10**9
@@ -122,3 +127,77 @@ def test_the_cpu_and_apple_gpus_need_not_be_made_current():
 def test_counting_devices_starts_no_cuda_context():
     require_device("auto")
     assert not torch.cuda.is_initialized()
+
+
+class CancelledError(Exception):
+    pass
+
+
+def cancels_at(last):
+    """A check that raises at the last-th time that it is called."""
+    seen = []
+
+    def check():
+        seen.append(1)
+        if len(seen) == last:
+            raise CancelledError
+
+    return check, seen
+
+
+def living_bytes():
+    """Of all tensors on the CPU."""
+    return sum(each.nbytes for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_load_can_be_cancelled_at_every_moment_and_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(devices, "LOOK_EVERY_S", -1.0)
+    source = ModelSource(LoadSpec("demo"), tiny.DEMO_FOLDER, Machine("cpu", torch.float32, ""))
+
+    def load(check):
+        with cancellable(check):
+            return source.load()
+
+    never, looks = cancels_at(-1)
+    load(never)  # and all imports are done
+    size, often = (tiny.DEMO_FOLDER / "model.safetensors").stat().st_size, len(looks)
+    gc.collect()
+    gc.disable()
+    try:
+        before = living_bytes()
+        for last in range(1, often - 20, often // 25):
+            check, seen = cancels_at(last)
+            with pytest.raises(CancelledError) as caught:
+                load(check)
+            assert len(seen) - last <= 2, "what is closed on the way out may use tensors"
+            traceback.clear_frames(caught.value.__traceback__)
+            del caught
+            assert living_bytes() - before < size / 10
+    finally:
+        gc.enable()
+    assert load(never).model is not None
+
+
+def test_an_import_is_not_cut_in_two(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "LOOK_EVERY_S", -1.0)
+    (tmp_path / "made_of_tensors.py").write_text("import torch\nfirst = torch.zeros(3)\nsecond = first + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check, seen = cancels_at(1)
+    with pytest.raises(CancelledError), cancellable(check):
+        import made_of_tensors
+
+        assert not seen
+        made_of_tensors.second.sum()
+    assert "made_of_tensors" in sys.modules and seen
+
+
+def test_outside_the_block_and_in_other_threads_nothing_is_checked(monkeypatch):
+    monkeypatch.setattr(devices, "LOOK_EVERY_S", -1.0)
+    check, seen = cancels_at(-1)
+    with cancellable(check), ThreadPoolExecutor(1) as pool:
+        before = len(seen)
+        pool.submit(torch.zeros, 3).result()
+        assert len(seen) == before
+    torch.zeros(3).sum()
+    assert len(seen) == before
