@@ -32,7 +32,7 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     with session.opened(request, models, watch, diagnosis) as asked:
         prompt.require_question(request)
         with diagnosis.phases("media"):
-            pictures = media.pictures(request.images)
+            pictures = media.pictures(request.images, watch.check)
         each = request.image_mode != IMAGE_MODES[0] and bool(pictures)
         shown = [[picture] for picture in pictures] if each else [pictures]
         questions = (Question(number, some) for number, some in enumerate(shown))

@@ -24,22 +24,24 @@ if TYPE_CHECKING:
     import torch
 
 
-def pictures(images: Mapping[str, Any]) -> list[Image.Image]:
+def pictures(images: Mapping[str, Any], check: Check = lambda: None) -> list[Image.Image]:
     """All pictures of all inputs, in order, as RGB.
 
     Args:
         images: input name -> IMAGE tensor (B, H, W, C) or (H, W, C), float in [0, 1], C of 1, 3 or 4,
             or the path of a picture file, or a PIL image.
+        check: called before every picture; raises to cancel.
 
     Raises:
         MediaError: an input is empty, holds NaN, has another shape, or is no picture; it names the input.
     """
     found: list[Image.Image] = []
     for name, image in images.items():
+        check()
         if isinstance(image, (str, Path)):
             made = [_from_file(name, Path(image))]
         else:
-            made = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
+            made = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image, check)
         for picture in made:
             require_shape(name, picture.size)
         found += made
@@ -62,7 +64,7 @@ def _from_pil(name: str, image: Image.Image) -> Image.Image:
         raise MediaError(f"{name} cannot be read as a picture ({shown(str(error))}).") from error
 
 
-def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
+def _from_tensor(name: str, image: torch.Tensor, check: Check) -> list[Image.Image]:
     if not hasattr(image, "ndim") or not hasattr(image, "is_complex") or image.is_complex():
         raise MediaError(f"{name} must be an IMAGE of numbers, got {type(image).__name__}.")
     batch = image.unsqueeze(0) if image.ndim == 3 else image
@@ -73,10 +75,14 @@ def _from_tensor(name: str, image: torch.Tensor) -> list[Image.Image]:
     if 0 in batch.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
     # One after the other: a batch may be a whole video, of which copies would not fit.
+    made = []
     try:
-        return [from_tensor(name, each) for each in batch]
+        for each in batch:
+            check()
+            made.append(from_tensor(name, each))
     except ValueError as error:
         raise MediaError(f"{name} {error}.") from error
+    return made
 
 
 def videos(request: Request, check: Check = lambda: None) -> list[Video]:
@@ -94,7 +100,7 @@ def videos(request: Request, check: Check = lambda: None) -> list[Video]:
     frames = replace(request.frames, max_video_tokens=request.frames.max_video_tokens // sum(given))
     found = []
     if given[0]:
-        found.append(_from_batch("video_frames", request.video_frames, frames.fps, frames))
+        found.append(_from_batch("video_frames", request.video_frames, frames.fps, frames, check))
     if given[1]:
         found.append(_from_stream("video", request.video, frames, check))
     if given[2]:
@@ -108,7 +114,7 @@ def _from_stream(name: str, video: Any, frames: Frames, check: Check) -> Video:
         raise MediaError(f"{name} must be a VIDEO, got {type(video).__name__}. An IMAGE batch goes into video_frames.")
     if _holds_its_frames(video):
         parts = video.get_components()
-        return _from_batch(name, parts.images, float(parts.frame_rate), frames)
+        return _from_batch(name, parts.images, float(parts.frame_rate), frames, check)
     source = video.get_stream_source()
     # Other nodes read from the same object, each from its own place in it.
     source = io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
@@ -123,7 +129,7 @@ def _holds_its_frames(video: Any) -> bool:
     return inspect.isabstract(owner)
 
 
-def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> Video:
+def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, check: Check = lambda: None) -> Video:
     """Frames that are there already; only those that are shown are converted."""
     if getattr(batch, "ndim", 0) != 4 or 0 in batch.shape:
         shape = tuple(getattr(batch, "shape", ()))
@@ -135,7 +141,7 @@ def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames) -> V
     duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = frame_size(width, height, len(picked), frames)
-    seen = [np.asarray(_from_tensor(name, batch[index])[0].resize(size)) for index in picked]
+    seen = [np.asarray(_from_tensor(name, batch[index], check)[0].resize(size)) for index in picked]
     return Video(np.stack(seen), tuple(index / fps for index in picked), duration)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from ..decoding.prefill import Inputs
 from ..errors import UnusableError, WrappedErrors
 from ..loading.consistency import why_unfit
+from ..loading.devices import cancellable
 from ..loading.loader import ModelHandle
 from ..loading.template import written
 from ..media.media import Video, fingerprint
@@ -121,7 +122,8 @@ def encode(
     name = request.load.model
     with phase("template"), WrappedErrors(f"The chat template of {name} cannot be used", UnusableError):
         text = _render(handle, request, len(pictures), len(videos), check)
-    with phase("processor"), WrappedErrors(f"The tokenizer or processor of {name} cannot be used", UnusableError):
+    unusable = WrappedErrors(f"The tokenizer or processor of {name} cannot be used", UnusableError)
+    with phase("processor"), unusable, cancellable(check):
         inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))

@@ -403,3 +403,20 @@ def test_small_frames_are_enlarged_and_keep_their_shape():
     """Older processors of Qwen3-VL refuse a side below 32."""
     (video,) = videos(Request(LoadSpec("m"), "", video_frames=torch.zeros(4, 8, 16, 3)))
     assert video.frames.shape[1:3] == (32, 64)
+
+
+@pytest.mark.parametrize("name", ["images", "video_frames"])
+def test_a_cancel_is_heard_before_every_picture_of_a_batch(name):
+    looks, batch = [], torch.rand(9, 32, 32, 3)
+
+    def check():
+        looks.append(1)
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        if name == "images":
+            pictures({"image1": batch}, check)
+        else:
+            videos(Request(LoadSpec("m"), "?", video_frames=batch), check)
+    assert len(looks) == 4

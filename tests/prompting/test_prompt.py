@@ -7,6 +7,7 @@ import tiny
 import torch
 from pictures import draw
 
+from qwenvl.loading import devices
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import load
 from qwenvl.media.media import Video
@@ -253,3 +254,24 @@ def test_a_question_beyond_the_model_s_positions_is_refused_with_both_numbers(de
     name = "rope_parameters" if hasattr(text, "rope_parameters") else "rope_scaling"
     monkeypatch.setattr(text, name, {"factor": 4.0, "original_max_position_embeddings": 8192})
     assert encode(demo, request, []).tokens > 20_000, "YaRN has them stretched"
+
+
+def test_a_cancel_is_heard_while_pictures_are_cut_into_patches(demo, monkeypatch):
+    monkeypatch.setattr(devices, "LOOK_EVERY_S", -1.0)
+    looks, asked = [], Request(demo.spec, "What is this?")
+
+    def stop():
+        looks.append(1)
+        if len(looks) == most:
+            raise KeyboardInterrupt
+
+    most = -1
+    encode(demo, asked, [PICTURE] * 4)  # the first time does more
+    encode(demo, asked, [PICTURE] * 4, check=stop)
+    often = len(looks)
+    for most in range(1, often - 5, 10):
+        looks.clear()
+        with pytest.raises(KeyboardInterrupt):
+            encode(demo, asked, [PICTURE] * 4, check=stop)
+        assert len(looks) >= most
+    assert most > 20, "the processor itself was looked at"
