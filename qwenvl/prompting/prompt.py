@@ -225,7 +225,8 @@ def _tokenize(
     if "second_per_grid_ts" in inputs:
         # Qwen2.5-VL's. Version 5 of transformers has them from the metadata, version 4 all of them from one rate.
         joined = handle.processor.video_processor.temporal_patch_size
-        inputs["second_per_grid_ts"] = torch.tensor([joined / _rate(video) for video in videos])
+        rates = [len(video.frames) / max(video.duration_s, 0.001) for video in videos]  # sampled frames a second
+        inputs["second_per_grid_ts"] = torch.tensor([joined / rate for rate in rates])
     return {key: value for key, value in inputs.items() if key != "video_metadata"}
 
 
@@ -264,11 +265,6 @@ def _in_pairs(video: Video) -> Video:
     return replace(video, frames=video.frames.repeat(2, axis=0), times_s=video.times_s * 2)
 
 
-def _rate(video: Video) -> float:
-    """Sampled frames a second."""
-    return len(video.frames) / max(video.duration_s, 0.001)
-
-
 def _without(inputs: Inputs, ids: list[int]) -> Inputs:
     """Take every run of the ids out of the prompt, together with its column in whatever is as long as the prompt."""
     row = inputs["input_ids"][0].tolist()
@@ -277,7 +273,7 @@ def _without(inputs: Inputs, ids: list[int]) -> Inputs:
         if row[start : start + len(ids)] == ids:
             keep[start : start + len(ids)] = False
     shape = inputs["input_ids"].shape
-    return {key: value[:, keep] if getattr(value, "shape", None) == shape else value for key, value in inputs.items()}
+    return {key: value[:, keep] if _like(value, shape) else value for key, value in inputs.items()}
 
 
 def _like(value: Any, shape: torch.Size) -> bool:
