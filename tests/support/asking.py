@@ -33,7 +33,7 @@ class Loaded:
     def source(self, spec: LoadSpec) -> Loaded:
         return self
 
-    def get(self, source: Loaded, request_bytes: int) -> ModelHandle:
+    def get(self, source: Loaded, request_bytes: int, check: Callable[[], None]) -> ModelHandle:
         return self._handle
 
     def free_memory(self, spec: LoadSpec, request_bytes: int) -> None:
