@@ -2,11 +2,13 @@
 
 if __package__:  # pytest imports this file too, as a module without a package
     from .nodes import MODELS, NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, Qwen, QwenVL
+    from .qwenvl.nodes.clashes import warn_of_clashes
     from .qwenvl.nodes.older_prompts import take_them
     from .qwenvl.nodes.panel import add_routes
     from .qwenvl.report.findings import startup_report
 
     startup_report()
+    warn_of_clashes(NODE_CLASS_MAPPINGS)
     add_routes(MODELS)
     take_them({name: node for name, node in NODE_CLASS_MAPPINGS.items() if issubclass(node, (Qwen, QwenVL))})
 

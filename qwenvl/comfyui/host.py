@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,26 @@ def free_ram() -> int:
 def server() -> Any:
     """ComfyUI's web server; None where there is none."""
     return None if model_management is None else getattr(PromptServer, "instance", None)
+
+
+def registered_nodes() -> Mapping[str, type]:
+    """ComfyUI's nodes of all packs that are read by now, by id. Empty without ComfyUI."""
+    if model_management is None:
+        return {}
+    # By its name in sys.modules: it is read by then, and its name is that of a file of ours.
+    return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+
+
+def when_server_starts(then: Callable[[], None]) -> None:
+    """Call then once every pack is read and the server begins to listen; never without a server."""
+    app = getattr(server(), "app", None)
+    if app is None:
+        return
+
+    async def begin(_: Any) -> None:
+        then()
+
+    app.on_startup.append(begin)
 
 
 def when_prompt_ends(what: Hashable, then: Callable[[], Any]) -> None:
