@@ -26,6 +26,8 @@ _NO_COUNT = 1 << 48
 _MOST_SIDES = 8
 # What transformers reads: one file, or where that is not there, an index of several.
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What is read of a folder before it is used.
+DESCRIPTIONS = ("config.json", "generation_config.json", INDEX)
 # A part of several: what all of them are called, and how many there are. A variant is named before or behind that.
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})((?:\.\w+)?\.safetensors)")
 

@@ -21,6 +21,7 @@ from ..settings import DOWNLOADS
 from .checkpoint import LARGEST, RivalWeightsError, UnreadableError, tensors_of, weight_files
 from .hub_errors import redacted
 from .transfer import UNFINISHED
+from .trust import links_out
 
 _PACK = Path(__file__).resolve().parents[2]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -48,8 +49,10 @@ class DownloadWatch(Protocol):
 
 
 def why_incomplete(folder: Path) -> str | None:
-    """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
+    """The reason why the folder is not a whole model, or None if it is one. Reads headers only, and none elsewhere."""
     try:
+        if linked := links_out(folder):
+            return next(iter(linked.values()))
         return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
     except RivalWeightsError as error:
         return str(error)

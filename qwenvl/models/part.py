@@ -156,7 +156,9 @@ class FileLock:
             time.sleep(_LOOK_S)
 
     def is_held(self) -> bool:
-        """Whether anybody holds it. Makes no file."""
+        """Whether anybody holds it. Makes no file, and opens none where there is none."""
+        if not os.path.lexists(self.path):
+            return False
         try:
             number = os.open(self.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         except OSError:

@@ -57,6 +57,20 @@ def why_unsafe(folder: Path) -> str | None:
     return next(_reasons(folder), None)
 
 
+def links_out(folder: Path) -> dict[str, str]:
+    """Name of each link in it that leads out of it, or to itself -> what is wrong with it. Opens none of them."""
+    found = {}
+    for file in [*_inside(folder), *_inside(folder / _TEMPLATES)]:
+        target = real(file)
+        if target is None:
+            found[file.name] = f"{file.name} is a link that leads back to itself. Take it out"
+        elif file.is_symlink() and not _stays(target, folder):
+            found[file.name] = (
+                f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
+            )
+    return found
+
+
 def _reasons(folder: Path) -> Iterator[str]:
     yield from _of_files(folder)
     if (folder / _SPEECH_FILE).exists() or _settings(folder / _PROCESSOR).get(_SPEECH):
@@ -73,13 +87,9 @@ def _reasons(folder: Path) -> Iterator[str]:
 
 def _of_files(folder: Path) -> Iterator[str]:
     """What speaks against a file before it is read."""
+    yield from links_out(folder).values()
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
-        target = real(file)
-        if target is None:
-            yield f"{file.name} is a link that leads back to itself. Take it out"
-        elif file.is_symlink() and not _stays(target, folder):
-            yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
-        elif is_read(file.name):
+        if is_read(file.name):
             yield from _unreadable(file)
     if (folder / _CODE).exists():
         yield f"{_CODE} is code that would be run. Take it out"
