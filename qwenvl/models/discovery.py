@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.bounded_json import UnreadableError
+from ..files.headers import weight_files
 from ..log import log
 from .builtin import Model, Size
-from .checkpoint import DESCRIPTIONS, UnreadableError, read_checkpoint, weight_files
+from .checkpoint import DESCRIPTIONS, read_checkpoint
 from .download import UNFINISHED, why_incomplete
 from .families import FAMILIES
 from .trust import links_out

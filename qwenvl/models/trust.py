@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..checks import shown
+from ..files.bounded_json import OversizeError, UnreadableError, content_of, limit_of, read_json_object
 from ..paths import is_plain_name, real
-from .checkpoint import LARGEST, UnreadableError, read_json_object
 from .families import FAMILIES
 
 # A subfolder that tokenizers read from.
@@ -67,7 +68,10 @@ _MENDED = "Put the file there that belongs to the model, or download it again"
 
 def why_unsafe(folder: Path) -> str | None:
     """The reason why nothing in the folder should be read, or None."""
-    return next(_reasons(folder), None)
+    try:
+        return next(_reasons(folder), None)
+    except OversizeError as error:  # which another reader may manage, and follow
+        return f"{error.path.name} cannot be read: {error.reason}, as no model's is"
 
 
 def links_out(folder: Path) -> dict[str, str]:
@@ -120,8 +124,22 @@ def _unreadable(file: Path) -> Iterator[str]:
     if not file.is_file():
         if file.exists() and not file.is_dir():
             yield f"{file.name} is no file. Put one there"
-    elif file.stat().st_size > LARGEST:
-        yield f"{file.name} is larger than {LARGEST:,} bytes, as no model's is"
+        return
+    state, most = file.stat(), limit_of(file.name).size
+    if state.st_size > most:
+        yield f"{file.name} is larger than {most:,} bytes, as no model's is"
+    elif file.suffix.lower() == ".json" and (reason := _why_too_much(file, state.st_mtime_ns, state.st_size)):
+        yield f"{file.name} cannot be read: {reason}, as no model's does"
+
+
+# Looked at again when it has changed.
+@lru_cache(maxsize=64)
+def _why_too_much(file: Path, modified: int, size: int) -> str | None:
+    try:
+        content_of(file)
+    except OversizeError as error:
+        return error.reason
+    return None
 
 
 def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:
@@ -208,5 +226,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """What a file of settings holds; nothing where it cannot be read, of which whoever needs it will complain."""
     try:
         return read_json_object(path)
+    except OversizeError:
+        raise
     except UnreadableError:
         return {}

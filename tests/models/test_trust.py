@@ -14,11 +14,11 @@ import transformers
 from pictures import ROOT
 
 from qwenvl.comfyui import host
+from qwenvl.files.bounded_json import limit_of
 from qwenvl.loading.capabilities import machine
 from qwenvl.loading.loader import LoadError, load
 from qwenvl.loading.source import find_source
 from qwenvl.models import catalog
-from qwenvl.models.checkpoint import LARGEST
 from qwenvl.models.trust import is_read, why_unsafe
 from qwenvl.request import LoadSpec
 
@@ -311,7 +311,7 @@ def test_a_file_that_is_read_whole_is_no_larger_than_any_model_s(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     with (folder / name).open("ab") as file:
         file.truncate(3 << 30)
-    assert f"{Path(name).name} is larger than {LARGEST:,} bytes" in why_unsafe(folder)
+    assert f"{Path(name).name} is larger than {limit_of(name).size:,} bytes" in why_unsafe(folder)
 
 
 @pytest.mark.parametrize("name", READ_WHOLE)
@@ -333,9 +333,27 @@ def test_what_nobody_reads_may_be_of_any_size(folder, name):
 
 def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):
     (folder / "tokenizer_config.json").write_text("{")
-    (folder / "processor_config.json").write_text("[" * 100_000)
     (folder / "config.json").write_text("[]")
     assert why_unsafe(folder) is None
+
+
+SETTINGS = ["config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json"]
+DEEP = ["[" * 100_000, '{"a":' * 5000]
+MANY = "[" + "[]," * 300_000 + "0]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, deep) for name in SETTINGS for deep in DEEP),
+        *((name, MANY) for name in [*SETTINGS, "added_tokens.json"]),
+    ],
+    ids=lambda value: value[:9],
+)
+def test_settings_that_another_reader_may_manage_are_refused(folder, name, content):
+    """What cannot be looked at could name anything."""
+    (folder / name).write_text(content)
+    assert why_unsafe(folder).startswith(f"{name} cannot be read: it ")
 
 
 def test_no_node_opens_such_a_folder(folder, tmp_path, monkeypatch):
