@@ -139,7 +139,7 @@ class FileLock:
 class Claim:
     """A file that says who writes beside it: made only where there is none, renewed all the while.
 
-    Whoever ends without releasing it leaves one that is old after a minute, or at once if it was of this very system. How
+    Whoever ends without releasing it leaves one that is old after a minute, or at once if it was of this system. How
     old it is, the disk's own clock says, as those of two machines may differ by more. A process that stands still for
     longer than a minute loses it.
     """
@@ -254,7 +254,7 @@ def _machine() -> str:
     """Where numbers of processes mean the same: a running Linux, or a container of it. "" where that cannot be told."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except (OSError, ValueError):
         return ""
 
