@@ -130,6 +130,7 @@ def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if talks else logging.WARNING, handlers=[handler])
+    catalog.keep_own()
     return written(lambda: _without_errors(work, options.debug))
 
 

@@ -224,6 +224,19 @@ def test_names_of_presets_and_models_give_the_terminal_no_orders(tmp_path, capsy
         assert not set("\x1b\x07\x9b\r\u202e") & set(capsys.readouterr().err), command
 
 
+def test_models_in_the_file_that_ships_are_copied_at_the_first_start(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    custom = tmp_path / "custom_models.json"
+    custom.write_text(json.dumps({"models": {"Mine": {"repo_id": "owner/name"}}}))
+    monkeypatch.setattr("qwenvl.models.catalog.CUSTOM_MODELS", custom)
+    for _ in "ab":
+        assert main(["--list-models"]) == 0
+    assert capfd.readouterr().out.count("Mine") == 2
+    custom.write_text("{}")  # an update
+    assert main(["--list-models"]) == 0
+    assert capfd.readouterr().out.count("Mine") == 1
+
+
 def test_an_answer_gives_a_terminal_no_orders_and_a_file_every_character(capsys, monkeypatch):
     said = f"a\n{ORDERS}"
     for terminal in (False, True):

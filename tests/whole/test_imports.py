@@ -15,7 +15,7 @@ GROUND = {"request", "settings", "checks", "paths", "errors", "faults", "log", "
 MAY_IMPORT = {
     **{file: set() for file in GROUND},
     "comfyui": set(),
-    "models": set(),
+    "models": {"comfyui"},
     "media": set(),
     "decoding": set(),
     "report": {"decoding"},
