@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -43,13 +44,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Presets and models of whoever runs the tests are not read, and nothing is copied to where they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HOME", "USERPROFILE"):
-            patch.setenv(name, str(tmp_path_factory.mktemp("home")))
-        yield
+@pytest.fixture(scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_home(_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Presets and models of whoever runs the tests are not read, and what one test leaves there no other finds."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(_home))
+    yield
+    shutil.rmtree(_home / ".config" / "qwenvl", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
