@@ -12,7 +12,7 @@ import torch
 
 from ..checks import InvalidSettingError, shown
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
-from .capabilities import Machine, has_package, machine
+from .capabilities import Machine, machine, why_no_accelerate
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85
@@ -62,7 +62,7 @@ def machine_for(asked: str, own: str | None) -> Machine:
 
 def placement(where: Machine) -> dict[str, Any]:
     """from_pretrained keywords that say which layer goes where. None without accelerate: all is read into RAM."""
-    if not has_package("accelerate"):
+    if why_no_accelerate():
         return {}
     if not where.spreads:
         # One named device: "auto" may put layers on the CPU, and every token would wait for them.

@@ -16,10 +16,11 @@ from ..errors import LoadError, WrappedErrors
 from ..faults import running_out_at_once
 from ..log import log
 from ..models.checkpoint import Checkpoint, read_checkpoint, why_too_old
+from ..packages import require
 from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
 from .attention import plan_attention
-from .capabilities import Machine, has_package
+from .capabilities import Machine, why_no_accelerate
 from .consistency import (
     indexed,
     require_backing,
@@ -81,8 +82,8 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     """
     if reason := why_too_old(checkpoint.family, version("transformers")):
         raise LoadError(f"{spec.model} cannot be loaded. {reason}")
-    if machine.spreads and not has_package("accelerate"):
-        raise LoadError(f"{spec.model} cannot be spread over GPUs without accelerate: pip install accelerate")
+    if machine.spreads and (lack := why_no_accelerate()):
+        raise LoadError(f"{spec.model} cannot be spread over GPUs: {lack}")
     try:
         precision = plan_precision(spec.quantization, checkpoint, machine)
     except PrecisionError as error:
@@ -113,6 +114,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     """
     start = time.perf_counter()
     checkpoint = read_checkpoint(folder)
+    require("transformers", "tokenizers", "safetensors", *(("torchvision",) if checkpoint.has_vision else ()))
     plan = plan_load(spec, machine, checkpoint)
     for reason in plan.fallbacks:
         log.warning("%s: %s", spec.model, reason)

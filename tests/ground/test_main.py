@@ -110,7 +110,7 @@ def test_a_thought_is_written_dimmed_to_a_terminal_and_never_to_standard_output(
 
 def test_every_sampling_parameter_arrives(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request))
+    monkeypatch.setattr("qwenvl.pipeline.run", lambda request, *_: asked.append(request))
     values = {
         "temperature": 1.25,
         "top_p": 0.5,
@@ -171,18 +171,20 @@ def test_full_diagnostics_are_shown_without_asking_for_the_log(red_circle):
 
 def test_the_first_word_may_be_a_command(capsys, monkeypatch):
     told = []
-    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: told.append(model) or say("well") or True)
+    monkeypatch.setattr(
+        "qwenvl.cli.doctor.examine", lambda model, say, complete: told.append(model) or say("well") or True
+    )
     assert main(["doctor"]) == 0
     assert main(["doctor", "--model", "Qwen3-VL-4B-Instruct"]) == 0
     assert told == [DEMO, "Qwen3-VL-4B-Instruct"]
     assert capsys.readouterr().out == "well\nwell\n"
-    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: False)
+    monkeypatch.setattr("qwenvl.cli.doctor.examine", lambda model, say, complete: False)
     assert main(["doctor"]) == 1
 
 
 def test_a_command_as_a_question_is_asked_after_two_dashes(monkeypatch):
     asked = []
-    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request.text))
+    monkeypatch.setattr("qwenvl.pipeline.run", lambda request, *_: asked.append(request.text))
     for arguments in (["--", "doctor"], [GREEDY, "doctor"], ["ask the doctor"]):
         assert main(arguments) == 0
     assert asked == ["doctor", "doctor", "ask the doctor"]
