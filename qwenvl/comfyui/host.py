@@ -34,6 +34,11 @@ _PACK = Path(__file__).resolve().parents[2]
 PROMPT_POLL_S = 0.25
 
 
+def is_there() -> bool:
+    """Whether this is ComfyUI's process."""
+    return model_management is not None
+
+
 def model_roots() -> list[Path]:
     """Folders that hold model folders, the one for new downloads first.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..checks import InvalidSettingError, shown
+from ..comfyui import host
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
 from .capabilities import Machine, machine, why_no_accelerate
 
@@ -102,6 +103,23 @@ def own_random_numbers(where: Machine) -> AbstractContextManager[None]:
     if kind in _NUMBERED:
         return torch.random.fork_rng(where.devices, device_type=kind)
     return torch.random.fork_rng([])
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Within the block, transformers draws no bar of its own before the answer, but in ComfyUI's terminal."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    # Somebody may have said by a variable what is wanted.
+    if host.is_there() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def reset_peak(device: str) -> None:

@@ -30,8 +30,8 @@ from .consistency import (
     tie_as_said,
     why_unfit,
 )
-from .devices import own_random_numbers, placement, strays
-from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
+from .devices import own_random_numbers, placement, strays, without_bar
+from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_others
 from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -113,6 +113,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         UnreadableError: the folder's own description cannot be read.
     """
     start = time.perf_counter()
+    quiet_others()
     checkpoint = read_checkpoint(folder)
     require("transformers", "tokenizers", "safetensors", *(("torchvision",) if checkpoint.has_vision else ()))
     plan = plan_load(spec, machine, checkpoint)
@@ -191,8 +192,6 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
         raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
     if plan.expands:
         have_expanded(config)
-    if plan.quantization.endswith("8bit"):
-        quiet_casts()
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     # Which is then told in words of ours.
     options["ignore_mismatched_sizes"] = True
@@ -201,7 +200,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
         require_described(checkpoint, config)
         tie_as_said(folder, config)
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
-        with running_out_at_once(), indexed(folder) as given:
+        with running_out_at_once(), without_bar(), indexed(folder) as given:
             model, report = auto.from_pretrained(given, config=config, **options)
         model.name_or_path = model.config._name_or_path = str(folder)
     # transformers gives random numbers to what it does not find, and goes on.

@@ -1,9 +1,11 @@
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from pictures import ROOT, draw, write_video
@@ -262,3 +264,23 @@ def test_what_others_log_gives_the_terminal_no_orders(capsys):
     root.handlers[0].flush()
     err = capsys.readouterr().err
     assert err.splitlines() == [f"name {ascii(ORDERS)[1:-1]}", f"100 % of {ascii(ORDERS)[1:-1]}"]
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_a_healthy_run_writes_the_answer_and_nothing_besides(quantization):
+    """No bar of transformers, and nothing that bitsandbytes says of packages that nobody asked for."""
+    command = [sys.executable, "-m", "qwenvl", "--no-do-sample", "--quantization", quantization, "Hello"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Hello! I am a tiny Qwen3-VL.")
+
+
+def test_a_bar_that_a_variable_asks_for_is_drawn():
+    command = [sys.executable, "-m", "qwenvl", "--no-do-sample", "Hello"]
+    given = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    assert BAR in done.stderr
+
+
+# transformers 4 reads small models without one.
+BAR = "" if version("transformers").startswith("4.") else "Loading weights"
