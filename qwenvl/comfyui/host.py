@@ -42,10 +42,13 @@ def is_there() -> bool:
 def model_roots() -> list[Path]:
     """Folders that hold model folders, the one for new downloads first.
 
-    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack.
+    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack; of an
+    installed package (pip install .), among what the user's programs fetch.
     """
     if model_management is None:
+        installed = (_PACK / "qwenvl" / "shipped").is_dir()
         home = _PACK.parent.parent if _PACK.parent.name == "custom_nodes" else _PACK
+        home = Path.home() / ".cache" / "qwenvl" if installed else home
         return [home / "models" / name for name in MODEL_FOLDERS]
     first, registered = MODEL_FOLDERS[0], folder_paths.folder_names_and_paths
     if first not in registered:

@@ -17,7 +17,9 @@ from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
 from .engines import SUFFIX, Engine
 
-PACK = Path(__file__).resolve().parents[2]
+# The checkout; of an installed package (pip install .), where the same files are put: see pyproject.toml.
+_SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
+PACK = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parents[1]
 # The example that ships. It is read too, but an update resets it.
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"

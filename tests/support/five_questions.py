@@ -57,8 +57,8 @@ def main() -> int:
         told = {
             "picture": (ask(*image, greedy, "Describe this image."), SCENE),
             "pictures": (ask(*image, *image, greedy, "Describe each image."), f"Image 1: {SCENE}; image 2: {SCENE}"),
-            "film": (ask("--video", str(film(folder)), greedy, "What happens?"), FILM),
-            "text": (ask(greedy, "What is the opposite of hot?"), TEXT),
+            "film": (ask("--video", str(film(folder)), greedy, "Describe this video."), "a red circle"),
+            "text": (ask(greedy, "Repeat: a red circle"), "a red circle"),
         }
         ask("caption", str(folder / "set"), greedy, "--prompt", "Describe this image.")
         caption = folder / "set" / "a.txt"
@@ -68,8 +68,6 @@ def main() -> int:
         print(f"{'right' if said == right else 'WRONG'}  {kind}: {said}")
     return 1 if wrong else 0
 
-
-FILM, TEXT = "", ""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -205,6 +205,36 @@ def test_the_pack_copies_the_users_models_when_comfyui_starts(tmp_path):
     assert ran.stderr.count("were copied to") == 1
 
 
+def test_what_pip_install_makes_runs_from_any_folder_with_all_its_data(tmp_path):
+    """The wheel's files as pyproject.toml lays them out; building it takes the package index."""
+    shutil.copytree(ROOT / "qwenvl", tmp_path / "site" / "qwenvl")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[tool.hatch.build.targets.wheel.force-include]")[1].split("[")[0]
+    pairs = [[part.strip().strip('"') for part in line.split("=")] for line in section.strip().splitlines()]
+    assert len(pairs) > 1
+    for source, target in pairs:
+        place = tmp_path / "site" / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
+    home = {name: str(tmp_path / "home") for name in ("HOME", "USERPROFILE")}
+
+    def ran(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "qwenvl", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **home, "PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    told = ran("doctor").stdout
+    assert told.startswith("ComfyUI_QwenVL 0.") and "the demo model's answers are right" in told
+    assert "describe briefly" in ran("--list-presets").stdout
+    missing = ran("hi", "--model", "Qwen3-0.6B", "--download", "never").stderr
+    assert str(tmp_path / "home" / ".cache" / "qwenvl" / "models" / "LLM") in missing, "nothing beside the packages"
+
+
 def interpreter(folder):
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
