@@ -8,6 +8,7 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -191,6 +192,8 @@ class _BesideBar:
         self._bar = bar
 
     def check(self) -> None: ...
+
+    def stage(self, state: str, **facts: Any) -> None: ...
 
     def report(self, done: int, total: int, text: str) -> None:
         """A download, before the first picture."""

@@ -474,6 +474,9 @@ def test_the_page_is_told_how_fast_and_what_is_thought_before_each_live_text(ask
     monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.progress"], "LIVE_TEXT_INTERVAL_S", 0.0)
     ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
     told = [data for event, data, sid in comfy.events if (event, sid) == ("qwenvl.progress", "browser")]
+    states = list(dict.fromkeys(data["state"] for data in told if data["state"] != "loading"))
+    assert states == ["starting", "reading", "thinking", "answering", "done"]
+    told = [data for data in told if data["text"] or data["thinking"]]
     assert len(told) == len(comfy.texts)
     counts = [data["done"] for data in told]
     assert counts == sorted(counts)

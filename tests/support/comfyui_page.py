@@ -147,7 +147,6 @@ class ComfyPage:
         """By the dialog of templates: the pack's group, then the template."""
         self.command("Comfy.BrowseTemplates")
         group = self.tab.get_by_text(re.compile(f"^{re.escape(pack).replace('_', '.')}$")).last
-        group.scroll_into_view_if_needed()
         group.click()
         self.tab.get_by_text(title, exact=True).last.click()
         self.wait("title => app.extensionManager.workflow.activeWorkflow.filename.startsWith(title)", title)
