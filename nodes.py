@@ -220,12 +220,23 @@ def _stamp(video_path: str) -> tuple[int, int] | str:
     return (state.st_mtime_ns, state.st_size) if state else ""
 
 
-# The ids with a dot are those of the older packs.
+class Qwen25VL(QwenVL):
+    """The id that older packs gave QwenVL. Workflows open with it, and a search finds QwenVL alone."""
+
+    DEPRECATED = True
+
+
+class Qwen25(Qwen):
+    """The same of Qwen."""
+
+    DEPRECATED = True
+
+
 NODE_CLASS_MAPPINGS = {
     "QwenVL": QwenVL,
     "Qwen": Qwen,
-    "Qwen2.5VL": QwenVL,
-    "Qwen2.5": Qwen,
+    "Qwen2.5VL": Qwen25VL,
+    "Qwen2.5": Qwen25,
     "Qwen2VL": Qwen2VL,
     "QwenVLBoxes": QwenVLBoxes,
     "QwenVLLoadFolder": QwenVLLoadFolder,

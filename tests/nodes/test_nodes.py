@@ -703,6 +703,14 @@ def test_sizes_are_shown_where_a_model_is_chosen(pack):
     assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
 
 
+def test_a_search_offers_no_id_of_older_packs(pack):
+    old = {name for name, node in pack.NODE_CLASS_MAPPINGS.items() if getattr(node, "DEPRECATED", False)}
+    assert old == {"Qwen2.5VL", "Qwen2.5", "Qwen2VL"}
+    for name in old:
+        node = pack.NODE_CLASS_MAPPINGS[name]
+        assert node.models is pack.NODE_CLASS_MAPPINGS["QwenVL"].models, "or its models would be loaded twice"
+
+
 @pytest.mark.parametrize(
     ("word", "node_id"),
     [

@@ -104,9 +104,9 @@ def test_all_nodes_are_registered_with_the_demo_model_in_their_list(client: Clie
         assert info[node]["output"][0] == "STRING" and info[node]["output_name"][0] == "text"
 
 
-def test_only_the_oldest_node_id_is_deprecated(client: Client) -> None:
+def test_only_the_ids_of_older_packs_are_deprecated(client: Client) -> None:
     info = client.get("/object_info")
-    assert [node for node in NODES if info[node].get("deprecated")] == ["Qwen2VL"]
+    assert [node for node in NODES if info[node].get("deprecated")] == ["Qwen2.5VL", "Qwen2VL", "Qwen2.5"]
 
 
 def test_every_input_has_a_tooltip(client: Client) -> None:
