@@ -13,14 +13,13 @@ from .qwenvl.comfyui.host import model_roots
 from .qwenvl.comfyui.memory import memory_manager
 from .qwenvl.comfyui.progress import NodeWatch
 from .qwenvl.loading.cache import ModelCache
-from .qwenvl.loading.devices import require_device
 from .qwenvl.models import catalog
 from .qwenvl.nodes import lists, widgets
 from .qwenvl.nodes.box_node import QwenVLBoxes
 from .qwenvl.nodes.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.pipeline import run
 from .qwenvl.prompting import presets
-from .qwenvl.request import LoadSpec, Request
+from .qwenvl.request import Request
 from .qwenvl.settings import IMAGE_MODES, RELEASES
 
 MODELS = ModelCache(memory_manager())
@@ -31,22 +30,18 @@ def _watch_over(node: QwenVL | Qwen) -> None:
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
-def _problem(
-    model: str | None, quantization: str | None, attention_mode: str | None, preset: str | None, device: str | None
-) -> str | None:
-    """What is wrong with a list's value, if anything: saved workflows may hold one that is no longer offered.
+def _why_unknown(node: type[QwenVL | Qwen], model: str | None) -> str | None:
+    """Why there is no such model, with those that come close in the node's own list. None where there is one.
 
-    None stands for a value that another node will deliver.
+    ComfyUI repeats what is said here for each input that VALIDATE_INPUTS names, as if each were wrong: so it names the
+    model alone, which may be of the other node's list too. All other lists ComfyUI checks itself.
+
+    Args:
+        model: None stands for a value that another node will deliver.
     """
-    choices = {"model": "", "quantization": quantization, "attention_mode": attention_mode}
     try:
         if model is not None:
-            catalog.find(model, model_roots())
-        if preset is not None:
-            presets.find(preset)
-        LoadSpec.of({name: value for name, value in choices.items() if value is not None})
-        if device is not None:
-            require_device(device)
+            catalog.find(model, model_roots(), node.offered)
     except ValueError as error:
         return str(error)
     return None
@@ -58,6 +53,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
     values = checked(declared, {**defaults, **given})
+    catalog.find(values["model"], model_roots(), node.offered)
     question = text_of("prompt" if "prompt" in declared else "text", question)
     system, question = presets.find(values["preset"]).fill(values["system"], question)
     values |= {
@@ -107,19 +103,18 @@ class QwenVL:
     )
 
     models: ClassVar[ModelCache] = MODELS
+    offered = staticmethod(catalog.vision_models)
 
     def __init__(self) -> None:
         _watch_over(self)
 
     @classmethod
     def INPUT_TYPES(cls) -> widgets.Inputs:
-        return widgets.inputs(catalog.vision_models(model_roots()), looks=True)
+        return widgets.inputs(cls.offered(model_roots()), looks=True)
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
-    ) -> bool | str:
-        return _problem(*map(lists.first, (model, quantization, attention_mode, preset, device))) or True
+    def VALIDATE_INPUTS(cls, model=None) -> bool | str:
+        return _why_unknown(cls, lists.first(model)) or True
 
     @classmethod
     def IS_CHANGED(
@@ -179,21 +174,20 @@ class Qwen:
     )
 
     models: ClassVar[ModelCache] = MODELS
+    offered = staticmethod(catalog.text_models)
 
     def __init__(self) -> None:
         _watch_over(self)
 
     @classmethod
     def INPUT_TYPES(cls) -> widgets.Inputs:
-        declared = widgets.inputs(catalog.text_models(model_roots()), looks=False)
+        declared = widgets.inputs(cls.offered(model_roots()), looks=False)
         required = {"prompt" if name == "text" else name: widget for name, widget in declared["required"].items()}
         return {**declared, "required": required}
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
-    ) -> bool | str:
-        return _problem(model, quantization, attention_mode, preset, device) or True
+    def VALIDATE_INPUTS(cls, model=None) -> bool | str:
+        return _why_unknown(cls, model) or True
 
     @classmethod
     def IS_CHANGED(
@@ -226,12 +220,23 @@ def _stamp(video_path: str) -> tuple[int, int] | str:
     return (state.st_mtime_ns, state.st_size) if state else ""
 
 
-# The ids with a dot are those of the older packs.
+class Qwen25VL(QwenVL):
+    """The id that older packs gave QwenVL. Workflows open with it, and a search finds QwenVL alone."""
+
+    DEPRECATED = True
+
+
+class Qwen25(Qwen):
+    """The same of Qwen."""
+
+    DEPRECATED = True
+
+
 NODE_CLASS_MAPPINGS = {
     "QwenVL": QwenVL,
     "Qwen": Qwen,
-    "Qwen2.5VL": QwenVL,
-    "Qwen2.5": Qwen,
+    "Qwen2.5VL": Qwen25VL,
+    "Qwen2.5": Qwen25,
     "Qwen2VL": Qwen2VL,
     "QwenVLBoxes": QwenVLBoxes,
     "QwenVLLoadFolder": QwenVLLoadFolder,

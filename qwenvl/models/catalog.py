@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..checks import shown, text_of
@@ -19,38 +19,44 @@ PACK = Path(__file__).resolve().parents[2]
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"
 
+Models = dict[str, Model]
+
 
 class UnknownModelError(ValueError):
     """A model was asked for that is in no list."""
 
 
-def vision_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+def vision_models(roots: Sequence[Path] = ()) -> Models:
     """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
     custom = [model for model in custom_models(CUSTOM_MODELS) if _may_see(model)]
     return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
 
 
-def text_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+def text_models(roots: Sequence[Path] = ()) -> Models:
     """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
     listed = [*builtin.text(), *custom_models(CUSTOM_MODELS)]
     return _listed(listed, [model for model, sees in _others(roots) if not sees])
 
 
-def all_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+def all_models(roots: Sequence[Path] = ()) -> Models:
     """Both lists. A user's own model wins over one of ours with that name, as in each list."""
     return {**vision_models(roots), **text_models(roots), **_by_name(custom_models(CUSTOM_MODELS))}
 
 
-def find(name: str, roots: Sequence[Path] = ()) -> Model:
+def find(name: str, roots: Sequence[Path] = (), offered: Callable[[Sequence[Path]], Models] | None = None) -> Model:
     """The model of that name, whichever node lists it: a vision model answers text as well.
 
+    Args:
+        offered: gives the list that whoever asks can choose from; both where it is None.
+
     Raises:
-        UnknownModelError: no list has it; the message names those that come close.
+        UnknownModelError: no list has it; the message names those of that list that come close.
     """
     models = all_models(roots)
     if text_of("model", name) not in models:
-        holding = [known for known in models if name.lower() in known.lower()]
-        close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
+        choices = models if offered is None else offered(roots)
+        holding = [known for known in choices if name.lower() in known.lower()]
+        close = (holding or difflib.get_close_matches(name, choices, 5, 0.3) or list(choices))[:5]
         raise UnknownModelError(
             f"Model {shown(name)} is not in the list, and no model folder has that name. Put its folder into "
             f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "
@@ -122,7 +128,7 @@ def _may_see(model: Model) -> bool:
     return known is None or known.has_vision
 
 
-def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]:
+def _listed(named: Sequence[Model], others: Sequence[Model]) -> Models:
     # The first of several folders with one name counts, as ComfyUI has it with files.
     first = {model.name: model for model in reversed(others)}
     in_order = {model.name: first[model.name] for model in others}
@@ -134,5 +140,5 @@ def _elsewhere() -> list[Model]:
     return [Model(f"{each.name}{SUFFIX}", engine=each) for each in custom_engines(CUSTOM_MODELS)]
 
 
-def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+def _by_name(models: Iterable[Model]) -> Models:
     return {model.name: model for model in models}

@@ -123,7 +123,7 @@ def ask(comfy, pack):
 
 
 def test_a_device_that_this_machine_lacks_is_refused_before_the_prompt_runs(ask):
-    with pytest.raises(Rejected, match=r"device 'cuda:99' does not exist on this machine. Pick one of: auto, .*cpu"):
+    with pytest.raises(Rejected, match=r"Value not in list: device: 'cuda:99' not in \['auto', .*'cpu'"):
         ask(device="cuda:99")
 
 
@@ -547,9 +547,9 @@ def test_a_video_file_that_changed_is_looked_at_again(pack, tmp_path):
     ("changes", "reason"),
     [
         ({"model": "Qwen9-VL"}, "'Qwen9-VL' is not in the list"),
-        ({"quantization": "3bit"}, "quantization '3bit'"),
-        ({"attention_mode": False}, "attention_mode False"),
-        ({"preset": "one that was deleted"}, "preset 'one that was deleted' does not exist"),
+        ({"quantization": "3bit"}, "quantization: '3bit' not in"),
+        ({"attention_mode": False}, "attention_mode: False not in"),
+        ({"preset": "one that was deleted"}, "preset: 'one that was deleted' not in"),
         ({"temperature": 2.5}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
     ],
@@ -601,8 +601,40 @@ def test_a_server_that_others_reach_shows_no_video_from_elsewhere(ask, pack, com
     assert changed(seed=1, video_path=path) == changed(seed=1, video_path=str(tmp_path / "other.mp4"))
 
 
-def test_linked_lists_are_not_checked_before_their_value_is_known(pack):
-    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].VALIDATE_INPUTS(model=None, quantization=None) is True
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_linked_lists_are_not_checked_before_their_value_is_known(pack, node_id):
+    assert pack.NODE_CLASS_MAPPINGS[node_id].VALIDATE_INPUTS(model=None) is True
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_model_that_is_nowhere_is_answered_with_names_of_the_node_s_own_list(ask, pack, node_id, monkeypatch):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    own = set(node.INPUT_TYPES()["required"]["model"][0])
+    question = "prompt" if node_id in ("Qwen", "Qwen2.5") else "text"
+    for asked in ("Qwen3", "Qwen3-4B-Instruct-25", "Qwen3-VL-4B-Instruct-25", "???", ""):
+        with pytest.raises(Rejected) as refused:
+            ask(node_id, **{question: "x"}, model=asked)
+        named = re.search(r"or pick another, as (.*)\.$", str(refused.value))[1].split(", ")
+        # The demo model's name has a comma.
+        assert {each for each in named if each != "offline)" and not each.startswith("Demo")} <= own, asked
+    # What a link brings is only seen when the node runs.
+    monkeypatch.delattr(pack.NODE_CLASS_MAPPINGS["Qwen" if question == "prompt" else "QwenVL"], "VALIDATE_INPUTS")
+    monkeypatch.setattr(node, "INPUT_TYPES", lambda before=node.INPUT_TYPES: without_a_list(before(), "model"))
+    with pytest.raises(ValueError, match=r"'Qwen3' is not in the list") as refused:
+        ask(node_id, **{question: "x"}, model="Qwen3")
+    assert ("-VL-" in str(refused.value)) == (question == "text")
+
+
+def without_a_list(inputs, name):
+    """As if a link brought the value: ComfyUI does not look at it then."""
+    _, options = inputs["required"][name]
+    return {**inputs, "required": {**inputs["required"], name: ("STRING", options)}}
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_the_other_node_s_models_are_taken(pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    assert [node.VALIDATE_INPUTS(model=name) for name in ("Qwen3-VL-4B-Instruct", "Qwen3-4B")] == [True, True]
 
 
 def test_errors_are_raised_and_name_the_input(ask, tmp_path):
@@ -672,6 +704,14 @@ def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, co
 def test_sizes_are_shown_where_a_model_is_chosen(pack):
     tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
     assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
+
+
+def test_a_search_offers_no_id_of_older_packs(pack):
+    old = {name for name, node in pack.NODE_CLASS_MAPPINGS.items() if getattr(node, "DEPRECATED", False)}
+    assert old == {"Qwen2.5VL", "Qwen2.5", "Qwen2VL"}
+    for name in old:
+        node = pack.NODE_CLASS_MAPPINGS[name]
+        assert node.models is pack.NODE_CLASS_MAPPINGS["QwenVL"].models, "or its models would be loaded twice"
 
 
 @pytest.mark.parametrize(
