@@ -93,16 +93,20 @@ function render(container) {
   setTimeout(refresh); // when the container is in the page
 }
 
+const ID = "qwenvl-models";
+let isShown = false;
+
+/** Have the tab in the sidebar, or not. */
+export function showSidebar(isWanted) {
+  const page = app.extensionManager;
+  if (isWanted === isShown || !page?.registerSidebarTab) return;
+  isShown = isWanted;
+  if (!isWanted) return page.unregisterSidebarTab?.(ID);
+  const tooltip = word("QwenVL: models in memory");
+  page.registerSidebarTab({ id: ID, icon: "pi pi-eye", title: "QwenVL", tooltip, type: "custom", render });
+}
+
 app.registerExtension({
   name: "QwenVL.models",
-  setup() {
-    app.extensionManager?.registerSidebarTab?.({
-      id: "qwenvl-models",
-      icon: "pi pi-eye",
-      title: "QwenVL",
-      tooltip: word("QwenVL: models in memory"),
-      type: "custom",
-      render,
-    });
-  },
+  setup: () => showSidebar(app.extensionManager?.setting?.get("QwenVL.Sidebar") !== false),
 });
