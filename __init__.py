@@ -2,13 +2,18 @@
 
 if __package__:  # pytest imports this file too, as a module without a package
     from .nodes import MODELS, NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, Qwen, QwenVL
+    from .qwenvl.comfyui.outputs import take_answers_for_outputs
+    from .qwenvl.errors import name_errors_shortly
     from .qwenvl.nodes.older_prompts import take_them
     from .qwenvl.nodes.panel import add_routes
     from .qwenvl.report.findings import startup_report
 
     startup_report()
     add_routes(MODELS)
-    take_them({name: node for name, node in NODE_CLASS_MAPPINGS.items() if issubclass(node, (Qwen, QwenVL))})
+    _asked = {name: node for name, node in NODE_CLASS_MAPPINGS.items() if issubclass(node, (Qwen, QwenVL))}
+    take_them(_asked)
+    take_answers_for_outputs(_asked)
+    name_errors_shortly(NODE_CLASS_MAPPINGS.values())
 
     WEB_DIRECTORY = "./web"
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -6,7 +6,10 @@ import { word } from "./words.js";
 const CONTROL = "control_after_generate";
 
 /** Change what the page is told of a node before it makes any: the first thing one types into is the question. */
-export function declare({ input }) {
+export function declare(nodeData) {
+  const { input } = nodeData;
+  // The answer is shown here, and the server runs it without a preview behind it.
+  nodeData.output_node = true;
   const { system, text, prompt, model } = input?.required ?? {};
   offer(Array.isArray(model?.[0]) ? model[0] : (model?.[1]?.options ?? []));
   const question = text ?? prompt;
