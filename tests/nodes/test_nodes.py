@@ -92,7 +92,7 @@ SMALL = {
         {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
     ),
     "QwenVLLoadFolder": (
-        {"folder": "", "pattern": "*", "sort": "name", "limit": 0},
+        {"folder": "", "pattern": "*", "sort": "name", "limit": 0, "skip_captioned": False},
         {"images": "IMAGE", "names": "STRING", "folder": "STRING"},
     ),
     "QwenVLSaveCaptions": ({"text": None, "names": None, "folder": "", "existing": "skip"}, {}),
