@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from .qwenvl.comfyui.host import model_roots
 from .qwenvl.comfyui.memory import memory_manager
 from .qwenvl.comfyui.progress import NodeWatch
 from .qwenvl.loading.cache import ModelCache
+from .qwenvl.log import log
 from .qwenvl.models import catalog
 from .qwenvl.nodes import lists, widgets
 from .qwenvl.nodes.box_node import QwenVLBoxes
@@ -23,6 +26,7 @@ from .qwenvl.request import Request
 from .qwenvl.settings import IMAGE_MODES, RELEASES
 
 MODELS = ModelCache(memory_manager())
+SEES_NOTHING = "No picture and no video is connected: the answer is made of the text alone."
 
 
 def _watch_over(node: QwenVL | Qwen) -> None:
@@ -64,9 +68,14 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         "release": values["release"] if values["keep_model_loaded"] else RELEASES[-1],
     }
     request = Request.of(values, _images(values))
+    presets.require_shown(values["preset"], request.pictures_at_once, request.shows_video)
+    notes = [] if request.shows_something or "image_mode" not in declared else [SEES_NOTHING]
+    for note in notes:
+        log.warning("%s", note)
     result = run(request, node.models, NodeWatch(request.sampling.longest))
-    answers = result.answers
-    return _outputs([each.text for each in answers], [each.thinking for each in answers], [result.stats.to_json()])
+    answers, loaded = result.answers, result.stats.loaded
+    stats = replace(result.stats, loaded=replace(loaded, fallbacks=(*loaded.fallbacks, *notes))).to_json()
+    return _outputs([each.text for each in answers], [each.thinking for each in answers], [stats], notes)
 
 
 def _images(values: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +83,11 @@ def _images(values: dict[str, Any]) -> dict[str, Any]:
     return {name: picture for each in connected for name, picture in each.items()}
 
 
-def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
+def _outputs(texts: list[str], thinking: list[str], stats: list[str], notes: Sequence[str] = ()) -> dict[str, Any]:
     """What a node returns: its outputs, and what the page keeps on it."""
-    kept = {"text": texts, "thinking": thinking} if any(thinking) else {"text": texts}
-    return {"ui": kept, "result": (texts, thinking, stats)}
+    kept = {"thinking": thinking if any(thinking) else [], "notes": list(notes)}
+    shown = {name: said for name, said in kept.items() if said}
+    return {"ui": {"text": texts, **shown}, "result": (texts, thinking, stats)}
 
 
 class QwenVL:
@@ -132,8 +142,11 @@ class QwenVL:
 
     def inference(self, **given: Any) -> dict[str, Any]:
         each = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
-        made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
-        return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
+        made = [self._run(**values) for values in lists.runs(given, widgets.PICTURES, together=each)]
+        outputs = zip(*(each["result"] for each in made), strict=True)
+        texts, thinking, stats = ([item for output in each for item in output] for each in outputs)
+        notes = dict.fromkeys(note for each in made for note in each["ui"].get("notes", ()))
+        return _outputs(texts, thinking, stats, list(notes))
 
     def _run(self, text: str = "", bypass: bool = False, **given: Any) -> dict[str, Any]:
         return _outputs([text], [""], [""]) if _is_on(bypass) else _answer(type(self), text, given)

@@ -24,6 +24,7 @@ else:
     from comfy.cli_args import args
     from comfy.model_patcher import ModelPatcher  # noqa: F401 (for memory.py)
     from comfy.utils import ProgressBar  # noqa: F401 (for progress.py)
+    from comfy_execution.graph_utils import ExecutionBlocker
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
@@ -125,6 +126,11 @@ def free_ram() -> int:
 def server() -> Any:
     """ComfyUI's web server; None where there is none."""
     return None if model_management is None else getattr(PromptServer, "instance", None)
+
+
+def nothing_to_do() -> list[Any]:
+    """A list output that keeps the nodes behind it from running, without an error. Without ComfyUI, an empty list."""
+    return [] if model_management is None else [ExecutionBlocker(None)]
 
 
 def when_prompt_ends(what: Hashable, then: Callable[[], None]) -> None:

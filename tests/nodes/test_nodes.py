@@ -92,7 +92,7 @@ SMALL = {
         {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
     ),
     "QwenVLLoadFolder": (
-        {"folder": "", "pattern": "*", "sort": "name", "limit": 0},
+        {"folder": "", "pattern": "*", "sort": "name", "limit": 0, "skip_captioned": False},
         {"images": "IMAGE", "names": "STRING", "folder": "STRING"},
     ),
     "QwenVLSaveCaptions": ({"text": None, "names": None, "folder": "", "existing": "skip"}, {}),
@@ -648,6 +648,55 @@ def test_8_and_4_bit_load_in_the_inference_mode_that_comfyui_runs_nodes_in(ask):
     for quantization in ("8bit", "4bit"):
         answer = ask(text="Describe this image.", image1=RED_CIRCLE, quantization=quantization)
         assert answer == "a red circle on a blue background"
+
+
+BATCH = torch.cat([RED_CIRCLE, RED_CIRCLE])
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_preset_about_pictures_is_an_error_where_none_is_connected(ask, node_id):
+    question = "prompt" if node_id in ("Qwen", "Qwen2.5") else "text"
+    with pytest.raises(ValueError, match=r"preset 'OCR' needs a picture, and the model is shown none"):
+        ask(node_id, **{question: ""}, preset="OCR")
+
+
+@pytest.mark.parametrize("shown", [{"image1": BATCH}, {"image1": RED_CIRCLE, "image3": RED_CIRCLE}])
+def test_pictures_are_counted_whichever_way_they_come(ask, shown):
+    assert ask(preset="compare two images", **shown)
+    assert ask(preset="describe the video", **shown)
+    with pytest.raises(ValueError, match=r"needs two pictures, and the model is shown only one"):
+        ask(preset="compare two images", image_mode="one answer per image", **shown)
+    with pytest.raises(ValueError, match=r"needs two pictures, and the model is shown only one"):
+        ask(preset="compare two images", image1=RED_CIRCLE)
+    assert ask(preset="describe the video", video_frames=BATCH)
+
+
+@pytest.mark.parametrize("node_id", ["QwenVL", "Qwen2.5VL", "Qwen2VL"])
+def test_a_node_that_is_shown_nothing_says_so_and_answers(ask, comfy, caplog, node_id):
+    _, _, (stats,) = ask.all_outputs(node_id, text="Hello")
+    (note,) = comfy.ui["notes"]
+    assert note.startswith("No picture and no video is connected")
+    assert json.loads(stats)["fallbacks"] == [note]
+    assert note in caplog.text
+
+
+def test_what_is_shown_or_passed_through_or_asked_of_a_text_model_is_no_cause_for_that(ask, comfy, tmp_path):
+    film = write_video(tmp_path / "film.mp4", [draw("circle", "red", "white", (128, 128))])
+    for node_id, given in [
+        ("QwenVL", {"text": "x", "image3": RED_CIRCLE}),
+        ("QwenVL", {"text": "x", "video_frames": BATCH}),
+        ("QwenVL", {"text": "x", "video_path": str(film)}),
+        ("QwenVL", {"text": "x", "bypass": True}),
+        ("Qwen2VL", {"text": "x", "image": RED_CIRCLE}),
+        ("Qwen", {"prompt": "x"}),
+    ]:
+        ask(node_id, **given)
+        assert "notes" not in comfy.ui, given
+
+
+def test_a_note_is_told_once_of_many_runs(ask, comfy):
+    ask.all_outputs(text=["Hello", "Hello again"])
+    assert len(comfy.ui["notes"]) == 1
 
 
 @pytest.fixture

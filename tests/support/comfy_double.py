@@ -25,6 +25,13 @@ class Rejected(ValueError):  # noqa: N818
     """A prompt that ComfyUI answers with HTTP 400."""
 
 
+class ExecutionBlocker:
+    """An output that keeps the nodes behind it from running."""
+
+    def __init__(self, message: str | None) -> None:
+        self.message = message
+
+
 class ModelPatcher:
     """What ComfyUI's memory manager asks of a model."""
 
@@ -238,6 +245,7 @@ class ComfyDouble:
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
             "comfy.cli_args": _module("comfy.cli_args", args=self.args),
             "comfy_execution": _module("comfy_execution"),
+            "comfy_execution.graph_utils": _module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker),
             "comfy_execution.utils": _module("comfy_execution.utils", get_executing_context=get_executing_context),
             "folder_paths": _module(
                 "folder_paths",

@@ -1,4 +1,4 @@
-"""What the page offers to choose from, in a real browser: the search for nodes, the list of models, words of the page."""
+"""What the page offers to choose from, in a real browser: nodes, models, and words of its language."""
 
 from __future__ import annotations
 
