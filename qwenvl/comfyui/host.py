@@ -123,6 +123,17 @@ def free_ram() -> int:
     return psutil.virtual_memory().available
 
 
+def total_bytes(device: str) -> int:
+    """All the memory that the device has, or all RAM."""
+    if model_management is not None:
+        return int(model_management.get_total_memory(torch.device(device)))
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
 def server() -> Any:
     """ComfyUI's web server; None where there is none."""
     return None if model_management is None else getattr(PromptServer, "instance", None)

@@ -27,15 +27,14 @@ class UnknownModelError(ValueError):
 
 
 def vision_models(roots: Sequence[Path] = ()) -> Models:
-    """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
+    """Name -> model, in the order of the QwenVL node's list: what is here, ending in the demo; what is to fetch."""
     custom = [model for model in custom_models(CUSTOM_MODELS) if _may_see(model)]
-    return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
+    return _listed([*builtin.vision(), *custom], roots, see=True)
 
 
 def text_models(roots: Sequence[Path] = ()) -> Models:
     """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
-    listed = [*builtin.text(), *custom_models(CUSTOM_MODELS)]
-    return _listed(listed, [model for model, sees in _others(roots) if not sees])
+    return _listed([*builtin.text(), *custom_models(CUSTOM_MODELS)], roots, see=False)
 
 
 def all_models(roots: Sequence[Path] = ()) -> Models:
@@ -108,8 +107,8 @@ def _sole_names(models: Iterable[Model]) -> set[str]:
     return {last for last, owners in Counter(repositories.values()).items() if owners == 1}
 
 
-def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
-    """Models on this machine that no entry of the lists stands for."""
+def _others(found: Iterable[tuple[Model, bool]]) -> list[tuple[Model, bool]]:
+    """Of the models on this machine, those that no entry of the lists stands for."""
     named = _named_ones()
     taken = {model.name for model in named} | {model.repo_id for model in named}
     folders, sole = {model.folder for model in named}, _sole_names(named)
@@ -119,7 +118,21 @@ def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
             return model.repo_id not in taken
         return not (model.name in taken or model.folder in folders or model.folder.name in sole)
 
-    return [(model, sees) for model, sees in discovered(roots) if is_new(model)]
+    return [(model, sees) for model, sees in found if is_new(model)]
+
+
+def _here(named: Iterable[Model], found: Iterable[tuple[Model, bool]]) -> list[Model]:
+    """Of the entries of a list, those that lie on this machine, as far as their folders tell without being read."""
+    sole = _sole_names(_named_ones())
+    repositories = {model.repo_id or model.name for model, _ in found}
+    folders = {model.folder.name for model, _ in found if model.folder} & sole
+
+    def is_here(model: Model) -> bool:
+        if model.folder is not None:
+            return describe(model.folder) is not None
+        return model.repo_id in repositories or model.last in folders
+
+    return [model for model in named if is_here(model)]
 
 
 def _may_see(model: Model) -> bool:
@@ -128,11 +141,16 @@ def _may_see(model: Model) -> bool:
     return known is None or known.has_vision
 
 
-def _listed(named: Sequence[Model], others: Sequence[Model]) -> Models:
+def _listed(named: Sequence[Model], roots: Sequence[Path], see: bool) -> Models:
+    found = list(discovered(roots))
+    others = [model for model, sees in _others(found) if sees == see]
     # The first of several folders with one name counts, as ComfyUI has it with files.
     first = {model.name: model for model in reversed(others)}
-    in_order = {model.name: first[model.name] for model in others}
-    return {**_by_name(named), **in_order, **_by_name(_elsewhere()), DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+    others = [first[model.name] for model in others]
+    demo = Model(DEMO, folder=PACK / "demo" / "model")
+    here = [*_here(named, found), *others, *_elsewhere(), demo]
+    # Of two entries with one name the later one counts, in the place of the first.
+    return {**_by_name(here), **_by_name(named), DEMO: demo}
 
 
 def _elsewhere() -> list[Model]:

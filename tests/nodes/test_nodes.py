@@ -721,6 +721,18 @@ def test_a_model_that_is_missing_comes_while_the_node_shows_it_and_answers(ask, 
     shutil.rmtree(comfy.models_dir / "LLM")
 
 
+def test_a_large_download_is_told_before_it_begins_and_a_cancel_then_asks_nobody(ask, comfy, hub):
+    with pytest.raises(RuntimeError):  # this hub does not have it
+        ask(text="x", model="Qwen3-VL-4B-Instruct")
+    assert comfy.texts[0][0] == "Qwen3-VL-4B-Instruct is not on this machine: downloading 8.9 GB. Cancel stops it."
+    assert comfy.progress[0][:2] == (0, 8_875_631_616)
+    hub.asked.clear()
+    comfy.interrupted = True
+    with pytest.raises(InterruptProcessingException):
+        ask(text="x", model="Qwen3-VL-4B-Instruct", seed=2)
+    assert hub.asked == []
+
+
 @pytest.mark.parametrize("node_id", FROZEN)
 def test_a_missing_model_may_be_downloaded_unless_the_node_says_never(pack, node_id):
     choices, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["optional"]["download"]
@@ -750,9 +762,16 @@ def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, co
         shutil.rmtree(folder)
 
 
-def test_sizes_are_shown_where_a_model_is_chosen(pack):
-    tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
-    assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_the_tooltip_of_the_models_is_two_lines(pack, node_id):
+    tooltip = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]["model"][1]["tooltip"]
+    assert len(tooltip.splitlines()) == 2 and max(map(len, tooltip.splitlines())) < 120
+
+
+@pytest.mark.parametrize(("node_id", "first"), [("QwenVL", "Qwen3-VL-4B-Instruct"), ("Qwen", "Qwen3-4B-Instruct-2507")])
+def test_a_new_node_has_the_model_that_it_always_had_whatever_lies_on_the_disk(pack, node_id, first):
+    offered, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]["model"]
+    assert (offered[0], options["default"]) == (DEMO, first)
 
 
 def test_a_search_offers_no_id_of_older_packs(pack):

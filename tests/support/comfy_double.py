@@ -236,6 +236,7 @@ class ComfyDouble:
                 throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
                 get_torch_device=lambda: double.memory.device,
                 get_free_memory=double.memory.free,
+                get_total_memory=lambda _: double.memory.total,
                 current_loaded_models=double.memory.loaded,
                 load_models_gpu=double.memory.load_models_gpu,
                 free_memory=double.memory.free_memory,

@@ -45,7 +45,7 @@ def stale(pack: ModuleType) -> dict[Path, str]:
 
 def untranslated(pack: ModuleType) -> list[str]:
     """A line for each text that has no translation, and for each translation whose English has changed."""
-    wanted = node_texts.texts(node_texts.english(pack)) | help_pages.own_texts(pack) | page_words.english()
+    wanted = node_texts.texts(node_texts.english(pack)) | help_pages.own_texts() | page_words.english()
     lines = []
     for language in node_texts.LANGUAGES:
         there = set(node_texts.meanings(language))
