@@ -2,6 +2,7 @@
 // the error, and a button that copies it.
 
 import { addStyle, element } from "./element.js";
+import { size } from "./model_choices.js";
 import { word } from "./words.js";
 
 const WIDGET = "qwenvl_answer";
@@ -45,10 +46,6 @@ async function copy(text) {
   area.select();
   document.execCommand("copy");
   area.remove();
-}
-
-function size(bytes) {
-  return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
 function counted({ done, unit, total }) {

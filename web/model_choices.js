@@ -25,6 +25,11 @@ export function isKnown(model) {
   return model in table.models;
 }
 
+/** Whether a run would download it. */
+export function isMissing(model) {
+  return table.models[model]?.place === "hub";
+}
+
 export function size(bytes) {
   return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }

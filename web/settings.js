@@ -1,7 +1,7 @@
 // The pack's settings, under ComfyUI's Settings > QwenVL.
 
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
+import { isMissing, mark, refreshChoices } from "./model_choices.js";
 import { showSidebar } from "./models.js";
 import { NODES, stateOfNode } from "./states.js";
 import { word } from "./words.js";
@@ -74,17 +74,13 @@ export function keep(node, info) {
   if (state === "done" && text?.length <= LONGEST_KEPT) info.qwenvl_answer = { state, text, thinking };
 }
 
-function size(bytes) {
-  return bytes ? ` (${(bytes / 1e9).toFixed(1)} GB)` : "";
-}
-
+/** Ask the user about those of the models that a run would download. */
 async function mayFetch(wanted) {
-  const query = new URLSearchParams(wanted.map((name) => ["model", name]));
-  const response = await api.fetchApi(`/qwenvl/downloads?${query}`);
-  const missing = response.ok ? Object.entries((await response.json()).missing) : [];
+  await refreshChoices();
+  const missing = wanted.filter(isMissing);
   if (!missing.length) return true;
   const message = word("These models are not on the server's disk. Download them?");
-  const itemList = missing.map(([name, bytes]) => `${name}${size(bytes)}`);
+  const itemList = missing.map((name) => `${name}: ${mark(name).text}`);
   const { dialog } = app.extensionManager;
   if (!dialog?.confirm) return window.confirm([message, ...itemList].join("\n"));
   return Boolean(await dialog.confirm({ title: "QwenVL", message, itemList }));
