@@ -8,7 +8,7 @@ import { carryOver, nameValues } from "./carry_over.js";
 import { declare, firstValues } from "./first_values.js";
 import { addFold } from "./fold.js";
 import { beforeQueued, keep, SETTINGS } from "./settings.js";
-import { loaded, loading, NODES, watch } from "./states.js";
+import { NODES, watch } from "./states.js";
 
 /** The widgets whose values are saved, in the order in which they are. */
 function saved(node) {
@@ -39,6 +39,4 @@ app.registerExtension({
     firstValues(node);
     addFold(node, Boolean(app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets")));
   },
-  beforeConfigureGraph: loading,
-  afterConfigureGraph: loaded,
 });

@@ -76,10 +76,23 @@ export function watchQueue(prepare, refused) {
   };
 }
 
-/** Call then when another workflow has come into sight, or the same one anew. */
-export function watchTabs(then) {
+/**
+ * See every workflow that comes into sight, or comes anew, as when something is undone.
+ *
+ * @param begin called before its nodes are made. @param end called when they are there and its tab is the open one.
+ */
+export function watchWorkflows(begin, end) {
+  const { loadGraphData } = app;
+  app.loadGraphData = async function () {
+    begin();
+    try {
+      return await loadGraphData.apply(app, arguments);
+    } finally {
+      end();
+    }
+  };
   tabs()?.$onAction?.(({ name, after }) => {
-    if (name === "openWorkflow") after(then);
+    if (name === "openWorkflow") after(end);
   });
 }
 

@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { isInSight, overReloads, placeAt, placeInSight, placeOf, wholeGraph, written } from "./runs.js";
-import { watchQueue, watchTabs, whenQueued } from "./runs.js";
+import { watchQueue, watchWorkflows, whenQueued } from "./runs.js";
 
 const ANSWERING = ["QwenVL", "Qwen", "Qwen2.5VL", "Qwen2.5", "Qwen2VL"];
 const TELLING = ["QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions"];
@@ -12,8 +12,6 @@ const WORKFLOWS_KEPT = 30;
 // Of a text, while the page is loaded anew.
 const LONGEST_KEPT = 20_000;
 const LOOKED_THROUGH = 20;
-// When a workflow has been loaded, its tab is the open one a moment later.
-const SETTLED_MS = 50;
 
 /** The nodes that are asked something. */
 export const NODES = new Set(ANSWERING);
@@ -194,19 +192,11 @@ function taken(all) {
   for (const [path, id, { prompt, ...state }] of all) put(placeAt(path) ?? path, id, prompt, state);
 }
 
-export function loading() {
-  isSettled = false;
-}
-
-export function loaded() {
-  setTimeout(showAll, SETTLED_MS);
-}
-
 /** @param shown called with a node and what it shows now. @param prepare see runs.js. */
 export function watch(shown, prepare) {
   show = shown;
   watchQueue(prepare, showRefused);
-  watchTabs(showAll);
+  watchWorkflows(() => (isSettled = false), showAll);
   for (const [name, hear] of Object.entries(HEARD)) {
     api.addEventListener(name, async ({ detail }) => {
       await whenQueued();

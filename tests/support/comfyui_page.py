@@ -167,10 +167,12 @@ class ComfyPage:
 
     def load(self, workflow: dict[str, Any], name: str = "saved.json") -> None:
         """Open a workflow file, as dropping it on the page does."""
+        before = self.run_js("() => app.extensionManager.workflow.activeWorkflow.path")
         self.run_js(
             """([text, name]) => app.handleFile(new File([text], name, { type: 'application/json' }))""",
             [json.dumps(workflow), name],
         )
+        self.wait("path => app.extensionManager.workflow.activeWorkflow.path !== path", before)
         self.wait("count => app.graph.nodes.length === count", len(workflow["nodes"]))
 
     def open_template(self, pack: str, title: str) -> None:

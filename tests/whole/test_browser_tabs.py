@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from comfyui_page import PACK, ComfyPage
+from comfyui_page import ComfyPage
 from comfyui_scene import ENDLESS
+from comfyui_server import PACK as PACK_FOLDER
 from comfyui_server import Server
 from saved_workflows import SAVED, in_a_subgraph
 
-TEMPLATE = "Describe an image"
-BOXES = "() => [...document.querySelectorAll('.qwenvl-answer')].map((box) => box.dataset.state)"
+TEMPLATE = json.loads((PACK_FOLDER / "example_workflows" / "Describe an image.json").read_text(encoding="utf-8"))
+BOXES = """() => app.graph.nodes.flatMap(({ widgets }) => widgets ?? []).filter(({ name }) => name === 'qwenvl_answer')
+    .map(({ element }) => element.dataset.state)"""
 # Of all nodes, core's too, what holds live text.
 PREVIEWS = "() => app.graph.nodes.filter(({ widgets }) => widgets?.some(({ name }) => name.startsWith('$$node-text')))"
 TAB = "() => app.extensionManager.workflow.activeWorkflow.path"
@@ -34,14 +37,17 @@ def settled(page: ComfyPage) -> None:
     page.tab.wait_for_timeout(1500)
 
 
-def test_the_same_template_in_another_tab_shows_nothing_of_the_run(page: ComfyPage) -> None:
-    page.open_template(PACK, TEMPLATE)
+def test_the_same_workflow_in_another_tab_shows_nothing_of_the_run(page: ComfyPage) -> None:
+    """Both have one id, as two of one template have."""
+    page.load(TEMPLATE, "first.json")
     page.queue()
     page.wait_for_state("done")
     page.wait_until_idle()
     answer = page.answer()
-    page.open_template(PACK, TEMPLATE)
-    page.tab.wait_for_timeout(500)
+    ids = page.run_js("() => app.graph.id")
+    page.load(TEMPLATE, "second.json")
+    page.tab.wait_for_timeout(1000)
+    assert page.run_js("() => app.graph.id") == ids
     assert page.run_js(BOXES) == []
     turn(page, forward=False)
     page.wait_for_state("done")
