@@ -20,7 +20,8 @@ const OURS = new Set([...ANSWERING, ...TELLING]);
 // Workflow -> id that a node runs under -> what it shows.
 const kept = new Map();
 let order = 0;
-let isSettled = true;
+// Whether the workflow in sight has all its nodes, and its tab is the open one.
+let isSettled = false;
 let show = () => {};
 
 /** Every node of ours with the id that it runs under: those of a subgraph begin with the subgraph's. */

@@ -32,7 +32,6 @@ def turn(page: ComfyPage, forward: bool) -> None:
 
 def settled(page: ComfyPage) -> None:
     """The page keeps the workflow a moment after its last change."""
-    page.tab.mouse.click(650, 950)
     page.wait(KEPT)
     page.tab.wait_for_timeout(1500)
 
