@@ -119,7 +119,7 @@ function fill({ text, rest }, said, isGrowing) {
   text.qwenvlText = said;
   text.textContent = said.length > LONGEST_SHOWN ? said.slice(0, LONGEST_SHOWN) : said;
   rest.hidden = said.length <= LONGEST_SHOWN;
-  rest.textContent = word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
+  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
   if (isGrowing && atEnd) text.scrollTop = text.scrollHeight;
 }
 
