@@ -29,8 +29,9 @@ const STYLE = `
 .qwenvl-answer .text, .qwenvl-answer .thinking { white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
 .qwenvl-answer .text { flex: 1 1 auto; min-height: 0; overflow: auto; }
 .qwenvl-answer .rest { flex: none; color: var(--descrip-text); font-size: 11px; }
-.qwenvl-answer[data-state="error"] { border-color: var(--error-text); }
-.qwenvl-answer[data-state="error"] .status, .qwenvl-answer[data-state="error"] .text { color: var(--error-text); }
+.qwenvl-answer[data-state="error"] { border-color: #d33a2f; }
+/* Of its own colours: those of the page's palettes are too pale on some. */
+.qwenvl-answer[data-state="error"] .status { background: #b3261e; color: #fff; border-radius: 3px; padding: 0 6px; }
 .qwenvl-answer[data-state="cancelled"] .text { color: var(--descrip-text); }
 /* Where nodes are HTML, they grow with what is in them. */
 [data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px; }
@@ -119,7 +120,7 @@ function fill({ text, rest }, said, isGrowing) {
   text.qwenvlText = said;
   text.textContent = said.length > LONGEST_SHOWN ? said.slice(0, LONGEST_SHOWN) : said;
   rest.hidden = said.length <= LONGEST_SHOWN;
-  rest.textContent = word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
+  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
   if (isGrowing && atEnd) text.scrollTop = text.scrollHeight;
 }
 

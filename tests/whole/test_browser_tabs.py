@@ -142,6 +142,7 @@ def test_a_node_in_a_subgraph_shows_its_own_answer(page: ComfyPage, server: Serv
             set('model', model);
             set('text', 'hello');
             set('bypass', false);
+            set('video_path', '');
         }""",
         ["Demo-Shapes (5 MB, offline)"],
     )
