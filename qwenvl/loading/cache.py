@@ -52,6 +52,11 @@ class Resident:
         self._parked: Callable[[], ModelHandle] | None = None
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.spec.model
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Where it is or will be, in equal parts."""
         return self.source.devices

@@ -771,6 +771,19 @@ def test_a_new_node_has_the_model_that_it_always_had_whatever_lies_on_the_disk(p
     assert (offered[0], options["default"]) == (DEMO, first)
 
 
+@pytest.mark.parametrize("name", ["Mine", "二 \x1b[31m"])
+def test_comfyuis_log_calls_a_model_by_its_name(ask, comfy, name):
+    folder = comfy.models_dir / "LLM" / name
+    shutil.copytree(sys.modules["the_pack.qwenvl.models.catalog"].find(DEMO).folder, folder)
+    try:
+        ask(text="x", image1=RED_CIRCLE, model=name)
+        called = {type(each.model.model).__name__ for each in comfy.memory.loaded if not each.dead}
+    finally:
+        shutil.rmtree(folder)
+    assert {"Mine": "Mine"}.get(name, r"二 \x1b[31m") in called
+    assert "_Holder" not in called
+
+
 def test_a_search_offers_no_id_of_older_packs(pack):
     old = {name for name, node in pack.NODE_CLASS_MAPPINGS.items() if getattr(node, "DEPRECATED", False)}
     assert old == {"Qwen2.5VL", "Qwen2.5", "Qwen2VL"}

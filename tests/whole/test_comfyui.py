@@ -377,6 +377,12 @@ def test_a_missing_video_is_an_error_that_names_its_path(client: Client, build: 
     assert missing in run.message
 
 
+def test_the_log_names_the_model_that_is_loaded(client: Client, build: Callable[..., Graph], server: Server) -> None:
+    assert client.run(build(text="Which shape is it?", seed=909)).status == "success"
+    assert f"Requested to load {DEMO}" in server.log()
+    assert "_Holder" not in server.log()
+
+
 WRONG = {
     "model": "Qwen9-VL-1T",
     "quantization": "3bit",
