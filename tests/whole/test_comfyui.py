@@ -741,6 +741,7 @@ def test_the_nodes_of_a_template_are_as_this_comfyui_has_them(client: Client, na
 def test_a_template_runs(server: Server, client: Client, name: str) -> None:
     """Those that end in a sampler up to the prompt: they need a checkpoint, and nothing else is wrong with them."""
     graph = templates.graph(name)
+    templates.put_samples(server.base / "input")
     for node in graph.values():
         if node["class_type"] == "QwenVLLoadFolder":
             # The input folder itself holds what other tests put there.
