@@ -1,4 +1,4 @@
-"""The templates in ComfyUI's real page, in a real browser: how they look there, and what it takes to ask about a picture."""
+"""The templates in ComfyUI's real page, in a real browser: how they look, and how one asks about a picture."""
 
 from __future__ import annotations
 
@@ -28,22 +28,27 @@ MUDDLE = """() => {
     const { nodes, groups } = app.graph;
     for (const link of app.graph.links.values()) {
         const from = app.graph.getNodeById(link.origin_id), to = app.graph.getNodeById(link.target_id);
-        const [ax, ay] = from.getConnectionPos(false, link.origin_slot), [bx, by] = to.getConnectionPos(true, link.target_slot);
+        const [ax, ay] = from.getConnectionPos(false, link.origin_slot);
+        const [bx, by] = to.getConnectionPos(true, link.target_slot);
         const reach = Math.hypot(ax - bx, ay - by) / 4;
         for (let step = 0; step <= 100; step++) {
             const t = step / 100, u = 1 - t;
             const mix = (a, b, c, d) => u ** 3 * a + 3 * u * u * t * b + 3 * u * t * t * c + t ** 3 * d;
             const point = [mix(ax, ax + reach, bx - reach, bx), mix(ay, ay, by, by)];
             for (const node of nodes) {
-                if (node !== from && node !== to && inside(point, box(node))) found.push(`${from.title} > ${to.title} behind ${node.title}`);
+                if (node === from || node === to || !inside(point, box(node))) continue;
+                found.push(`${from.title} > ${to.title} behind ${node.title}`);
             }
         }
     }
     const overlap = ([a, b, c, d], [e, f, g, h]) => a < e + g && e < a + c && b < f + h && f < b + d;
     const notes = nodes.filter(({ type }) => type === 'MarkdownNote');
     for (const note of notes) {
-        for (const node of nodes) if (node !== note && overlap(box(note), box(node))) found.push(`note on ${node.title}`);
-        for (const group of groups) if (overlap(box(note), [...group.pos, ...group.size])) found.push(`note on ${group.title}`);
+        const others = nodes.filter((node) => node !== note).map((node) => [node.title, box(node)]);
+        const framed = groups.map(({ title, pos, size }) => [title, [...pos, ...size]]);
+        for (const [title, place] of [...others, ...framed]) {
+            if (overlap(box(note), place)) found.push(`note on ${title}`);
+        }
     }
     return [...new Set(found)];
 }"""
