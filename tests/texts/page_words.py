@@ -11,8 +11,6 @@ import templates
 
 FOLDER = node_texts.ROOT / "web"
 FILE = FOLDER / "words.json"
-# As ComfyUI's Manager calls the pack's folder.
-PACK = "ComfyUI_QwenVL"
 # Choices that are no words.
 SAME = {"4bit", "8bit", "0-1000", "OCR", "cpu"}
 _HEADING = re.compile(r"^(## |\d {2})")
@@ -63,15 +61,3 @@ def _in(language: str) -> dict[str, str]:
     meanings, notes = node_texts.meanings(language), of_templates()
     known = [each for each in sorted(english()) if each in meanings]
     return {each: node_texts.translated(each, meanings) if each in notes else meanings[each] for each in known}
-
-
-def titles(language: str) -> str:
-    """The file that ComfyUI's page takes the names of templates from, by the pack's folder."""
-    meanings = {} if language == "en" else node_texts.meanings(language)
-    named = {name: meanings.get(name, name) for name in templates.names()}
-    table = {"templateWorkflows": {"template": {PACK: named}, "templateDescription": {PACK: named}}}
-    return json.dumps(table, ensure_ascii=False, indent=1) + "\n"
-
-
-def titles_file(language: str) -> Path:
-    return node_texts.FOLDER / language / "main.json"

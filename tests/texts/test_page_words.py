@@ -8,7 +8,6 @@ import subprocess
 import node_texts
 import page_words
 import pytest
-import templates
 
 WORDS = re.compile(r"\{\w+\}")
 EVERY_CALL = re.compile(r"\bword\(")
@@ -59,13 +58,6 @@ def test_no_two_choices_of_a_list_are_called_the_same(language):
 def test_what_stands_in_braces_stands_in_the_translation(language):
     for english, said in json.loads(page_words.FILE.read_text(encoding="utf-8"))[language].items():
         assert set(WORDS.findall(said)) == set(WORDS.findall(english)), english
-
-
-@pytest.mark.parametrize("language", ["en", *node_texts.LANGUAGES])
-def test_the_templates_have_titles_where_comfyui_looks_for_them(language):
-    named = json.loads(page_words.titles_file(language).read_text(encoding="utf-8"))["templateWorkflows"]["template"]
-    assert set(named["ComfyUI_QwenVL"]) == set(templates.names())
-    assert (named["ComfyUI_QwenVL"]["Find objects"] == "Find objects") == (language == "en")
 
 
 @pytest.mark.parametrize("language", node_texts.LANGUAGES)

@@ -31,8 +31,7 @@ def made(pack: ModuleType) -> dict[Path, str]:
         for language in LANGUAGES
     }
     graphs = {templates.graph_file(name): _graph(name) for name in templates.names()}
-    titles = {page_words.titles_file(language): page_words.titles(language) for language in LANGUAGES}
-    return {**nodes, **pages, **graphs, **titles, page_words.FILE: page_words.made()}
+    return {**nodes, **pages, **graphs, page_words.FILE: page_words.made()}
 
 
 def stale(pack: ModuleType) -> dict[Path, str]:
