@@ -287,7 +287,7 @@ def test_the_page_keeps_the_text_of_every_node_that_has_one(pack):
     """Tried in a browser, which is not part of the tests; this is what would be forgotten."""
     assert pack.WEB_DIRECTORY == "./web"
     script = (ROOT / "web" / "states.js").read_text(encoding="utf-8")
-    named = set(re.findall(r'"([^"]+)"', script.partition("new Set([")[2].partition("])")[0]))
+    named = set(re.findall(r'"([^"]+)"', script.partition("ANSWERING = [")[2].partition("]")[0]))
     assert named == set(FROZEN)
 
 
