@@ -2,7 +2,8 @@
 
 Sets everything up first. --oldest runs them on the oldest supported transformers, --newest on the newest that the
 package index has, where its warnings of what goes away are errors; --long runs only those that take minutes to hours,
---release only what must hold before a version is published; whatever follows goes to pytest.
+--release only what must hold before a version is published; whatever follows goes to pytest. Files of tests run beside
+each other, on all cores; -n 0 runs them one after the other.
 """
 
 import subprocess
@@ -18,6 +19,8 @@ from environment import python  # noqa: E402
 VERSIONS = ("oldest", "newest")
 # Tests that are run alone, where they are asked for.
 MARKS = ("long", "release")
+# Files of tests beside each other, one for each core; and no test may hang.
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--timeout", "900")
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
@@ -27,6 +30,8 @@ def main() -> int:
     versions = next((each for each in VERSIONS if f"--{each}" in arguments), "pinned")
     interpreter = str(python(versions))
     which = [part for mark in MARKS if f"--{mark}" in arguments for part in ("-m", mark)]
+    # What takes hours, or is one test, is run by itself.
+    which += [] if which or "-n" in arguments else SIDE_BY_SIDE
     which += ["--no-deprecated"] if versions == "newest" else []
     ours = [f"--{each}" for each in (*VERSIONS, *MARKS)]
     commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ours)]]

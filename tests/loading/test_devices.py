@@ -166,7 +166,7 @@ def test_a_load_can_be_cancelled_at_every_moment_and_leaves_nothing(monkeypatch)
     gc.disable()
     try:
         before = living_bytes()
-        for last in range(1, often - 20, often // 25):
+        for last in range(1, often - 20, often // 8):
             check, seen = cancels_at(last)
             with pytest.raises(CancelledError) as caught:
                 load(check)
