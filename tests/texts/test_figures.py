@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 
 import pytest
 from pictures import ROOT
@@ -17,7 +18,8 @@ ROW = re.compile(r"^\| (\S[^|]*?) \| ([\d.]+) GB \| ([\d.]+) \| ([\d.]+) \| ([\d
 CARD = re.compile(r"^\| (\d+) GB \| (.*) \|$", re.MULTILINE)
 SPEED = re.compile(r"^\|[^|]*\|[^|]*\| [\d.]+ ?[(\uff08].*", re.MULTILINE)
 SHAPES = {"64": "nano", "256": "small", "2B": "2b"}
-SPARE_GB = 1
+# Of a card, what weights may take at most.
+SHARE = 0.8
 # Errors that a page explains.
 LEAST_ERRORS = {"README.md": 3, "README.zh-CN.md": 3, "docs/troubleshooting.md": 25}
 
@@ -51,7 +53,7 @@ def test_a_model_fits_the_card_that_it_is_named_for(document):
         for kind, cell in zip(("none", "8bit", "4bit"), cells.split(" | "), strict=True):
             label, figure = cell.split()
             assert figure == f"{sizes(label).memory[kind] / 1e9:.1f}", cell
-            assert float(figure) + SPARE_GB <= int(card), cell
+            assert float(figure) <= int(card) * SHARE, cell
 
 
 def test_both_languages_say_as_much():
@@ -195,19 +197,22 @@ def test_errors_that_are_explained_are_errors_of_the_code(document):
     cells = re.findall(r"^\| (\*[^*].*?) \|", read(document), re.MULTILINE)
     messages = [message for cell in cells for message in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", cell)]
     assert len(messages) >= LEAST_ERRORS.get(names(document), 0)
-    raised = "\n".join(map(constants, [ROOT / "nodes.py", *sorted((ROOT / "qwenvl").rglob("*.py"))]))
     for message in messages:
-        for part in re.split(r"…|\bN\b|\bM\b|4bit|:", message):
-            assert part.strip() in raised, message
+        parts = [re.escape(part.strip()) for part in re.split(r"…|\bN\b|\bM\b|4bit", message)]
+        assert any(re.search(".*".join(parts), text, re.DOTALL) for text in written_in_code()), message
+
+
+@cache
+def written_in_code():
+    return {text for file in (ROOT / "nodes.py", *(ROOT / "qwenvl").rglob("*.py")) for text in constants(file)}
 
 
 def constants(path):
-    """The text of all strings in a file, an f-string's in one."""
+    """The text of each string in a file, an f-string's in one; comments and docstrings are not among them."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    joined = (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.Constant))
-    return "\n".join(
-        "".join(str(each.value) for each in node.values if isinstance(each, ast.Constant))
-        if isinstance(node, ast.JoinedStr)
-        else str(node.value)
-        for node in joined
-    )
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and id(node) not in told:
+            yield str(node.value)
