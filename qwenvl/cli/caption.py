@@ -13,10 +13,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..checks import printable
+from ..files.locks import FileLock
 from ..loading.cache import ModelCache
 from ..log import log
 from ..media import folder
-from ..models.part import FileLock
 from ..paths import pasted
 from ..pipeline import caption
 from ..prompting import presets

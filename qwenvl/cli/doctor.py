@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from ..comfyui import host
+from ..files.bounded_json import read_json_object
 from ..loading.cache import ModelCache
 from ..loading.capabilities import Machine, machine
 from ..log import gigabytes
 from ..models import catalog
-from ..models.checkpoint import read_json_object
 from ..models.families import family_of
 from ..pipeline import run
 from ..prompting.watch import Nobody

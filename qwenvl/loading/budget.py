@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from ..faults import OUT_OF_MEMORY
+from ..files.bounded_json import read_json_object
+from ..files.headers import is_count, weight_headers
 from ..log import gigabytes
 from ..media.media import Video
-from ..models.checkpoint import is_count, part, read_json_object
-from ..models.download import weight_headers
+from ..models.checkpoint import part
 from ..request import LoadSpec
 
 # Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
@@ -45,7 +46,7 @@ def model_bytes(
     """
     bits = _stored_bits(folder) if expands else 0
     total = 0.0
-    for name, tensor in weight_headers(folder):
+    for name, tensor in weight_headers(folder).items():
         count, packed = math.prod(tensor["shape"]), _PACKED.get(tensor["dtype"], 0)
         if _UNREAD.match(name):
             continue

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ..errors import LoadError
-from ..models.checkpoint import INDEX, Checkpoint, has_own_index, part, read_json_object
-from ..models.download import weight_headers, weight_map
+from ..files.bounded_json import read_json_object
+from ..files.headers import INDEX, has_own_index, weight_headers, weight_map
+from ..models.checkpoint import Checkpoint, part
 
 # Numbers of a model for each byte on disk: two where they have four bits each, and as much again to be safe.
 _MOST_PER_BYTE = 8
@@ -70,7 +71,7 @@ def require_claims(folder: Path) -> None:
     for name, value in _numbers(config):
         if isinstance(value, int) and abs(value) > _MOST.get(name, _LARGEST):
             raise LoadError(_unlike(folder, f"{name[:99]} is more than any model has"))
-    tensors = [tensor for _, tensor in weight_headers(folder)]
+    tensors = weight_headers(folder).values()
     most = len(tensors) + max((side for tensor in tensors for side in tensor["shape"]), default=0)
     for section in (config, part(config, "text_config"), part(config, "vision_config")):
         claimed = [name for name, value in section.items() if _amount(name, value) > most]
@@ -86,7 +87,7 @@ def require_backing(folder: Path, build: Callable[[], torch.nn.Module]) -> None:
     Args:
         build: makes the model of the configuration; called where its numbers take no memory.
     """
-    tensors = [tensor for _, tensor in weight_headers(folder)]
+    tensors = weight_headers(folder).values()
     if not tensors:
         return
     with torch.device("meta"):
@@ -151,7 +152,7 @@ def require_described(checkpoint: Checkpoint, config: Any) -> None:
 
     transformers would drop scales and layers, and what is left talks rubbish.
     """
-    headers = dict(weight_headers(checkpoint.folder))
+    headers = weight_headers(checkpoint.folder)
     if checkpoint.quantized is None and (seems := _quantized(headers)):
         name, kind = seems
         raise LoadError(

@@ -19,7 +19,7 @@ from ..media.media import Video
 from ..models import catalog, download
 from ..models.checkpoint import read_checkpoint
 from ..models.families import family_of
-from ..models.trust import why_unsafe
+from ..models.trust import links_out, why_unsafe
 from ..request import LoadSpec, LoadStats, Request
 from ..settings import AS_SET, QUANTIZATIONS, RESOLUTIONS
 from . import loader
@@ -41,7 +41,11 @@ def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> M
     model = catalog.find(spec.model, roots)
     folder = catalog.locate(model, roots)
     if folder is None:
-        folder = catalog.candidates(model, roots)[0]
+        places = catalog.candidates(model, roots)
+        for place in places:
+            if linked := links_out(place):  # what somebody put there is not fetched a second time
+                raise _not_opened(spec, place, next(iter(linked.values())))
+        folder = places[0]
         if not model.repo_id:
             raise loader.LoadError(f"{spec.model} is damaged: {download.why_incomplete(folder)} in {folder}.")
         if reason := download.why_forbidden(policy):
@@ -51,8 +55,12 @@ def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> M
             )
         download.fetch(model.repo_id, folder, watch)
     if reason := why_unsafe(folder):
-        raise loader.LoadError(f"{spec.model} is not opened: in {folder}, {reason}.")
+        raise _not_opened(spec, folder, reason)
     return ModelSource(spec, folder, where)
+
+
+def _not_opened(spec: LoadSpec, folder: Path, reason: str) -> loader.LoadError:
+    return loader.LoadError(f"{spec.model} is not opened: in {folder}, {reason}.")
 
 
 @dataclass(frozen=True, slots=True)

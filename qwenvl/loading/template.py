@@ -18,8 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from ..errors import LoadError, WrappedErrors
+from ..files.bounded_json import UnreadableError, read_json_object
 from ..log import log
-from ..models.checkpoint import UnreadableError, read_json_object
 from .template_limits import (
     BUDGET,
     FILTERS,

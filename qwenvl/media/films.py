@@ -15,6 +15,7 @@ import numpy as np
 from ..checks import shown
 from ..log import log
 from ..request import Frames
+from .film_index import require_small_index
 from .opening import BROKEN_PICTURE, MediaError, open_film, require_shape
 from .packets import Check, film_stream
 from .timeline import FrameReader, Source, Timeline, read_timeline
@@ -80,6 +81,7 @@ def read_video(
     try:
         if isinstance(source, str) and not Path(source).is_file():
             raise MediaError(f"{name}: there is no file {source!r}.")
+        require_small_index(source, check)
         size = _shown_size(told, source)
         timeline = read_timeline(told, source, check)
         return _sample(told, FrameReader(source, timeline, check), timeline, size, frames, (start_s, duration_s))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import shown
+from ..files.bounded_json import SETTINGS, content_of, parse
 from ..log import log
 from ..paths import why_not_local
 from .builtin import Model
@@ -64,7 +65,7 @@ def _content(path: Path) -> _Content:
 def _read(path: Path, modified: int, size: int) -> _Content:
     """Cached by what changes when the file does."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse(content_of(path), SETTINGS)
     except json.JSONDecodeError as error:
         log.warning("%s, line %d, column %d: %s. It is left out.", path, error.lineno, error.colno, error.msg)
         return _Content()

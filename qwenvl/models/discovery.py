@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.bounded_json import UnreadableError
+from ..files.headers import weight_files
 from ..log import log
 from .builtin import Model, Size
-from .checkpoint import UnreadableError, read_checkpoint, weight_files
+from .checkpoint import DESCRIPTIONS, read_checkpoint
 from .download import UNFINISHED, why_incomplete
 from .families import FAMILIES
+from .trust import links_out
 
 
 def discovered(roots: Sequence[Path]) -> Iterator[tuple[Model, bool]]:
@@ -114,6 +117,10 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
         if not weights and any(name.endswith(".bin") for name in names):
             log.info("not in the list of models: %s: %s", folder, why_incomplete(folder))
         if UNFINISHED in names or not weights or not names & {"tokenizer.json", "vocab.json"}:
+            return None
+        linked = links_out(folder)
+        if elsewhere := next((linked[name] for name in DESCRIPTIONS if name in linked), None):
+            log.info("not in the list of models: in %s, %s", folder, elsewhere)
             return None
         checkpoint = read_checkpoint(folder)
         size = sum(file.stat().st_size for file in _read_of(folder, weights) if file.exists())

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checks import shown
+from ..files.bounded_json import UnreadableError
+from ..files.headers import BrokenWeightsError, RivalWeightsError, headers
 from ..log import amount, log
 from ..settings import DOWNLOADS
-from .checkpoint import LARGEST, RivalWeightsError, UnreadableError, tensors_of, weight_files
 from .hub_errors import redacted
 from .transfer import UNFINISHED
+from .trust import links_out
 
 _PACK = Path(__file__).resolve().parents[2]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -48,26 +50,17 @@ class DownloadWatch(Protocol):
 
 
 def why_incomplete(folder: Path) -> str | None:
-    """The reason why the folder is not a whole model, or None if it is one. Reads headers only."""
+    """The reason why the folder is not a whole model, or None if it is one. Reads headers only, and none elsewhere."""
     try:
+        if linked := links_out(folder):
+            return next(iter(linked.values()))
         return "its download has not finished" if (folder / UNFINISHED).exists() else _why_not_whole(folder)
-    except RivalWeightsError as error:
+    except (RivalWeightsError, BrokenWeightsError) as error:
         return str(error)
     except UnreadableError as error:
         return f"its index cannot be read ({error.reason})"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"its index or a weight file cannot be read ({shown(str(error))})"
-
-
-def weight_headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and header (dtype, shape, data_offsets) of every tensor of a whole model."""
-    for tensors in _headers(folder).values():
-        yield from tensors.items()
-
-
-def weight_map(folder: Path) -> dict[str, Path]:
-    """The file of every tensor of a whole model."""
-    return {name: path for path, tensors in _headers(folder).items() for name in tensors}
 
 
 def default_policy() -> str:
@@ -244,10 +237,7 @@ def _why_not_whole(folder: Path) -> str | None:
         return "config.json is missing"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return "the tokenizer is missing"
-    weights = weight_files(folder)
-    if not weights:
-        return f"it holds no .safetensors weights{_pickles(folder)}"
-    return next((reason for reason in map(_why_broken, weights) if reason), None)
+    return None if headers(folder) else f"it holds no .safetensors weights{_pickles(folder)}"
 
 
 def _pickles(folder: Path) -> str:
@@ -256,27 +246,3 @@ def _pickles(folder: Path) -> str:
     if not found:
         return ""
     return f", only {found[0]}: a pickle can run code when it is read, so none is ever opened"
-
-
-def _headers(folder: Path) -> dict[Path, dict[str, dict[str, Any]]]:
-    headers = {}
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            headers[path] = tensors_of(file.read(min(int.from_bytes(file.read(8), "little"), LARGEST)))
-    return headers
-
-
-def _why_broken(path: Path) -> str | None:
-    """A safetensors file states where its last tensor ends, so a cut file shows without reading the weights."""
-    if not path.is_file():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if not 0 < header_size < size:
-            return f"{path.name} is cut short"
-        if header_size > LARGEST:
-            return f"{path.name} is no safetensors file"
-        tensors = tensors_of(file.read(header_size))
-    expected = 8 + header_size + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"

@@ -24,10 +24,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
+from ..files.bounded_json import UnreadableError, read_json_object
+from ..files.headers import INDEX
+from ..files.locks import FileLock
 from ..log import amount
-from .checkpoint import INDEX, UnreadableError, read_json_object
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
-from .part import FileLock, Part, RemoteFile
+from .part import Part, RemoteFile
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")

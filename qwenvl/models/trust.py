@@ -6,14 +6,16 @@ others, which it would open. Which of these it still follows depends on its vers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..checks import shown
+from ..files.bounded_json import OversizeError, UnreadableError, content_of, limit_of, read_json_object
 from ..paths import is_plain_name, real
-from .checkpoint import LARGEST, UnreadableError, read_json_object
 from .families import FAMILIES
 
 # A subfolder that tokenizers read from.
@@ -41,6 +43,18 @@ _CLASSES = {
 }
 # What the parts of a model are called after its family.
 _PARTS = ("", "_text", "_vision")
+# How weights may be stored: for each of the others transformers would load packages and kernels that nobody tried.
+METHODS = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq")
+_STORED = ("quantization_config", "compression_config")
+# Names of layers, which may be patterns; what else is no plain word names a file, whose code compressed-tensors runs.
+_LAYERS = ("ignore", "targets")
+_WORD = re.compile(r"[\w .+-]*")
+# Keys by which transformers chooses how attention and experts are computed.
+_WAYS = {
+    f"{begin}_implementation{end}" for begin in ("attn", "_attn", "experts", "_experts") for end in ("", "_internal")
+}
+# Ways to compute the experts of a mixture that transformers has itself; for others it fetches a kernel.
+_EXPERTS = ("eager", "grouped_mm", "batched_mm")
 # Lists of other files, of which transformers picks one by its version.
 _VERSIONS = {_MODEL: "configuration_files", _TOKENIZER: "fast_tokenizer_files"}
 _TOKENS = "tokenizer.json"
@@ -54,7 +68,24 @@ _MENDED = "Put the file there that belongs to the model, or download it again"
 
 def why_unsafe(folder: Path) -> str | None:
     """The reason why nothing in the folder should be read, or None."""
-    return next(_reasons(folder), None)
+    try:
+        return next(_reasons(folder), None)
+    except OversizeError as error:  # which another reader may manage, and follow
+        return f"{error.path.name} cannot be read: {error.reason}, as no model's is"
+
+
+def links_out(folder: Path) -> dict[str, str]:
+    """Name of each link in it that leads out of it, or to itself -> what is wrong with it. Opens none of them."""
+    found = {}
+    for file in [*_inside(folder), *_inside(folder / _TEMPLATES)]:
+        target = real(file)
+        if target is None:
+            found[file.name] = f"{file.name} is a link that leads back to itself. Take it out"
+        elif file.is_symlink() and not _stays(target, folder):
+            found[file.name] = (
+                f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
+            )
+    return found
 
 
 def _reasons(folder: Path) -> Iterator[str]:
@@ -68,18 +99,14 @@ def _reasons(folder: Path) -> Iterator[str]:
             yield f"{name} names other files that are to be read instead ({key}). Take it out"
     yield from _from_tokenizer(_settings(folder / _TOKENIZER), (folder / _TOKENS).is_file())
     for file in sorted(folder.glob("*config.json")):
-        yield from _foreign_classes(file.name, _settings(file))
+        yield from _chosen(file.name, _settings(file))
 
 
 def _of_files(folder: Path) -> Iterator[str]:
     """What speaks against a file before it is read."""
+    yield from links_out(folder).values()
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
-        target = real(file)
-        if target is None:
-            yield f"{file.name} is a link that leads back to itself. Take it out"
-        elif file.is_symlink() and not _stays(target, folder):
-            yield f"{file.name} is a link that leads out of it. Put the file itself there, or link the whole folder"
-        elif is_read(file.name):
+        if is_read(file.name):
             yield from _unreadable(file)
     if (folder / _CODE).exists():
         yield f"{_CODE} is code that would be run. Take it out"
@@ -97,8 +124,22 @@ def _unreadable(file: Path) -> Iterator[str]:
     if not file.is_file():
         if file.exists() and not file.is_dir():
             yield f"{file.name} is no file. Put one there"
-    elif file.stat().st_size > LARGEST:
-        yield f"{file.name} is larger than {LARGEST:,} bytes, as no model's is"
+        return
+    state, most = file.stat(), limit_of(file.name).size
+    if state.st_size > most:
+        yield f"{file.name} is larger than {most:,} bytes, as no model's is"
+    elif file.suffix.lower() == ".json" and (reason := _why_too_much(file, state.st_mtime_ns, state.st_size)):
+        yield f"{file.name} cannot be read: {reason}, as no model's does"
+
+
+# Looked at again when it has changed.
+@lru_cache(maxsize=64)
+def _why_too_much(file: Path, modified: int, size: int) -> str | None:
+    try:
+        content_of(file)
+    except OversizeError as error:
+        return error.reason
+    return None
 
 
 def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:
@@ -118,16 +159,49 @@ def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:
             yield f"tokenizer_config.json names a file elsewhere ({key}: {shown(value)}). Take it out"
 
 
-def _foreign_classes(name: str, settings: dict[str, Any]) -> Iterator[str]:
-    """What a file of settings names that is no class of Qwen's, at any depth."""
-    waiting: list[Any] = [settings]
+def _chosen(name: str, settings: dict[str, Any]) -> Iterator[str]:
+    """What a file of settings names, at any depth, by which transformers would choose code that is none of Qwen's."""
+    for key, value in _below(settings):
+        if value is not None and _is_foreign(name, key, value):
+            yield f"{name} names {shown(value)} as {key}, which is none of Qwen's. {_MENDED}"
+        if key in _STORED and isinstance(value, dict):
+            yield from _of_stored(name, value)
+        if key in _WAYS and not _is_own_way(key, value):
+            yield f"{name} names {shown(value)} as {key}, a kernel that transformers would fetch. Take it out"
+
+
+def _below(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Key and value of every object at any depth; a value of a list has the list's key."""
+    waiting: list[tuple[str, Any]] = [("", settings)]
     while waiting:
-        part = waiting.pop()
-        inside = part.values() if isinstance(part, dict) else part
-        waiting += [each for each in inside if isinstance(each, dict | list)]
-        for key, value in part.items() if isinstance(part, dict) else ():
-            if value is not None and _is_foreign(name, key, value):
-                yield f"{name} names {shown(value)} as {key}, which is none of Qwen's. {_MENDED}"
+        above, part = waiting.pop()
+        for key, value in part.items() if isinstance(part, dict) else [(above, each) for each in part]:
+            if isinstance(part, dict) or not isinstance(value, dict | list):
+                yield key, value
+            if isinstance(value, dict | list):
+                waiting.append((key, value))
+
+
+def _of_stored(name: str, stored: dict[str, Any]) -> Iterator[str]:
+    """What speaks against the way in which weights are stored."""
+    method = stored.get("quant_method")
+    bits = any(stored.get(f"load_in_{bits}") for bits in ("4bit", "8bit"))
+    if (method not in METHODS and not (method is None and bits)) or (bits and method not in (None, "bitsandbytes")):
+        told = f"{shown(method)}{' and bitsandbytes' if bits else ''}"
+        yield f"{name} says that its weights are stored as {told}. Known are {', '.join(METHODS)}"
+    if method != "compressed-tensors":
+        return
+    for key, value in _below(stored):
+        if isinstance(value, str) and key not in _LAYERS and not _WORD.fullmatch(value):
+            yield f"{name} names {shown(value)} as {key} of its weights, which is no name. {_MENDED}"
+
+
+def _is_own_way(key: str, value: Any) -> bool:
+    """Whether a way to compute attention or experts is torch's or a package's, and no kernel of the hub's."""
+    ways = value.values() if isinstance(value, dict) else [value]
+    if "experts" in key:
+        return all(way is None or way in _EXPERTS for way in ways)
+    return all(way is None or (isinstance(way, str) and "/" not in way) for way in ways)
 
 
 def _is_foreign(name: str, key: str, value: Any) -> bool:
@@ -152,5 +226,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """What a file of settings holds; nothing where it cannot be read, of which whoever needs it will complain."""
     try:
         return read_json_object(path)
+    except OversizeError:
+        raise
     except UnreadableError:
         return {}

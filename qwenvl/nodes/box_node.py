@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from ..checks import checked, one_of, text_of
 from ..comfyui.progress import NodeWatch
+from ..files.bounded_json import SETTINGS, parse
 from ..loading.loader import PICTURE_PIXELS
 from ..log import log
 from ..media import boxes, media
@@ -198,8 +198,8 @@ def _sizes(runs: Sequence[Mapping[str, Any]], count: int) -> Sequence[tuple[int,
 def _read(stats: str) -> dict[str, Any]:
     """A run's stats; {} with a warning where they are none."""
     try:
-        found = json.loads(stats)
-    except (ValueError, TypeError, RecursionError):
+        found = parse(stats.encode(errors="replace"), SETTINGS)
+    except (ValueError, AttributeError, RecursionError):
         found = None
     if isinstance(found, dict) and "model" in found:
         return found

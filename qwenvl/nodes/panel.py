@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..checks import shown
 from ..comfyui import host
+from ..files import bounded_json
 from ..loading.cache import ModelCache
 from ..request import LoadSpec
 
 JSON = "application/json"
+# A name with its settings; no more than a few hundred characters.
+_ASKED = bounded_json.Limit(1 << 16, 1 << 10)
 _PORT = re.compile(r":\d+$")
 
 
@@ -38,8 +40,8 @@ def add_routes(models: ModelCache) -> None:
         if request.content_type != JSON:
             return web.Response(status=403, text=f"only {JSON} is taken")
         try:
-            # JSON is UTF-8, whatever charset the request names.
-            asked = json.loads(await request.read())
+            # In UTF-8, whatever charset the request names.
+            asked = bounded_json.parse(await _body(request), _ASKED)
         except (ValueError, RecursionError):
             return web.Response(status=400, text="that is no JSON")
         wanted = asked.get("model") if isinstance(asked, dict) else None
@@ -49,6 +51,14 @@ def add_routes(models: ModelCache) -> None:
         running = host.running_prompts()
         host.when_gone(running, ("unload", spec), lambda: models.forget(spec))
         return web.json_response({"unloads": "after this run" if running else "now"})
+
+
+async def _body(request: Any) -> bytes:
+    """What was sent, up to a byte more than is taken: ComfyUI lets a request have 100 MB."""
+    body = b""
+    while len(body) <= _ASKED.size and (block := await request.content.read(_ASKED.size + 1 - len(body))):
+        body += block
+    return body
 
 
 def why_refused(headers: Mapping[str, str], own_names: Collection[str]) -> str | None:

@@ -12,7 +12,7 @@ from picture_folder import ASK, CAPTIONS, SCENES
 from pictures import ROOT, draw
 
 from qwenvl.__main__ import main
-from qwenvl.models.part import FileLock
+from qwenvl.files.locks import FileLock
 
 
 @pytest.fixture

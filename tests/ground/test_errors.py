@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwenvl.errors import LoadError, UnusableError, WrappedErrors
-from qwenvl.models.checkpoint import UnreadableError
+from qwenvl.files.bounded_json import UnreadableError
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), Exception("of tokenizers"), RuntimeError("odd")])

@@ -22,12 +22,12 @@ from seeds import DEMO
 
 from qwenvl import pipeline
 from qwenvl.errors import UnusableError
+from qwenvl.files.bounded_json import UnreadableError
 from qwenvl.loading import loader
 from qwenvl.loading.cache import ModelCache
 from qwenvl.loading.capabilities import machine
 from qwenvl.loading.source import ModelSource
 from qwenvl.models import download
-from qwenvl.models.checkpoint import UnreadableError
 from qwenvl.models.engines import Engine
 from qwenvl.prompting.watch import Nobody
 from qwenvl.remote import client

@@ -11,9 +11,9 @@ from pictures import draw
 from safetensors.torch import load_file, save_file
 
 from qwenvl.errors import LoadError
+from qwenvl.files.headers import INDEX, WHOLE
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import load
-from qwenvl.models.checkpoint import INDEX, WHOLE
 from qwenvl.models.download import why_incomplete
 from qwenvl.prompting.prompt import encode
 from qwenvl.request import LoadSpec, Request, Sampling

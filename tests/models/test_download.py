@@ -11,9 +11,10 @@ import torch
 from pictures import ROOT
 from safetensors.torch import save_file
 
+from qwenvl.files.headers import weight_headers
+from qwenvl.files.locks import FileLock
 from qwenvl.models.catalog import DEMO, find
-from qwenvl.models.download import DownloadError, default_policy, fetch, weight_headers, why_forbidden, why_incomplete
-from qwenvl.models.part import FileLock
+from qwenvl.models.download import DownloadError, default_policy, fetch, why_forbidden, why_incomplete
 from qwenvl.models.transfer import LOCK, UNFINISHED
 
 
@@ -37,7 +38,7 @@ def sharded(folder):
 
 def test_a_whole_model_is_whole(folder, sharded):
     assert why_incomplete(folder) is None
-    assert {name: tensor["shape"] for name, tensor in weight_headers(sharded)} == {"w0": [8], "w1": [8]}
+    assert {name: tensor["shape"] for name, tensor in weight_headers(sharded).items()} == {"w0": [8], "w1": [8]}
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

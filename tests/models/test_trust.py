@@ -14,10 +14,11 @@ import transformers
 from pictures import ROOT
 
 from qwenvl.comfyui import host
-from qwenvl.loading.loader import LoadError
+from qwenvl.files.bounded_json import limit_of
+from qwenvl.loading.capabilities import machine
+from qwenvl.loading.loader import LoadError, load
 from qwenvl.loading.source import find_source
 from qwenvl.models import catalog
-from qwenvl.models.checkpoint import LARGEST
 from qwenvl.models.trust import is_read, why_unsafe
 from qwenvl.request import LoadSpec
 
@@ -144,6 +145,116 @@ def test_a_class_that_is_none_of_qwen_s_is_refused_and_named(folder, name, setti
     assert len(reason) < 500
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True, "modules_to_not_convert": ["visual"]}
+GPTQ = {"quant_method": "gptq", "bits": 4, "meta": {"quantizer": ["gptqmodel:2.0"], "uri": "https://a.example/b"}}
+PACKED = {
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "ignore": ["lm_head", "re:.*visual.*"],
+    "config_groups": {"group_0": {"targets": ["re:.*mlp/x"], "format": None, "weights": {"type": "int"}}},
+    "version": "0.12.2.dev1+g1",
+}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}
+BITS = {"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16"}
+# Under each of these, transformers looks for how weights are stored.
+STORED = ["quantization_config", "compression_config"]
+
+
+@pytest.mark.parametrize("stored", [AWQ, GPTQ, PACKED, FP8, BITS, {"quant_method": "bitsandbytes", **BITS}])
+@pytest.mark.parametrize("key", STORED)
+def test_ways_of_storing_weights_that_are_known_may_be_read(folder, key, stored):
+    change(folder, "config.json", **{key: stored})
+    assert why_unsafe(folder) is None
+    change(folder, "config.json", **{key: None, "text_config": {"model_type": "qwen3_vl_text", key: stored}})
+    assert why_unsafe(folder) is None
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *(
+            {"quant_method": each}
+            for each in ("hqq", "torchao", "mxfp4", "auto-round", "AWQ", "", "x" * 10**6, 3, ["awq"])
+        ),
+        {"quant_method": None},
+        {"bits": 4},
+        {},
+        {"quant_method": "awq", "load_in_4bit": True},  # which transformers takes for bitsandbytes
+        {"quant_method": "mxfp4", "load_in_8bit": 1},
+    ],
+)
+@pytest.mark.parametrize("key", STORED)
+def test_other_ways_of_storing_weights_are_refused_and_the_known_ones_named(folder, key, stored):
+    """For each, transformers loads packages and kernels by the folder's word alone."""
+    change(folder, "config.json", vision_config={"depth": 1, key: stored})
+    reason = why_unsafe(folder)
+    assert "config.json says that its weights are stored as" in reason
+    assert "Known are awq, bitsandbytes, compressed-tensors, fp8, gptq" in reason
+    assert len(reason) < 500
+
+
+PATHS = ["/tmp/trap.py:x", "trap.py:x", "..\\trap.py:x", "a/b", "a:b", "a\nb"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("where", [(), ("sparsity_config",), ("config_groups", "a"), ("transform_config", "b", "c")])
+def test_compressed_weights_name_no_file_as_their_format(folder, where, path):
+    """compressed-tensors takes path:name for a Python file, and runs it."""
+    stored = part = json.loads(json.dumps(PACKED))
+    for key in where:
+        part[key] = part = {}
+    part["format"] = part["type"] = path
+    change(folder, "config.json", quantization_config=stored)
+    assert f"config.json names {path!r} as " in why_unsafe(folder)
+
+
+def test_that_would_have_run_it(tmp_path, monkeypatch):
+    """What the check is for: without it, loading runs the file, which is looked for where the program was started."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    if transformers.__version__.startswith("4."):
+        pytest.skip("transformers 4 reads them in another way")
+    folder = tiny.save_demo(tmp_path / "m", "compressed-tensors")
+    monkeypatch.chdir(folder)
+    (folder / "trap.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n")
+    stored = json.loads((folder / "config.json").read_text())["quantization_config"]
+    change(folder, "config.json", quantization_config={**stored, "format": "trap.py:x"})
+    assert "no name" in why_unsafe(folder)
+    with pytest.raises(LoadError):
+        load(LoadSpec("trap"), folder, machine("cpu"))
+    assert (tmp_path / "sprung").exists()
+
+
+KERNELS = ["someone/kernel", "paged|someone/kernel", {"": "sdpa", "vision_config": "a/b:c"}, 3]
+WAYS = ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("key", WAYS)
+def test_a_kernel_of_the_hub_for_attention_is_refused(folder, key, kernel):
+    for settings in ({key: kernel}, {"vision_config": {key: kernel}}, {"a": [{"b": {key: kernel}}]}):
+        file = folder / "config.json"
+        before = file.read_text()
+        change(folder, "config.json", **settings)
+        assert f"as {key}, a kernel that transformers would fetch" in why_unsafe(folder)
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("way", ["sonicmoe", "deepgemm", "someone/kernel", {"text_config": "sonicmoe"}, ["eager"], 1])
+@pytest.mark.parametrize(
+    "key", ["experts_implementation", "_experts_implementation", "_experts_implementation_internal"]
+)
+def test_a_kernel_of_the_hub_for_experts_is_refused(folder, key, way):
+    change(folder, "config.json", text_config={"model_type": "qwen3_vl_text", key: way})
+    assert f"as {key}, a kernel that transformers would fetch" in why_unsafe(folder)
+
+
+@pytest.mark.parametrize("way", [None, "sdpa", "eager", "flash_attention_2", {"": "sdpa", "vision_config": None}])
+def test_attention_that_finetunes_were_saved_with_may_be_named(folder, way):
+    change(folder, "config.json", **dict.fromkeys(WAYS, way), _attn_implementation_autoset=True)
+    change(folder, "config.json", experts_implementation="grouped_mm", _experts_implementation=None)
+    assert why_unsafe(folder) is None
+
+
 @pytest.mark.parametrize("name", ["", "x" * 10**6])
 def test_a_class_of_any_name_is_named_briefly(folder, name):
     change(folder, "processor_config.json", processor_class=name)
@@ -200,7 +311,7 @@ def test_a_file_that_is_read_whole_is_no_larger_than_any_model_s(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     with (folder / name).open("ab") as file:
         file.truncate(3 << 30)
-    assert f"{Path(name).name} is larger than {LARGEST:,} bytes" in why_unsafe(folder)
+    assert f"{Path(name).name} is larger than {limit_of(name).size:,} bytes" in why_unsafe(folder)
 
 
 @pytest.mark.parametrize("name", READ_WHOLE)
@@ -222,9 +333,27 @@ def test_what_nobody_reads_may_be_of_any_size(folder, name):
 
 def test_settings_that_cannot_be_read_are_left_to_who_needs_them(folder):
     (folder / "tokenizer_config.json").write_text("{")
-    (folder / "processor_config.json").write_text("[" * 100_000)
     (folder / "config.json").write_text("[]")
     assert why_unsafe(folder) is None
+
+
+SETTINGS = ["config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json"]
+DEEP = ["[" * 100_000, '{"a":' * 5000]
+MANY = "[" + "[]," * 300_000 + "0]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, deep) for name in SETTINGS for deep in DEEP),
+        *((name, MANY) for name in [*SETTINGS, "added_tokens.json"]),
+    ],
+    ids=lambda value: value[:9],
+)
+def test_settings_that_another_reader_may_manage_are_refused(folder, name, content):
+    """What cannot be looked at could name anything."""
+    (folder / name).write_text(content)
+    assert why_unsafe(folder).startswith(f"{name} cannot be read: it ")
 
 
 def test_no_node_opens_such_a_folder(folder, tmp_path, monkeypatch):
@@ -309,10 +438,17 @@ def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path
         (folder / name).write_text(f"import pathlib\npathlib.Path({str(sprung)!r}).touch()\n")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
         (folder / name).write_bytes(pickle.dumps(Trap(sprung)))
-    kernel = {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel"}
+    flash = {"attn_implementation": "flash_attention_2", "_attn_implementation": "flash_attention_2"}
     config = json.loads((folder / "config.json").read_text())
-    change(folder, "config.json", auto_map={"AutoConfig": "trap.A", "AutoModelForImageTextToText": "trap.B"}, **kernel)
-    change(folder, "config.json", text_config=config["text_config"] | kernel)
+    # What only a call may ask for.
+    flash |= {
+        "use_kernels": True,
+        "kernel_config": {"a": "someone/kernel"},
+        "tp_plan": "auto",
+        "trust_remote_code": True,
+    }
+    change(folder, "config.json", auto_map={"AutoConfig": "trap.A", "AutoModelForImageTextToText": "trap.B"}, **flash)
+    change(folder, "config.json", text_config=config["text_config"] | flash)
     change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["trap.C", "somebody/else--trap.C"]})
     change(folder, "processor_config.json", auto_map={"AutoProcessor": "trap.D"})
     change(folder, "preprocessor_config.json", auto_map={"AutoImageProcessor": "trap.E"})

@@ -103,7 +103,9 @@ def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy
         *(({"data": data, "headers": {"Content-Type": "application/json"}}, 400) for data in NO_JSON),
         ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=klingon"}}, 404),
         ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=rot13"}}, 404),
-        ({"json": {"model": "x" * 900_000}}, 404),
+        ({"json": {"model": "x" * 60_000}}, 404),
+        ({"json": {"model": "x" * 900_000}}, 400),
+        ({"json": [[]] * 2000}, 400),
         ({"json": {"model": ["\ud800"] * 900}}, 404),
     ],
 )

@@ -111,6 +111,12 @@ def fetch(repo_id: str, folder: str) -> int:
     return 0
 
 
+def audited(base: str, told: str) -> int:
+    from audited import work
+
+    return work(base, told)
+
+
 def _work(order: dict[str, Any]) -> int:
     os.environ.update(order["environment"])
     log = os.devnull if order["longest_file"] is not None else order["log"]
@@ -123,7 +129,7 @@ def _work(order: dict[str, Any]) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["longest_file"], resource.RLIM_INFINITY))
     function, *arguments = order["do"]
-    return {"command": command, "fetch": fetch}[function](*arguments)
+    return {"command": command, "fetch": fetch, "audited": audited}[function](*arguments)
 
 
 def _serve() -> None:

@@ -15,17 +15,18 @@ GROUND = {"request", "settings", "checks", "paths", "errors", "faults", "log", "
 MAY_IMPORT = {
     **{file: set() for file in GROUND},
     "comfyui": set(),
-    "models": set(),
+    "files": set(),
+    "models": {"files"},
     "media": set(),
     "decoding": set(),
     "report": {"decoding"},
-    "loading": {"decoding", "media", "models", "comfyui"},
+    "loading": {"decoding", "media", "models", "comfyui", "files"},
     "prompting": {"loading", "decoding", "media", "comfyui"},
     "remote": {"prompting", "loading", "media", "models"},
-    "nodes": {"prompting", "loading", "media", "models", "comfyui"},
+    "nodes": {"prompting", "loading", "media", "models", "comfyui", "files"},
     "session": {"remote", "report", "prompting", "loading", "decoding", "media", "models", "comfyui"},
     "pipeline": {"session", "report", "prompting", "loading", "media"},
-    "cli": {"pipeline", "report", "prompting", "loading", "media", "models", "comfyui"},
+    "cli": {"pipeline", "report", "prompting", "loading", "media", "models", "comfyui", "files"},
     "__main__": {"cli", "pipeline", "prompting", "loading", "models", "comfyui"},
 }
 MOST_FILES, MOST_LINES = 12, 300
@@ -34,7 +35,7 @@ STANDARD_ONLY = {
     *("nodes.lists", "remote.reply", "remote.refusals", "remote.kinds", "remote.loop", "media.notations"),
     *("remote.incoming", "remote.secret"),
     *(f"models.{name}" for name in ("families", "catalog", "trust", "builtin", "custom", "discovery", "download")),
-    "models.engines",
+    *("models.engines", "files.bounded_json", "files.headers", "files.locks"),
 }
 
 
