@@ -1,6 +1,7 @@
 """The figures of the documents are those of the lists, the settings and the runs; the errors are the code's own."""
 
 import ast
+import dataclasses
 import json
 import re
 from functools import cache
@@ -9,7 +10,9 @@ import pytest
 from pictures import ROOT
 from test_documents import PAGES, README, READMES, names, read
 
+from qwenvl.loading.loader import PICTURE_PIXELS
 from qwenvl.models import catalog
+from qwenvl.models.engines import Engine
 from qwenvl.settings import SETTINGS
 
 RESULTS = ROOT / "benchmarks/results"
@@ -190,6 +193,34 @@ def shown(value):
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:.10g}" if isinstance(value, int | float) else value
+
+
+def test_the_settings_of_an_engine_have_the_defaults_that_the_page_says():
+    table = page("engines.md").split("## Settings of an entry")[1].split("## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE))
+    fields = {each.name: each.default for each in dataclasses.fields(Engine) if each.name != "name"}
+    assert set(told) == set(fields)
+    for name in ("timeout_s", "max_concurrency", "vision", "video_url"):
+        assert json.loads(told[name]) == fields[name], name
+    assert json.loads(told["pixels"]) == list(PICTURE_PIXELS)
+
+
+def test_presets_and_models_that_are_named_are_there():
+    names_of_ours = page("nodes.md").split("These come with the pack:")[1].split("\n\n")[0]
+    ours = {path.stem.replace("_", " ") for path in (ROOT / "qwenvl/prompting/builtin_presets").iterdir()}
+    assert {" ".join(name.split()) for name in re.findall(r"\*([^*]+)\*", names_of_ours)} == ours
+    for document in (*READMES, *PAGES):
+        assert set(re.findall(r'--preset "(.+?)"', read(document))) <= ours
+        asked = re.findall(r"--model ([\w.-]+)|serve-info (Q[\w.-]+)|`(Qwen[\w.]+-[\w.-]*B-[\w-]+)`", read(document))
+        assert {name for found in asked for name in found if name} - {"NAME"} <= set(catalog.all_models([]))
+
+
+@pytest.mark.parametrize("name", ["QwenVLLoadFolder", "QwenVLSaveCaptions"])
+def test_inputs_of_the_folder_nodes_are_explained(pack, name):
+    inputs = pack.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
+    widgets = [each for each, (_, options) in inputs["required"].items() if not options.get("forceInput")]
+    for each in widgets:
+        assert f"\n| `{each}` |" in page("captions.md"), each
 
 
 @pytest.mark.parametrize("document", [*READMES, *PAGES], ids=names)
