@@ -2,6 +2,7 @@
 
 if __package__:  # pytest imports this file too, as a module without a package
     from .nodes import MODELS, NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, Qwen, QwenVL
+    from .qwenvl.models.catalog import keep_own
     from .qwenvl.nodes.clashes import warn_of_clashes
     from .qwenvl.nodes.older_prompts import take_them
     from .qwenvl.nodes.panel import add_routes
@@ -9,6 +10,7 @@ if __package__:  # pytest imports this file too, as a module without a package
 
     startup_report()
     warn_of_clashes(NODE_CLASS_MAPPINGS)
+    keep_own()
     add_routes(MODELS)
     take_them({name: node for name, node in NODE_CLASS_MAPPINGS.items() if issubclass(node, (Qwen, QwenVL))})
 

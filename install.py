@@ -1,37 +1,100 @@
 """Installs what depends on torch, and leaves the torch that is there alone: ComfyUI-Manager runs it after
-requirements.txt; by hand, python install.py in ComfyUI's environment. What is installed already stays as it is.
+requirements.txt, at every update too; by hand, python install.py in ComfyUI's environment. What is installed already
+stays as it is, unless it is too old. Standard library only.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 
 # Everything else that they need comes with ComfyUI.
 PACKAGES = {
-    "accelerate": "accelerate>=1.0",  # loads weights straight onto the GPU, without a copy in RAM first
-    "bitsandbytes": "bitsandbytes>=0.45",  # the quantization choices 4bit and 8bit
+    "accelerate": "1.1",  # loads weights straight onto the GPU, without a copy in RAM first
+    "bitsandbytes": "0.45",  # the quantization choices 4bit and 8bit
 }
+PACK = Path(__file__).resolve().parent
+MODELS = "custom_models.json"
 
 
 def main() -> int:
-    """Exit status of the installer; 0 where nothing is missing."""
-    missing = [wanted for name, wanted in PACKAGES.items() if not _is_installed(name)]
+    """Exit status of the installer; 0 where nothing is missing, 1 where there is no installer."""
+    bring_back_models(PACK)
+    missing = [f"{name}>={oldest}" for name, oldest in PACKAGES.items() if not is_installed(name, oldest)]
     if not missing:
         return 0
-    # Environments made by uv have no pip.
-    pip = [sys.executable, "-m", "pip"] if util.find_spec("pip") else ["uv", "pip"]
-    target = [] if util.find_spec("pip") else ["--python", sys.executable]
-    return subprocess.run([*pip, "install", *target, "--no-deps", *missing], check=False).returncode  # noqa: S603
+    installer = find_installer()
+    if installer is None:
+        print(
+            f"{' and '.join(missing)} cannot be installed: this Python has neither pip nor uv, and there is no uv in "
+            f"the path. Install one of them (https://docs.astral.sh/uv), then run: {sys.executable} {__file__}",
+            file=sys.stderr,
+        )
+        return 1
+    return subprocess.run([*installer, "--no-deps", *missing], check=False).returncode
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str, oldest: str) -> bool:
+    """Whether that version or a later one is there."""
     try:
-        metadata.version(name)
+        return _numbers(metadata.version(name) or "") >= _numbers(oldest)
     except metadata.PackageNotFoundError:
         return False
-    return True
+
+
+def find_installer() -> list[str] | None:
+    """The command that installs into this Python; environments made by uv have no pip."""
+    if util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    uv = [sys.executable, "-m", "uv"] if util.find_spec("uv") else [path] if (path := shutil.which("uv")) else None
+    return uv and [*uv, "pip", "install", "--python", sys.executable]
+
+
+def bring_back_models(pack: Path) -> None:
+    """Put what the user wrote into custom_models.json back, once, after ComfyUI-Manager has stashed it away.
+
+    Before it updates, it puts every change aside with `git stash`, and leaves it there. At its next start the pack
+    copies the file to where no update comes.
+    """
+    git = shutil.which("git")
+    if git is None or not (pack / ".git").exists():
+        return
+    file = pack / MODELS
+    if not file.is_file() or file.read_bytes().split() != (_git(git, pack, "show", f"HEAD:{MODELS}") or b"").split():
+        return  # the user's own is there
+    mark = (
+        pack / (_git(git, pack, "rev-parse", "--git-path", "qwenvl-models-brought-back") or b".git/x").decode().strip()
+    )
+    stashed = _newest_stash(git, pack)
+    if stashed is None or (mark.is_file() and mark.read_text(encoding="utf-8") == stashed):
+        return
+    file.write_bytes(_git(git, pack, "show", f"{stashed}:{MODELS}") or b"")
+    mark.write_text(stashed, encoding="utf-8")
+    print(f"{MODELS} has your models again: an update had put them aside (git stash).")
+
+
+def _newest_stash(git: str, pack: Path) -> str | None:
+    """The newest in which custom_models.json is another than it was at that time."""
+    for stash in (_git(git, pack, "log", "--walk-reflogs", "--format=%H", "refs/stash", "--") or b"").decode().split():
+        then, before = (_git(git, pack, "show", f"{commit}:{MODELS}") for commit in (stash, f"{stash}^1"))
+        if then and then != before:
+            return stash
+    return None
+
+
+def _git(git: str, pack: Path, *arguments: str) -> bytes | None:
+    """What it prints; None where it fails."""
+    done = subprocess.run([git, "-C", str(pack), *arguments], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else (0,)
 
 
 if __name__ == "__main__":

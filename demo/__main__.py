@@ -3,8 +3,6 @@
 Sets everything up first. Whatever follows goes to the command line instead: python3 demo --image my.png "What is this?"
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -15,7 +13,7 @@ SAMPLE = ["--image", str(ROOT / "demo" / "sample.png"), "--no-do-sample", "Descr
 
 
 def main() -> int:
-    command = [python(), "-m", "qwenvl", *(sys.argv[1:] or SAMPLE)]
+    command = [str(python()), "-m", "qwenvl", *(sys.argv[1:] or SAMPLE)]
     return subprocess.run(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=False).returncode
 
 

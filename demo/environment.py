@@ -1,17 +1,22 @@
-"""A virtual environment in the checkout with everything that development needs, in fixed versions."""
+"""A virtual environment in the checkout with everything that development needs, in fixed versions.
 
-from __future__ import annotations
+It is read by any Python 3, so that one that is too old gets a sentence.
+"""
 
 import hashlib
+import importlib.util
+import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tests" / "requirements"
+OLDEST_PYTHON = (3, 10)
 # Without its dependencies: it asks for its own build of torch, which next to a CPU torch is gigabytes of CUDA.
 TORCHVISION = "torchvision==0.28.0"
+# What somebody told pip to do everywhere, and what here would lead out of the environment.
+_ASTRAY = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_NO_DEPS", "PIP_DRY_RUN", "PIP_QUIET")
 
 # PyPI's torchvision is a CUDA build. Next to a CPU torch its library does not load, and importing the rest
 # of it (all that image and video processors use) fails at two operators that nothing has declared.
@@ -22,38 +27,97 @@ if not _has_ops() and not hasattr(torch.ops.torchvision, "nms"):
 """
 
 
-def python(versions: str = "newest") -> Path:
+class SetupError(Exception):
+    """The environment cannot be made; the message is a sentence for whoever called the command."""
+
+
+def python(versions: str = "pinned") -> Path:
     """The environment's interpreter. Makes the environment the first time, and again when what it holds changed.
 
+    Where that cannot be, the process ends with a sentence and status 1.
+
     Args:
-        versions: "newest" or "oldest", the transformers that the pack supports.
+        versions: of transformers: "pinned"; "oldest", the first that the pack supports; or "newest", on the index.
     """
-    folder = ROOT / (".venv" if versions == "newest" else f".venv-{versions}")
+    try:
+        _require_python()
+        return _made(versions)
+    except SetupError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{_folder(versions)} cannot be written ({error}). The checkout must lie where you may write.")
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command begins again.")
+
+
+def _made(versions: str) -> Path:
+    folder = _folder(versions)
     interpreter = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     files = [REQUIREMENTS / "common.txt", REQUIREMENTS / f"{versions}.txt"]
     holds = [*(file.read_text(encoding="utf-8") for file in files), TORCHVISION, DECLARE_OPERATORS, sys.version]
     stamp = hashlib.sha256("\n".join(holds).encode()).hexdigest()
     # Written last, so that a set-up that was cut off is done again.
     stamp_file = folder / "complete.txt"
-    if stamp_file.is_file() and stamp_file.read_text(encoding="utf-8") == stamp:
-        return interpreter
-    print(f"Setting up {folder} (once; the largest part is torch) ...", file=sys.stderr)
-    venv.create(folder, with_pip=True, clear=True)
-    _pip(interpreter, *(option for file in files for option in ("-r", str(file))))
-    _pip(interpreter, "--no-deps", TORCHVISION)
-    _make_torchvision_importable(interpreter)
-    stamp_file.write_text(stamp, encoding="utf-8")
+    if not stamp_file.is_file() or stamp_file.read_text(encoding="utf-8") != stamp:
+        _make(folder, interpreter, files)
+        stamp_file.write_text(stamp, encoding="utf-8")
+    elif versions == "newest":
+        _pip(interpreter, "--quiet", "--upgrade", "-r", str(files[1]))
     return interpreter
 
 
+def _folder(versions: str) -> Path:
+    return ROOT / (".venv" if versions == "pinned" else f".venv-{versions}")
+
+
+def _require_python() -> None:
+    here = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON:
+        raise SetupError("Python {}.{} or later is needed, and {} is {}.".format(*OLDEST_PYTHON, sys.executable, here))
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f"{sys.executable} has no module {' and no module '.join(missing)}, which make the environment. On Debian "
+            f"and Ubuntu: apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        )
+
+
+def _make(folder: Path, interpreter: Path, files: list) -> None:
+    import venv
+
+    print(
+        f"Setting up {folder}, once: 1.7 GB on the disk with a torch for the CPU, 5.4 GB with one for CUDA. "
+        "Most of it is torch.",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except subprocess.CalledProcessError as error:
+        raise SetupError(f"{sys.executable} could not make {folder}: {error}") from error
+    _pip(interpreter, *(option for file in files for option in ("-r", str(file))))
+    _pip(interpreter, "--no-deps", TORCHVISION)
+    _make_torchvision_importable(interpreter)
+
+
 def _pip(interpreter: Path, *arguments: str) -> None:
-    options = ["--quiet", "--disable-pip-version-check"]
-    subprocess.run([interpreter, "-m", "pip", "install", *options, *arguments], check=True)
+    """Install. What is fetched and how large it is goes to standard error, with a bar where that is a terminal."""
+    given = {name: value for name, value in os.environ.items() if name.upper() not in _ASTRAY}
+    command = [str(interpreter), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    # 0: in this place it goes before what a file of settings says.
+    done = subprocess.run(command, env={**given, "PIP_USER": "0"}, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise SetupError(
+            f"pip could not install all that is needed; what it says is above. It takes the package index, or a mirror "
+            f"that PIP_INDEX_URL names, and room on the disk of {ROOT}. The same command begins again."
+        )
 
 
 def _make_torchvision_importable(interpreter: Path) -> None:
     find = "import sysconfig, torch; print(torch.version.cuda or ''); print(sysconfig.get_paths()['purelib'])"
-    found = subprocess.run([interpreter, "-c", find], check=True, capture_output=True, text=True)
+    found = subprocess.run([str(interpreter), "-c", find], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SetupError(f"torch was installed and cannot be imported: {found.stderr.strip().splitlines()[-1:]}")
     cuda, packages = found.stdout.splitlines()
     if not cuda:
         with (Path(packages) / "torchvision" / "extension.py").open("a", encoding="utf-8") as file:

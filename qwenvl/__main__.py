@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .checks import printable
-from .cli import caption, common, doctor, serve_info
+from .cli import caption, common, parts, serve_info
 from .comfyui.host import model_roots
-from .loading.cache import ModelCache
 from .models import catalog
 from .paths import pasted
-from .pipeline import run
 from .prompting import presets
 from .request import Request
 from .settings import ASK
@@ -75,6 +73,10 @@ def _answer(options: argparse.Namespace) -> int:
         for name in presets.names():
             common.say(name)
     else:
+        # With them comes torch, which takes seconds.
+        from .loading.cache import ModelCache
+        from .pipeline import run
+
         watch = TerminalWatch()
         result = run(_request(options), ModelCache(), watch)
         print(flush=True)
@@ -118,7 +120,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser = common.Parser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
     parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
     model = parser.parse_args(arguments).model
-    return common.written(lambda: 0 if doctor.examine(model, common.say) else 1)
+    return common.written(lambda: 0 if parts.examine(model, common.say) else 1)
 
 
 # Commands by the first word; a question that is one of these words can be asked after --.

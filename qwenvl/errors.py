@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from .faults import is_lost_device, is_out_of_memory
+from .packages import is_needed
 
 # What comes of a folder's broken files, somewhere in transformers.
 _BROKEN = (
@@ -67,6 +68,8 @@ class WrappedErrors:
 
 def _is_of_a_folder(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and (is_out_of_memory(error) or is_lost_device(error)):
+        return False
+    if isinstance(error, ModuleNotFoundError) and is_needed(error):
         return False
     module = type(error).__module__
     if module.startswith(f"{__package__}."):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-# transformers needs it too.
-from packaging.version import Version
-
+# What transformers 5 asks for.
+OLDEST_ACCELERATE = "1.1"
 # The first that has kernels for a CPU.
 OLDEST_ON_CPU = "0.49"
 # From here on a 4bit layer is one kernel when a token is made; before, it is several.
@@ -37,6 +38,31 @@ class Lack:
 
     def __str__(self) -> str:
         return f"{self.what} ({self.command()})" if self.mend else self.what
+
+
+class MissingPackageError(RuntimeError):
+    """A package is not installed that is needed for what was asked."""
+
+
+# Module -> its name for pip, and what cannot be had without it. The first ones are needed for every answer.
+NEEDED = {
+    "torch": ("torch", "nothing runs"),
+    "transformers": ("transformers", "nothing runs"),
+    "tokenizers": ("tokenizers", "nothing runs"),
+    "huggingface_hub": ("huggingface_hub", "nothing runs"),
+    "safetensors": ("safetensors", "nothing runs"),
+    "numpy": ("numpy", "nothing runs"),
+    "PIL": ("pillow", "nothing runs"),
+    "jinja2": ("jinja2", "nothing runs"),
+    "packaging": ("packaging", "nothing runs"),
+    "psutil": ("psutil", "nothing runs"),
+    "torchvision": ("torchvision", "models that see cannot be loaded"),
+    "tqdm": ("tqdm", "transformers does not start, and no folder can be captioned"),
+    "yaml": ("pyyaml", "transformers does not start, and presets cannot be read"),
+    "av": ("av", "films cannot be read"),
+    "aiohttp": ("aiohttp", "engines cannot be asked"),
+    "json_repair": ("json-repair", "boxes that are nearly JSON cannot be read"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +100,69 @@ def why_not_imported(module: str) -> str:
     return ""
 
 
+def missing() -> dict[str, Lack]:
+    """Module -> the sentence, for all that are needed and not installed."""
+    return {name: not_installed(pip) for name, (pip, _) in NEEDED.items() if not _is_there(name)}
+
+
+def require(*modules: str) -> None:
+    """Raise MissingPackageError for the first that is not installed: transformers blames the model's files for it."""
+    for name in modules:
+        if not _is_there(name):
+            raise MissingPackageError(str(not_installed(NEEDED[name][0])))
+
+
+def lack_of_module(error: ModuleNotFoundError) -> str:
+    """The sentence for an import that failed because something is not installed."""
+    name = _name_of(error)
+    return str(not_installed(NEEDED[name][0] if name in NEEDED else name)) if name else str(error)
+
+
+def is_needed(error: ModuleNotFoundError) -> bool:
+    """Whether it is for one of the packages that are needed; others may be a model folder's wish."""
+    return _name_of(error) in NEEDED
+
+
+def _name_of(error: ModuleNotFoundError) -> str:
+    # Of a distribution, transformers puts a whole sentence there.
+    quoted = re.search(r"'([\w-]+)", error.name or "")
+    name = quoted[1] if quoted else (error.name or "").partition(".")[0]
+    return next((module for module, (pip, _) in NEEDED.items() if pip == name), name)
+
+
+@contextmanager
+def naming_what_is_missing() -> Iterator[None]:
+    """Within the block, an import that fails because something is not installed says so, and the command."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(lack_of_module(error)) from error
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # a module without a description of itself
+        return module in sys.modules
+
+
 def not_installed(package: str) -> Lack:
     return Lack(f"{package} is not installed", f"{{pip}} install {package}")
+
+
+def lack_of_accelerate(version: str | None, taken: bool | None = None) -> Lack | None:
+    """The reason why accelerate cannot be had, or None. Pure.
+
+    Args:
+        version: of what is installed, None where nothing is.
+        taken: what transformers says of it; None goes by the version.
+    """
+    if version is None:
+        return not_installed("accelerate")
+    if taken or (taken is None and release(version) >= release(OLDEST_ACCELERATE)):
+        return None
+    what = f"accelerate {version} is too old: {OLDEST_ACCELERATE} or later is needed"
+    return Lack(what, "{pip} install -U accelerate")
 
 
 def lack_of_bitsandbytes(version: str | None, device: str, oldest: str = "") -> Lack | None:
@@ -140,6 +227,8 @@ def lack_of_flash(flash: Flash, version: str | None, problem: str = "", torch: s
 
 def release(version: str | None) -> tuple[int, ...]:
     """2.9.1+cu128 -> (2, 9, 1), 5.2.0.dev0 -> (5, 2, 0); (0,) of what is none, as a broken installation may have."""
+    from packaging.version import Version
+
     try:
         # HIP puts a hash behind a hyphen, which no version may have there.
         return Version((version or "").partition("-")[0]).release

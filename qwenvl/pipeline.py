@@ -11,6 +11,7 @@ from typing import Any
 from . import session
 from .loading.cache import ModelCache
 from .media import media
+from .packages import naming_what_is_missing
 from .prompting import prompt
 from .prompting.batch import MOST_ROWS, read_ahead
 from .prompting.watch import Reporter, Watch
@@ -20,6 +21,7 @@ from .session import Session
 from .settings import IMAGE_MODES
 
 
+@naming_what_is_missing()
 def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     """Answer one request: one question about everything, or the same question about each picture.
 
@@ -44,6 +46,7 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     return result
 
 
+@naming_what_is_missing()
 def caption(
     request: Request,
     items: Iterable[tuple[str, Any]],

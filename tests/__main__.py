@@ -1,10 +1,9 @@
 """Pass the tests: python3 tests
 
-Sets everything up first. --oldest runs them on the oldest supported transformers, --long runs only those that take
-minutes to hours, --release only what must hold before a version is published; whatever follows goes to pytest.
+Sets everything up first. --oldest runs them on the oldest supported transformers, --newest on the newest that the
+package index has, where its warnings of what goes away are errors; --long runs only those that take minutes to hours,
+--release only what must hold before a version is published; whatever follows goes to pytest.
 """
-
-from __future__ import annotations
 
 import subprocess
 import sys
@@ -15,6 +14,8 @@ sys.path.insert(0, str(ROOT / "demo"))
 
 from environment import python  # noqa: E402
 
+# Of transformers, beside the one that is pinned.
+VERSIONS = ("oldest", "newest")
 # Tests that are run alone, where they are asked for.
 MARKS = ("long", "release")
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
@@ -23,9 +24,11 @@ CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 def main() -> int:
     """Exit status of the first check that fails, or of pytest."""
     arguments = sys.argv[1:]
-    interpreter = python("oldest" if "--oldest" in arguments else "newest")
+    versions = next((each for each in VERSIONS if f"--{each}" in arguments), "pinned")
+    interpreter = str(python(versions))
     which = [part for mark in MARKS if f"--{mark}" in arguments for part in ("-m", mark)]
-    ours = ("--oldest", *(f"--{mark}" for mark in MARKS))
+    which += ["--no-deprecated"] if versions == "newest" else []
+    ours = [f"--{each}" for each in (*VERSIONS, *MARKS)]
     commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ours)]]
     statuses = (subprocess.run([interpreter, "-m", *command], cwd=ROOT, check=False).returncode for command in commands)
     return next((status for status in statuses if status), 0)

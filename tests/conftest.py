@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
 
     from qwenvl.loading.cache import ModelCache
     from qwenvl.loading.loader import ModelHandle
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "what transformers warns us of, since it goes away, is an error"
+    parser.addoption("--no-deprecated", action="store_true", help=told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of Python that our own lines cause. What transformers writes to its log instead: _none_deprecated."""
+    if config.getoption("--no-deprecated"):
+        for kind in ("FutureWarning", "DeprecationWarning"):
+            config.addinivalue_line("filterwarnings", rf"error::{kind}:qwenvl\.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +55,47 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+class _Deprecated(logging.Handler):
+    """Keeps what is said of things that go away."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            self.said.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _none_deprecated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --no-deprecated a test fails in which transformers says so, which it does once in a process."""
+    if not request.config.getoption("--no-deprecated"):
+        yield
+        return
+    handler, log = _Deprecated(), logging.getLogger("transformers")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+    assert handler.said == []
+
+
+@pytest.fixture(scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_home(_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Presets and models of whoever runs the tests are not read, and what one test leaves there no other finds."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(_home))
+    yield
+    shutil.rmtree(_home / ".config" / "qwenvl", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,13 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from typing import Any
 
 from ..checks import printable
 from ..files.locks import FileLock
-from ..loading.cache import ModelCache
 from ..log import log
 from ..media import folder
 from ..paths import pasted
-from ..pipeline import caption
 from ..prompting import presets
 from ..request import Answer, Request
 from ..settings import CAPTION
@@ -161,6 +157,13 @@ class Outcome:
 
 def _write_captions(request: Request, batch_size: int | None, captions: dict[Path, Path], outcome: Outcome) -> None:
     """Every caption is on the disk as soon as it is made."""
+    # With them comes torch, which takes seconds.
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ..loading.cache import ModelCache
+    from ..pipeline import caption
+
     waiting = [picture for picture in outcome.waiting if picture not in outcome.failures]
     with logging_redirect_tqdm(), tqdm(total=len(waiting), unit=" images", bar_format=_BAR) as bar:
 
@@ -187,7 +190,7 @@ def _write_captions(request: Request, batch_size: int | None, captions: dict[Pat
 class _BesideBar:
     """The bar says how far it is, and the files hold what was written. Ctrl-C comes as an exception."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
 
     def check(self) -> None: ...

@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from ..checks import printable
-from ..loading.devices import device_choices
 from ..log import PrintableFormatter
 from ..models import catalog
 from ..models.download import default_policy
+from ..packages import lack_of_module
 from ..prompting import presets
 from ..request import Request
-from ..settings import RESOLUTIONS, SETTINGS, Setting
+from ..settings import AUTO, RESOLUTIONS, SETTINGS, Setting
 
 # "low (256x28x28)" is low here.
 _RESOLUTIONS = {name.split()[0]: name for name in RESOLUTIONS}
@@ -38,7 +38,8 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
         "model": {"default": catalog.DEMO},
         "preset": {"default": presets.NONE, "metavar": "NAME"},
         "download": {"default": default_policy()},
-        "device": {"choices": device_choices()},
+        # Which there are takes torch to know.
+        "device": {"metavar": "DEVICE", "help": f"{AUTO}, cpu, or a GPU by its name, as cuda:1 (default: %(default)s)"},
         "image_resolution": {"choices": _RESOLUTIONS},
         "stop": {"action": "append", "default": [], "metavar": "TEXT"},
     }
@@ -130,6 +131,7 @@ def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if talks else logging.WARNING, handlers=[handler])
+    catalog.keep_own()
     return written(lambda: _without_errors(work, options.debug))
 
 
@@ -145,6 +147,11 @@ def _without_errors(work: Callable[[], int], debug: bool) -> int:
         if debug:
             raise
         say(f"error: {error}", "\n", file=sys.stderr)
+        return FAILED
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        say(f"error: {lack_of_module(error)}", file=sys.stderr)
         return FAILED
 
 

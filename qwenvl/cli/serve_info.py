@@ -92,4 +92,4 @@ def _print(name: str, found: Served, with_entries: bool) -> None:
     for engine, words in found.commands.items():
         common.say(f"  {engine}: {words}")
         if with_entries:
-            common.say(f"  in {catalog.CUSTOM_MODELS.name}: {found.entry(engine)}", "\n")
+            common.say(f"  in {catalog.own_file()}: {found.entry(engine)}", "\n")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..paths import are_confined, real
 
 # The one place that imports it; what else is in this room takes it from here.
@@ -37,13 +35,21 @@ _PACK = Path(__file__).resolve().parents[2]
 PROMPT_POLL_S = 0.25
 
 
+def is_there() -> bool:
+    """Whether this is ComfyUI's process."""
+    return model_management is not None
+
+
 def model_roots() -> list[Path]:
     """Folders that hold model folders, the one for new downloads first.
 
-    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack.
+    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack; of an
+    installed package (pip install .), among what the user's programs fetch.
     """
     if model_management is None:
+        installed = (_PACK / "qwenvl" / "shipped").is_dir()
         home = _PACK.parent.parent if _PACK.parent.name == "custom_nodes" else _PACK
+        home = Path.home() / ".cache" / "qwenvl" if installed else home
         return [home / "models" / name for name in MODEL_FOLDERS]
     first, registered = MODEL_FOLDERS[0], folder_paths.folder_names_and_paths
     if first not in registered:
@@ -55,11 +61,28 @@ def model_roots() -> list[Path]:
     return list(unique.values())
 
 
-def preset_folder() -> Path:
-    """Where the user keeps presets: among the files that updates leave alone."""
+def user_folder() -> Path:
+    """Where the user keeps presets and models of their own: among the files that updates leave alone."""
     if model_management is None:
-        return Path.home() / ".config" / "qwenvl" / "presets"
-    return Path(folder_paths.get_user_directory()) / "default" / "qwenvl" / "presets"
+        return Path.home() / ".config" / "qwenvl"
+    return Path(folder_paths.get_user_directory()) / "default" / "qwenvl"
+
+
+def preset_folder() -> Path:
+    return user_folder() / "presets"
+
+
+def own_files(name: str) -> list[Path]:
+    """Where a file that only the machine's owner may write is looked for; the last is the one to write.
+
+    ComfyUI's server lets everybody write into the folder of the user "default", and nobody into those that begin with
+    "__". So where others may reach it, only such a one counts.
+    """
+    ours = user_folder() / name
+    if model_management is None:
+        return [ours]
+    hidden = Path(folder_paths.get_user_directory()) / "__qwenvl" / name
+    return [hidden, ours] if reachable() is None else [hidden]
 
 
 def is_preset_folder(folder: Path) -> bool:
@@ -109,6 +132,8 @@ def device() -> str | None:
 
 def free_bytes(device: str) -> int:
     """What can still be allocated there: on the device, or in RAM."""
+    import torch
+
     if model_management is not None:
         return int(model_management.get_free_memory(torch.device(device)))
     if device.startswith("cuda"):

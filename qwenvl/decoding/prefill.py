@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,7 +73,7 @@ def forward(model: Any, inputs: Inputs) -> Forwarded:
         hook.remove()
     # The last token is text, which has one position on every axis.
     last = positions[0].reshape(-1, *positions[0].shape[-2:])[0, :, -1]
-    return Forwarded(made.past_key_values, keep.logits, last + 1 - inputs["attention_mask"].sum(1))
+    return Forwarded(cache_of(made), keep.logits, last + 1 - inputs["attention_mask"].sum(1))
 
 
 def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
@@ -93,11 +95,26 @@ def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
         input_ids=ids[:, known:],
         attention_mask=torch.ones_like(ids),
         position_ids=positions,
-        past_key_values=cache,
+        **named_cache(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
-    return Forwarded(made.past_key_values, made.logits[:, -1].float(), kv.offset.clone())
+    return Forwarded(cache_of(made), made.logits[:, -1].float(), kv.offset.clone())
+
+
+def named_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """The keyword for it of the model's forward: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return {_cache_keyword(type(model).forward): cache}
+
+
+def cache_of(made: Any) -> Any:
+    """The cache in what forward or generate() returned; where the new name is there, the old one warns."""
+    return made["cache" if "cache" in made else "past_key_values"]
+
+
+@functools.lru_cache(maxsize=32)
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @contextmanager

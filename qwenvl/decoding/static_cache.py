@@ -10,7 +10,7 @@ import torch
 
 from .kv_cache import AHEAD, LARGEST_DOUBLING, capacity_for, span_for
 from .own_step import SLIDES, slides, text_stack
-from .prefill import Check, Inputs, Prefill, checked
+from .prefill import Check, Inputs, Prefill, checked, named_cache
 
 # Layers of which transformers' static cache keeps all state in tensors that never move or grow.
 STATIC_LAYERS = {"full_attention", "linear_attention"}
@@ -104,7 +104,7 @@ class StaticCacheLanes:
                 **given,
                 attention_mask=None if bool(mask.all()) else mask,
                 position_ids=positions,
-                past_key_values=self._cache,
+                **named_cache(self._model, self._cache),
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -164,7 +164,7 @@ class StaticCacheLanes:
             input_ids=tokens[:, None],
             attention_mask=self._mask[..., :span],
             position_ids=self._positions,
-            past_key_values=self._cache,
+            **named_cache(self._model, self._cache),
             use_cache=True,
             logits_to_keep=1,
         )

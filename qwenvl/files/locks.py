@@ -195,6 +195,8 @@ class Claim:
 
     def _read(self) -> dict[str, Any] | None:
         """What it says; {} where that is nothing, and None where there is none."""
+        if not os.path.lexists(self.path):
+            return None
         try:
             number = os.open(self.path, os.O_RDONLY | _NO_LINK)
         except FileNotFoundError:
@@ -265,10 +267,8 @@ def _is_alive(pid: Any) -> bool:
         return True  # there, a signal ends the process
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

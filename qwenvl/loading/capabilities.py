@@ -11,9 +11,10 @@ import torch
 
 from ..packages import (
     FLASH,
+    Lack,
+    lack_of_accelerate,
     lack_of_bitsandbytes,
     lack_of_flash,
-    not_installed,
     version_of,
     why_not_imported,
     without_kernels,
@@ -90,6 +91,15 @@ def has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def why_no_accelerate() -> Lack | None:
+    """The reason why transformers loads nothing with accelerate here, or None: it takes not every version."""
+    if not has_package("accelerate"):
+        return lack_of_accelerate(None)
+    from transformers.utils import is_accelerate_available
+
+    return lack_of_accelerate(version_of("accelerate") or "unknown", taken=is_accelerate_available())
+
+
 def why_no_bitsandbytes(
     device: str, quantization: str = "4bit", capability: tuple[int, int] | None = None
 ) -> str | None:
@@ -97,8 +107,7 @@ def why_no_bitsandbytes(
     version = (version_of("bitsandbytes") or "unknown") if has_package("bitsandbytes") else None
     oldest = _oldest_bitsandbytes() if version and not device.startswith("mps") else ""
     lack = lack_of_bitsandbytes(version, device, oldest)
-    if lack is None and not has_package("accelerate"):
-        lack = not_installed("accelerate")
+    lack = lack or why_no_accelerate()
     if lack:
         return str(lack)
     needed = (7, 5) if quantization == "8bit" else (6, 0)

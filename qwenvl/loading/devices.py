@@ -14,8 +14,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..checks import InvalidSettingError, shown
+from ..comfyui import host
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
-from .capabilities import Machine, has_package, machine
+from .capabilities import Machine, machine, why_no_accelerate
 
 # Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85
@@ -67,7 +68,7 @@ def machine_for(asked: str, own: str | None) -> Machine:
 
 def placement(where: Machine) -> dict[str, Any]:
     """from_pretrained keywords that say which layer goes where. None without accelerate: all is read into RAM."""
-    if not has_package("accelerate"):
+    if why_no_accelerate():
         return {}
     if not where.spreads:
         # One named device: "auto" may put layers on the CPU, and every token would wait for them.
@@ -138,6 +139,23 @@ def own_random_numbers(where: Machine) -> AbstractContextManager[None]:
     if kind in _NUMBERED:
         return torch.random.fork_rng(where.devices, device_type=kind)
     return torch.random.fork_rng([])
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Within the block, transformers draws no bar of its own before the answer, but in ComfyUI's terminal."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    # Somebody may have said by a variable what is wanted.
+    if host.is_there() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def reset_peak(device: str) -> None:

@@ -16,10 +16,11 @@ from ..errors import LoadError, WrappedErrors
 from ..faults import running_out_at_once
 from ..log import log
 from ..models.checkpoint import Checkpoint, read_checkpoint, why_too_old
+from ..packages import require
 from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
 from .attention import plan_attention
-from .capabilities import Machine, has_package
+from .capabilities import Machine, why_no_accelerate
 from .consistency import (
     indexed,
     require_backing,
@@ -29,8 +30,8 @@ from .consistency import (
     tie_as_said,
     why_unfit,
 )
-from .devices import own_random_numbers, placement, strays
-from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_casts
+from .devices import own_random_numbers, placement, strays, without_bar
+from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_others
 from .template import have_template, turn_ends
 
 # What Qwen pictures are scaled to, in pixels: as the older packs had it.
@@ -81,8 +82,8 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     """
     if reason := why_too_old(checkpoint.family, version("transformers")):
         raise LoadError(f"{spec.model} cannot be loaded. {reason}")
-    if machine.spreads and not has_package("accelerate"):
-        raise LoadError(f"{spec.model} cannot be spread over GPUs without accelerate: pip install accelerate")
+    if machine.spreads and (lack := why_no_accelerate()):
+        raise LoadError(f"{spec.model} cannot be spread over GPUs: {lack}")
     try:
         precision = plan_precision(spec.quantization, checkpoint, machine)
     except PrecisionError as error:
@@ -112,7 +113,9 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         UnreadableError: the folder's own description cannot be read.
     """
     start = time.perf_counter()
+    quiet_others()
     checkpoint = read_checkpoint(folder)
+    require("transformers", "tokenizers", "safetensors", *(("torchvision",) if checkpoint.has_vision else ()))
     plan = plan_load(spec, machine, checkpoint)
     for reason in plan.fallbacks:
         log.warning("%s: %s", spec.model, reason)
@@ -189,8 +192,6 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
         raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
     if plan.expands:
         have_expanded(config)
-    if plan.quantization.endswith("8bit"):
-        quiet_casts()
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     # Which is then told in words of ours.
     options["ignore_mismatched_sizes"] = True
@@ -199,7 +200,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
         require_described(checkpoint, config)
         tie_as_said(folder, config)
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
-        with running_out_at_once(), indexed(folder) as given:
+        with running_out_at_once(), without_bar(), indexed(folder) as given:
             model, report = auto.from_pretrained(given, config=config, **options)
         model.name_or_path = model.config._name_or_path = str(folder)
     # transformers gives random numbers to what it does not find, and goes on.

@@ -34,6 +34,15 @@ _PACKAGES = {
     "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
 }
 _AWQ_OF_TRANSFORMERS_4 = {"autoawq": "awq"}
+# Logger -> how the line begins.
+_NOISE = {
+    # At every matrix product of every token of LLM.int8, which works so.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    # When it is imported: it has kernels of its own, and others are a package that nobody asked for.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # With an older torch on the CPU, where a model is meant to be; otherwise `device` asked for it.
+    "accelerate.big_modeling": "Some parameters are on the meta device",
+}
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 _FP8_KERNEL = "kernels-community/finegrained-fp8"
 
@@ -83,9 +92,12 @@ def precision_options(precision: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": _bitsandbytes(precision, dtype)} if precision in ("4bit", "8bit") else {}
 
 
-def quiet_casts() -> None:
-    """LLM.int8 warns at every matrix product of every token that it casts to float16, which is how it works."""
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_warning)
+def quiet_others() -> None:
+    """Leave out of the log what bitsandbytes and accelerate warn of where all is well."""
+    for name, beginning in _NOISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, _Without) for each in logger.filters):
+            logger.addFilter(_Without(beginning))
 
 
 def have_expanded(config: Any) -> None:
@@ -207,5 +219,12 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _is_no_cast_warning(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+class _Without(logging.Filter):
+    """Lets everything pass but what begins so."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self._beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self._beginning)

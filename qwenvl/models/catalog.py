@@ -8,14 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..checks import shown, text_of
+from ..comfyui import host
+from ..log import log
 from . import builtin
 from .builtin import Model
-from .custom import custom_engines, custom_models
+from .custom import bring_over, custom_engines, custom_models
 from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
 from .engines import SUFFIX, Engine
 
-PACK = Path(__file__).resolve().parents[2]
+# The checkout; of an installed package (pip install .), where the same files are put: see pyproject.toml.
+_SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
+PACK = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parents[1]
+# The example that ships. It is read too, but an update resets it.
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"
 
@@ -24,21 +29,36 @@ class UnknownModelError(ValueError):
     """A model was asked for that is in no list."""
 
 
+def own_file() -> Path:
+    """Where the user writes models and engines of their own: no update and no uninstalling comes there."""
+    return host.own_files(CUSTOM_MODELS.name)[-1]
+
+
+def keep_own() -> None:
+    """Copy what the user wrote into the example to the place that lasts, once; and tell of a file that is not read."""
+    bring_over(CUSTOM_MODELS, own_file())
+    shared = host.user_folder() / CUSTOM_MODELS.name
+    if shared != own_file() and shared.exists():
+        log.warning(
+            "%s is not read, because others who reach this ComfyUI may write it: move it to %s", shared, own_file()
+        )
+
+
 def vision_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
     """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
-    custom = [model for model in custom_models(CUSTOM_MODELS) if _may_see(model)]
+    custom = [model for model in _own_models() if _may_see(model)]
     return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
 
 
 def text_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
     """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
-    listed = [*builtin.text(), *custom_models(CUSTOM_MODELS)]
+    listed = [*builtin.text(), *_own_models()]
     return _listed(listed, [model for model, sees in _others(roots) if not sees])
 
 
 def all_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
     """Both lists. A user's own model wins over one of ours with that name, as in each list."""
-    return {**vision_models(roots), **text_models(roots), **_by_name(custom_models(CUSTOM_MODELS))}
+    return {**vision_models(roots), **text_models(roots), **_by_name(_own_models())}
 
 
 def find(name: str, roots: Sequence[Path] = ()) -> Model:
@@ -53,7 +73,7 @@ def find(name: str, roots: Sequence[Path] = ()) -> Model:
         close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
         raise UnknownModelError(
             f"Model {shown(name)} is not in the list, and no model folder has that name. Put its folder into "
-            f"{roots[0] if roots else 'models/LLM'}, add it to {CUSTOM_MODELS.name}, or pick another, as "
+            f"{roots[0] if roots else 'models/LLM'}, add it to {own_file()}, or pick another, as "
             f"{', '.join(close)}."
         )
     return models[name]
@@ -93,7 +113,16 @@ def searched(roots: Sequence[Path]) -> str:
 
 def _named_ones() -> list[Model]:
     """Models that are listed wherever they lie."""
-    return [*builtin.vision(), *builtin.text(), *custom_models(CUSTOM_MODELS)]
+    return [*builtin.vision(), *builtin.text(), *_own_models()]
+
+
+def _own_models() -> list[Model]:
+    """The user's. Of two with one name that of the later file counts, in the place of the first."""
+    return list(_by_name(model for file in _files() for model in custom_models(file)).values())
+
+
+def _files() -> list[Path]:
+    return [CUSTOM_MODELS, *host.own_files(CUSTOM_MODELS.name)]
 
 
 def _sole_names(models: Iterable[Model]) -> set[str]:
@@ -131,7 +160,8 @@ def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]
 
 def _elsewhere() -> list[Model]:
     """Models that an engine holds."""
-    return [Model(f"{each.name}{SUFFIX}", engine=each) for each in custom_engines(CUSTOM_MODELS)]
+    engines = {each.name: each for file in _files() for each in custom_engines(file)}
+    return [Model(f"{name}{SUFFIX}", engine=each) for name, each in engines.items()]
 
 
 def _by_name(models: Iterable[Model]) -> dict[str, Model]:

@@ -53,6 +53,37 @@ def custom_engines(path: Path) -> tuple[Engine, ...]:
     return _content(path).engines
 
 
+def bring_over(edited: Path, place: Path) -> None:
+    """Copy the file to a place where no update comes; once, and only if somebody wrote something into it."""
+    try:
+        if place.exists() or not _has_entries(edited):
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all.
+        unfinished = place.with_name(f"{place.name}.{os.getpid()}.part")
+        unfinished.write_bytes(edited.read_bytes())
+        unfinished.replace(place)
+    except OSError as error:
+        log.warning("your models in %s could not be copied to %s (%s): an update takes them away", edited, place, error)
+    else:
+        log.warning(
+            "your models in %s were copied to %s, where no update comes: change that file from now on", edited, place
+        )
+
+
+def _has_entries(path: Path) -> bool:
+    """Whether it says more than the one that ships. What cannot be read was written by the user as well."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(content, dict):
+        return True
+    return any(section for key, section in content.items() if not key.startswith(("_", "$")))
+
+
 def _content(path: Path) -> _Content:
     try:
         state = path.stat()

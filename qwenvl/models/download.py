@@ -116,7 +116,7 @@ class _Progress:
     def __init__(self, repo_id: str, watch: DownloadWatch) -> None:
         self._name = repo_id.rpartition("/")[2]
         self._watch = watch
-        self._done = self._total = self._got = 0
+        self._done = self._total = self._got = self._to_check = 0
         self._start = self._logged_at = time.monotonic()
         self._reported_at = 0.0
         self._received: deque[tuple[float, int]] = deque([(self._start, 0)])
@@ -126,6 +126,9 @@ class _Progress:
         self._total = event.get("total", self._total)
         self._done = event.get("done", self._done)
         self._got = event.get("received", self._got)
+        self._to_check = event.get("to_check", self._to_check)
+        if "checked" in event and not self._total:
+            self._report_check(event["checked"])
         now = time.monotonic()
         if now - self._received[-1][0] >= _LOOK_S:
             self._received.append((now, self._got))
@@ -137,6 +140,14 @@ class _Progress:
         if self._total and now - self._logged_at >= _LOG_S:
             self._logged_at = now
             log.info("%s: %s", self._name, self.so_far())
+
+    def _report_check(self, checked: int) -> None:
+        """Gigabytes that somebody put there are read before anything comes, which takes minutes."""
+        text = f"Checking the files of {self._name} that are there: {amount(checked, self._to_check)}"
+        self._watch.report(checked, self._to_check, text)
+        if time.monotonic() - self._logged_at >= _LOG_S:
+            self._logged_at = time.monotonic()
+            log.info("%s", text)
 
     def is_partial(self) -> bool:
         return 0 < self._done < self._total

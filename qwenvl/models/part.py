@@ -1,4 +1,4 @@
-"""A file on its way to disk: it can stop at any byte and go on later, and it knows its hash.
+"""A file on its way to disk: it can stop at any byte and go on later, and it knows its hash. Which files have arrived.
 
 Standard library only.
 """
@@ -6,12 +6,18 @@ Standard library only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.bounded_json import UnreadableError, read_json_object
+
 _READ = 1 << 20
+# Called with a number of bytes.
+Count = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +42,67 @@ class RemoteFile:
         """Named by the hash too: what came of another revision of the file is of no use."""
         return folder / f"{self.name}.{self.hash[:12]}.part"
 
-    def equals(self, path: Path) -> bool:
-        """Whether that is what lies on disk. Reads all of it."""
-        if not path.is_file() or path.stat().st_size != self.size:
+    def may_be(self, path: Path) -> bool:
+        """Tell by its size whether a file can be this one."""
+        return path.is_file() and path.stat().st_size == self.size
+
+    def equals(self, path: Path, read: Count) -> bool:
+        """Compare with a file on disk, all of which is read if it has the right size.
+
+        Args:
+            read: called with the number of bytes that were read now.
+        """
+        if not self.may_be(path):
             return False
         hasher = self.hasher()
         with path.open("rb") as there:
             while data := there.read(_READ):
                 hasher.update(data)
+                read(len(data))
         return hasher.hexdigest() == self.hash
+
+
+class InPlace:
+    """The files of a folder that have arrived, by hash. They are noted in a file: an hour's work to find out anew.
+
+    Args:
+        marker: that file. It is there as long as some are missing.
+    """
+
+    def __init__(self, folder: Path, marker: Path) -> None:
+        self._folder = folder
+        self._marker = marker
+        self._lock = threading.Lock()
+        try:
+            self._hashes: dict[str, str] = read_json_object(marker)
+        except UnreadableError:
+            self._hashes = {}
+        self._write()
+
+    def unknown(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+        """Find the files that lie there, by name and size, and were not brought by an earlier run."""
+        return [file for file in files if not self._is_noted(file) and file.may_be(self._folder / file.name)]
+
+    def has(self, file: RemoteFile, read: Count) -> bool:
+        """Tell whether it has arrived. One that somebody else put there is read."""
+        if self._is_noted(file):
+            return file.may_be(self._folder / file.name)
+        if not file.equals(self._folder / file.name, read):
+            return False
+        self.note(file)
+        return True
+
+    def note(self, file: RemoteFile) -> None:
+        """Keep in mind that it has arrived."""
+        with self._lock:
+            self._hashes[file.name] = file.hash
+            self._write()
+
+    def _is_noted(self, file: RemoteFile) -> bool:
+        return self._hashes.get(file.name) == file.hash
+
+    def _write(self) -> None:
+        self._marker.write_text(json.dumps(self._hashes), encoding="utf-8")
 
 
 class Part:
@@ -52,12 +110,14 @@ class Part:
 
     Args:
         tell: called with the number of bytes of every write; negative where they turned out useless.
+        read: called with the number of bytes of an earlier try that were read now, so that they count.
     """
 
-    def __init__(self, file: RemoteFile, folder: Path, tell: Callable[[int], None]) -> None:
+    def __init__(self, file: RemoteFile, folder: Path, tell: Count, read: Count = lambda _: None) -> None:
         self.path = file.part_path(folder)
         self._remote = file
         self._tell = tell
+        self._read = read
         # Unbuffered, so that being killed loses nothing.
         self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         self._begin()
@@ -82,7 +142,7 @@ class Part:
         self._file.truncate()
         before = self.size
         self._begin()
-        self._tell(self.size - before)
+        self._tell(-before)
 
     def close(self) -> None:
         self._file.close()
@@ -102,3 +162,4 @@ class Part:
         while data := self._file.read(_READ):
             self._hasher.update(data)
             self.size += len(data)
+            self._read(len(data))

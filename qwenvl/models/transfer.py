@@ -24,12 +24,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
-from ..files.bounded_json import UnreadableError, read_json_object
+from ..files.bounded_json import read_json_object
 from ..files.headers import INDEX
 from ..files.locks import FileLock
 from ..log import amount
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
-from .part import Part, RemoteFile
+from .part import InPlace, Part, RemoteFile
 
 # Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
@@ -79,8 +79,7 @@ class Transfer:
         self._revision = ""
         self._xet: Any = None
         self._lock = threading.Lock()
-        self._in_place: dict[str, str] = {}
-        self._done = self._received = 0
+        self._done = self._received = self._checked = 0
 
     def run(self) -> None:
         """Fetch what is missing. The folder is made only once the repository is known to exist."""
@@ -117,12 +116,12 @@ class Transfer:
 
     def _fetch(self, files: list[RemoteFile]) -> None:
         marker = self._folder / UNFINISHED
-        self._in_place = _read_marker(marker)
-        self._write_marker()
+        self._in_place = InPlace(self._folder, marker)
         # What the weights' index does not name is no part of the model, as the same in another format.
         if index := next((file for file in files if file.name == INDEX), None):
             self._bring(index)
             files = [file for file in files if not file.name.endswith(".safetensors") or file.name in self._shards()]
+        self._say(to_check=self._to_check(files))
         self._require_disk(files)
         self._done = self._received = 0
         self._say(total=sum(file.size for file in files))
@@ -139,10 +138,14 @@ class Transfer:
     def _shards(self) -> set[str]:
         return set(read_json_object(self._folder / INDEX)["weight_map"].values())
 
+    def _to_check(self, files: list[RemoteFile]) -> int:
+        """Bytes that lie there from elsewhere, and have to be read to know what they are."""
+        return sum(file.size for file in self._in_place.unknown(files))
+
     def _require_disk(self, files: list[RemoteFile]) -> None:
         missing = 0
         for file in files:
-            if not self._is_in_place(file):
+            if not self._in_place.has(file, self._check):
                 part = file.part_path(self._folder)
                 missing += file.size - (part.stat().st_size if part.exists() else 0)
         free = shutil.disk_usage(self._folder).free
@@ -154,11 +157,10 @@ class Transfer:
 
     def _bring(self, file: RemoteFile) -> None:
         """Have the file in its place."""
-        if self._is_in_place(file):
-            self._tell(file.size, received=0)
+        if self._in_place.has(file, self._check):
+            self._have(file.size)
             return
-        part = Part(file, self._folder, lambda count: self._tell(count, received=max(count, 0)))
-        self._tell(part.size, received=0)
+        part = Part(file, self._folder, lambda count: self._tell(count, received=max(count, 0)), self._have)
         try:
             if part.size < file.size:
                 self._receive(file, part)
@@ -171,17 +173,7 @@ class Transfer:
                 f"kept. Try again; if it stays so, {endpoint()} serves a wrong file."
             )
         part.path.replace(self._folder / file.name)
-        self._note_in_place(file)
-
-    def _is_in_place(self, file: RemoteFile) -> bool:
-        """Of the files of an earlier run the hash is known; one that somebody else put there is read."""
-        place = self._folder / file.name
-        if self._in_place.get(file.name) == file.hash:
-            return place.is_file() and place.stat().st_size == file.size
-        if not file.equals(place):
-            return False
-        self._note_in_place(file)
-        return True
+        self._in_place.note(file)
 
     def _receive(self, file: RemoteFile, part: Part) -> None:
         """Fetch the rest of a file. A line that breaks is tried again as long as every try brings something."""
@@ -233,13 +225,14 @@ class Transfer:
             self._received += received
             self._say(done=self._done, received=self._received)
 
-    def _note_in_place(self, file: RemoteFile) -> None:
-        with self._lock:
-            self._in_place[file.name] = file.hash
-            self._write_marker()
+    def _have(self, count: int) -> None:
+        self._tell(count, received=0)
 
-    def _write_marker(self) -> None:
-        (self._folder / UNFINISHED).write_text(json.dumps(self._in_place), encoding="utf-8")
+    def _check(self, count: int) -> None:
+        """So many bytes that lay there were read, of gigabytes perhaps."""
+        with self._lock:
+            self._checked += count
+            self._say(checked=self._checked)
 
 
 def _receive_by_http(file: RemoteFile, part: Part, url: str) -> None:
@@ -281,13 +274,6 @@ def _xet_data(url: str) -> Any:
 def _wanted(name: str) -> bool:
     """Of the top folder only: what lies deeper is other formats' or evaluations'."""
     return "/" not in name and "\\" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED)
-
-
-def _read_marker(marker: Path) -> dict[str, str]:
-    try:
-        return read_json_object(marker)
-    except UnreadableError:
-        return {}
 
 
 def _end_with_the_one_who_started_it() -> None:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
 from .. import paths
 from ..checks import shown, text_of, whole_characters
 from ..comfyui import host
 from ..log import log
+from ..packages import lack_of_module, require
 from ..process import PROCESS
 from ..settings import SYSTEM_PROMPT
 
@@ -26,7 +25,6 @@ NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
 _SUFFIXES = (".yaml", ".yml", ".txt")
 _MAX_BYTES = 100_000
-_DEEPEST = 8
 # Files that have been complained of: the lists are made for every look at a node.
 
 
@@ -64,12 +62,14 @@ def find(name: str) -> Preset:
     """The preset of that name. A name is only ever looked up in the list: it never becomes part of a path.
 
     Raises:
+        MissingPackageError: what reads such files is not installed.
         UnknownPresetError: no file has that name; the message says where it would be, and which there are.
     """
     if text_of("preset", name) == NONE:
         return Preset()
     presets = listed()
     if name not in presets:
+        require("yaml")  # the one thing that all of ours need
         raise UnknownPresetError(
             f"preset {shown(name)} does not exist. Put its file into {host.preset_folder()}, "
             f"or pick one of: {', '.join((NONE, *presets))}."
@@ -135,25 +135,20 @@ def _parsed(content: bytes, suffix: str) -> Preset | str:
     """The preset, or what is wrong with it."""
     try:
         text = content.decode("utf-8-sig")
-        return _preset({"text": text} if suffix == ".txt" else _PlainLoader(text).get_single_data())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return _preset({"text": text} if suffix == ".txt" else _of_yaml(text))
+    except (ValueError, RecursionError) as error:
         return str(error)
 
 
-class _PlainLoader(yaml.BaseLoader):
-    """Lists, mappings and text. safe_load would make numbers and dates, and fail where there is no such date."""
-
-    def fetch_flow_collection_start(self, token: type) -> None:
-        # They take it a time that grows with the square of their depth.
-        if self.flow_level > _DEEPEST:
-            raise ValueError("it is nested too deep for a preset")
-        super().fetch_flow_collection_start(token)
-
-    def _refuse(self) -> None:
-        """Tags and anchors would be left out of the text; aliases of aliases make a small file large."""
-        raise ValueError("what begins with !, & or * must be in quotes, or behind `|` on lines of its own")
-
-    fetch_tag = fetch_anchor = fetch_alias = _refuse
+def _of_yaml(text: str) -> object:
+    try:
+        from . import plain_yaml
+    except ModuleNotFoundError as error:
+        raise ValueError(lack_of_module(error)) from error
+    try:
+        return plain_yaml.read(text)
+    except plain_yaml.YamlError as error:
+        raise ValueError(str(error)) from error
 
 
 def _preset(content: object) -> Preset:

@@ -15,9 +15,9 @@ from ..packages import (
     FLASH,
     Lack,
     has_build,
+    lack_of_accelerate,
     lack_of_bitsandbytes,
     lack_of_flash,
-    not_installed,
     release,
     without_kernels,
 )
@@ -145,9 +145,9 @@ def _conv3d(facts: Facts) -> Iterator[Finding]:
 
 
 def _accelerate(facts: Facts) -> Iterator[Finding]:
-    if not facts.has("accelerate"):
+    if lack := lack_of_accelerate(facts.packages.get("accelerate")):
         cost = "models are read into RAM before they go to the GPU, and 4bit, 8bit and several GPUs cannot be had"
-        yield _lacking("warning", not_installed("accelerate"), cost, facts)
+        yield _lacking("warning", lack, cost, facts)
 
 
 def _bitsandbytes(facts: Facts) -> Iterator[Finding]:

@@ -54,7 +54,7 @@ def test_captions_that_are_there_stay_and_the_rest_is_made(folder, capsys):
 def test_when_all_have_one_no_model_is_loaded(folder, capsys, monkeypatch):
     for name in CAPTIONS:
         (folder / name).write_text("mine")
-    monkeypatch.setattr("qwenvl.cli.caption.caption", None)
+    monkeypatch.setattr("qwenvl.pipeline.caption", None)
     assert ask(folder, "--recursive") == 0
     assert set(captions(folder).values()) == {"mine"}
 
@@ -130,7 +130,7 @@ def test_an_empty_answer_is_no_caption(folder, capsys, monkeypatch):
         for index in range(len(items)):
             done(index, Answer("" if index == 1 else "text"))
 
-    monkeypatch.setattr("qwenvl.cli.caption.caption", caption)
+    monkeypatch.setattr("qwenvl.pipeline.caption", caption)
     assert ask(folder) == 1
     assert captions(folder) == {"1.txt": "text", "10.txt": "text"}
     assert "2.jpg: the model answered nothing" in capsys.readouterr().err

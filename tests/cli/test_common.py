@@ -60,7 +60,7 @@ def test_who_asked_for_question_marks_has_them(terminal):
 @pytest.mark.parametrize(("encoding", "told"), [("cp1252", True), ("utf-8", False)])
 def test_that_there_were_others_is_told_on_standard_error(terminal, capsys, monkeypatch, encoding, told):
     said = terminal(encoding)
-    monkeypatch.setattr("qwenvl.__main__.run", lambda request, models, watch: watch.end(ANSWER))
+    monkeypatch.setattr("qwenvl.pipeline.run", lambda request, models, watch: watch.end(ANSWER))
     assert main(["x"]) == 0
     assert unescaped(said()) == f"{ANSWER}\n"
     assert ("note: standard output is cp1252" in capsys.readouterr().err) == told

@@ -57,6 +57,28 @@ def test_with_pages_of_others_let_in_only_comfyuis_own_folders_are(comfy, pack, 
     assert pack.nodes.host.reachable() == [comfy.base / name for name in ("input", "output", "temp", "user")]
 
 
+def test_the_users_models_lie_where_updates_leave_them_and_others_cannot_write_them(comfy, pack, caplog):
+    """ComfyUI's server takes files for the folder of its user, from whoever reaches it: an engine may name any key."""
+    catalog, user = pack.nodes.catalog, comfy.base / "user"
+    shared, hidden = user / "default" / "qwenvl" / "custom_models.json", user / "__qwenvl" / "custom_models.json"
+    for file in (shared, hidden):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"models": {f"in {file.parent.name}": {"repo_id": "some/one"}}}))
+    try:
+        assert catalog.own_file() == shared
+        assert {"in qwenvl", "in __qwenvl"} <= set(catalog.all_models())
+        catalog.keep_own()
+        assert caplog.text == ""
+        comfy.args.listen = "0.0.0.0"
+        assert catalog.own_file() == hidden
+        assert {"in qwenvl", "in __qwenvl"} & set(catalog.all_models()) == {"in __qwenvl"}
+        catalog.keep_own()
+        assert f"{shared} is not read" in caplog.text and f"move it to {hidden}" in caplog.text
+    finally:
+        shared.unlink()
+        hidden.unlink()
+
+
 def test_relative_paths_start_in_comfyuis_folders(comfy, pack):
     assert pack.nodes.host.reading_bases()[0] == comfy.base / "input"
     assert pack.nodes.host.writing_bases() == [comfy.base / "output"]

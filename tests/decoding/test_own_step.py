@@ -11,7 +11,7 @@ from benchmarks.launches import Launches
 from qwenvl.decoding.cuda_graph import HostSyncs
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.decoding.own_step import OwnStep, has_fused_norm, text_stack, why_not_dense
-from qwenvl.decoding.prefill import forward
+from qwenvl.decoding.prefill import forward, named_cache
 from qwenvl.decoding.sampling import Sampler
 from qwenvl.decoding.step_attention import FLASH_FROM, ByLength, Flash, Sdpa
 from qwenvl.loading.capabilities import Machine, machine
@@ -165,7 +165,7 @@ def both_logits(handle, step, kv, tokens):
         mask = torch.ones(1, kv.filled + 1, dtype=torch.long)
         positions = position.expand(3, 1, 1) if handle.processor else position
         expected = handle.model(
-            input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache
+            input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, **named_cache(handle.model, cache)
         )
         return step(tokens, kv).float(), expected.logits[:, -1].float()
 

@@ -115,7 +115,7 @@ def attended(model):
     seen = []
 
     def look(module, args, kwargs):
-        cache, layer = kwargs["past_key_values"], module.layer_idx
+        cache, layer = kwargs.get("cache") or kwargs["past_key_values"], module.layer_idx
         seen.append((kwargs["hidden_states"].shape[1], cache.layers[layer].get_max_length()))
 
     for name, module in model.named_modules():

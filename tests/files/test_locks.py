@@ -332,3 +332,15 @@ def test_by_windows_locks_what_is_wrong_is_no_other_holder(tmp_path, windows, mo
     monkeypatch.setattr(windows, "locking", fails)
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         FileLock(tmp_path / "lock").take()
+
+
+def test_a_claim_that_came_meanwhile_is_neither_written_over_nor_taken_away(tmp_path, no_locks, monkeypatch):
+    """Between the look and the making, and between two who find the same old one."""
+    lock, claim = FileLock(tmp_path / "lock"), tmp_path / "lock.claim"
+    claimed(claim, 100, token="new")
+    assert not lock._claim._give_way({"token": "old"})
+    assert json.loads(claim.read_text())["token"] == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["lock.claim"]
+    monkeypatch.setattr(lock._claim, "_read", lambda: None)
+    assert not lock.take()
+    assert json.loads(claim.read_text())["token"] == "new"

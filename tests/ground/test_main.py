@@ -1,9 +1,11 @@
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from pictures import ROOT, draw, write_video
@@ -110,7 +112,7 @@ def test_a_thought_is_written_dimmed_to_a_terminal_and_never_to_standard_output(
 
 def test_every_sampling_parameter_arrives(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request))
+    monkeypatch.setattr("qwenvl.pipeline.run", lambda request, *_: asked.append(request))
     values = {
         "temperature": 1.25,
         "top_p": 0.5,
@@ -171,18 +173,20 @@ def test_full_diagnostics_are_shown_without_asking_for_the_log(red_circle):
 
 def test_the_first_word_may_be_a_command(capsys, monkeypatch):
     told = []
-    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: told.append(model) or say("well") or True)
+    monkeypatch.setattr(
+        "qwenvl.cli.doctor.examine", lambda model, say, complete: told.append(model) or say("well") or True
+    )
     assert main(["doctor"]) == 0
     assert main(["doctor", "--model", "Qwen3-VL-4B-Instruct"]) == 0
     assert told == [DEMO, "Qwen3-VL-4B-Instruct"]
     assert capsys.readouterr().out == "well\nwell\n"
-    monkeypatch.setattr("qwenvl.__main__.doctor.examine", lambda model, say: False)
+    monkeypatch.setattr("qwenvl.cli.doctor.examine", lambda model, say, complete: False)
     assert main(["doctor"]) == 1
 
 
 def test_a_command_as_a_question_is_asked_after_two_dashes(monkeypatch):
     asked = []
-    monkeypatch.setattr("qwenvl.__main__.run", lambda request, *_: asked.append(request.text))
+    monkeypatch.setattr("qwenvl.pipeline.run", lambda request, *_: asked.append(request.text))
     for arguments in (["--", "doctor"], [GREEDY, "doctor"], ["ask the doctor"]):
         assert main(arguments) == 0
     assert asked == ["doctor", "doctor", "ask the doctor"]
@@ -224,6 +228,19 @@ def test_names_of_presets_and_models_give_the_terminal_no_orders(tmp_path, capsy
         assert not set("\x1b\x07\x9b\r\u202e") & set(capsys.readouterr().err), command
 
 
+def test_models_in_the_file_that_ships_are_copied_at_the_first_start(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    custom = tmp_path / "custom_models.json"
+    custom.write_text(json.dumps({"models": {"Mine": {"repo_id": "owner/name"}}}))
+    monkeypatch.setattr("qwenvl.models.catalog.CUSTOM_MODELS", custom)
+    for _ in "ab":
+        assert main(["--list-models"]) == 0
+    assert capfd.readouterr().out.count("Mine") == 2
+    custom.write_text("{}")  # an update
+    assert main(["--list-models"]) == 0
+    assert capfd.readouterr().out.count("Mine") == 1
+
+
 def test_an_answer_gives_a_terminal_no_orders_and_a_file_every_character(capsys, monkeypatch):
     said = f"a\n{ORDERS}"
     for terminal in (False, True):
@@ -247,3 +264,23 @@ def test_what_others_log_gives_the_terminal_no_orders(capsys):
     root.handlers[0].flush()
     err = capsys.readouterr().err
     assert err.splitlines() == [f"name {ascii(ORDERS)[1:-1]}", f"100 % of {ascii(ORDERS)[1:-1]}"]
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_a_healthy_run_writes_the_answer_and_nothing_besides(quantization):
+    """No bar of transformers, and nothing that bitsandbytes says of packages that nobody asked for."""
+    command = [sys.executable, "-m", "qwenvl", "--no-do-sample", "--quantization", quantization, "Hello"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Hello! I am a tiny Qwen3-VL.")
+
+
+def test_a_bar_that_a_variable_asks_for_is_drawn():
+    command = [sys.executable, "-m", "qwenvl", "--no-do-sample", "Hello"]
+    given = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    assert BAR in done.stderr
+
+
+# transformers 4 reads small models without one.
+BAR = "" if version("transformers").startswith("4.") else "Loading weights"

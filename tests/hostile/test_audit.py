@@ -148,7 +148,7 @@ _ASKED = {"read custom_models.json", *_ENGINE}
 # The list: what each way may do, beside reading Python, its packages, the pack and the system's own tables.
 ALLOWED = {
     "QwenVL": {*_NODE, *_DEMO},
-    "QwenVL, a film": {*_NODE, *_DEMO},  # FFmpeg opens it by itself
+    "QwenVL, a film": {*_NODE, *_DEMO, "read the input folder"},
     "QwenVL, a folder": {*_NODE, *_MINE},
     "QwenVL, a preset": {*_NODE, *_DEMO, "read the presets"},
     "QwenVL, an engine": {*_NODE, *_ENGINE},

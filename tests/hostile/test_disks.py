@@ -68,7 +68,7 @@ def test_a_read_only_folder_is_refused_before_a_model_is_loaded(tmp_path, capsys
     pictures(tmp_path, 2)
     with read_only(tmp_path):
         with monkeypatch.context() as patched:
-            patched.setattr("qwenvl.cli.caption.caption", None)
+            patched.setattr("qwenvl.pipeline.caption", None)
             assert caption(tmp_path) == 2
         assert "cannot be written (Permission denied). Allow writing there" in capsys.readouterr().err
     assert caption(tmp_path) == 0

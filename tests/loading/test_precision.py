@@ -11,7 +11,7 @@ from pictures import draw
 from qwenvl.loading import capabilities
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import LoadError, load
-from qwenvl.loading.precision import Precision, PrecisionError, plan_precision, precision_options
+from qwenvl.loading.precision import Precision, PrecisionError, plan_precision, precision_options, quiet_others
 from qwenvl.loading.source import ModelSource
 from qwenvl.models.checkpoint import Checkpoint
 from qwenvl.prompting.prompt import encode
@@ -191,3 +191,20 @@ def test_a_kernel_is_on_disk_when_its_build_is(kind, tmp_path, monkeypatch):
     assert not capabilities.kernel_on_disk("owner/name"), "what was asked for and never came"
     (snapshot / "build" / "torch-cuda").mkdir(parents=True)
     assert capabilities.kernel_on_disk("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("logger", "line"),
+    [
+        ("bitsandbytes.autograd._functions", "MatMul8bitLt: inputs will be cast from torch.bfloat16 to float16"),
+        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community: %s."),
+        ("accelerate.big_modeling", "Some parameters are on the meta device because they were offloaded to the cpu."),
+    ],
+)
+def test_what_others_warn_of_where_all_is_well_is_left_out_and_nothing_else(logger, line, caplog):
+    for _ in "ab":
+        quiet_others()
+    logging.getLogger(logger).warning(line)
+    logging.getLogger(logger).warning("something else")
+    assert caplog.messages == ["something else"]
+    assert len(logging.getLogger(logger).filters) == 1

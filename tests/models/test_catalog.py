@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ from qwenvl.models import builtin, catalog
 from qwenvl.models.catalog import DEMO, Model, UnknownModelError
 from qwenvl.models.discovery import hub_cache
 
+ENGINE = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
 MINE = Model("Mine", "someone/Mine-2B")
 
 
@@ -22,6 +24,8 @@ def custom(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -156,3 +160,22 @@ def test_a_folder_that_is_not_whole_is_not_the_model(root, custom):
     folder = whole_model(root / "Mine-2B")
     (folder / "config.json").unlink()
     assert catalog.locate(MINE, [root]) is None
+
+
+def test_the_users_own_file_is_read_too_and_wins(custom, caplog):
+    custom({"models": {"A": {"repo_id": "top/A"}, "B": {"repo_id": "top/B"}}, "engines": {"e": ENGINE, "f": ENGINE}})
+    catalog.own_file().parent.mkdir(parents=True, exist_ok=True)
+    theirs = {
+        "models": {"B": {"repo_id": "own/B"}, "C": {"repo_id": "own/C"}},
+        "engines": {"f": ENGINE | {"model": "own"}},
+    }
+    catalog.own_file().write_text(json.dumps(theirs))
+    found = catalog.all_models()
+    assert [(name, found[name].repo_id) for name in "ABC"] == [("A", "top/A"), ("B", "own/B"), ("C", "own/C")]
+    assert [name for name in catalog.vision_models() if name in "ABC"] == ["A", "B", "C"]
+    assert [catalog.engine(f"{name} @ engine").model for name in "ef"] == ["m", "own"]
+    assert caplog.text == ""
+
+
+def test_without_comfyui_the_users_own_file_lies_in_the_home_folder(root):
+    assert catalog.own_file() == Path.home() / ".config" / "qwenvl" / "custom_models.json"

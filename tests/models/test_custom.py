@@ -6,7 +6,7 @@ import pytest
 
 from qwenvl.models.builtin import Model
 from qwenvl.models.catalog import CUSTOM_MODELS
-from qwenvl.models.custom import MODEL_KEYS, custom_engines, custom_models
+from qwenvl.models.custom import MODEL_KEYS, bring_over, custom_engines, custom_models
 from qwenvl.models.engines import Engine
 
 
@@ -153,3 +153,40 @@ def test_a_file_of_nothing_but_mistakes_is_complained_of_for_a_while(tmp_path, c
     assert custom_models(file) == ()
     assert len(caplog.records) == 21
     assert "more that is wrong" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"hf_models": {"Mine": REFERENCE}},
+        {"engines": {"studio": ENGINE}},
+        '{"models": {"half',
+        "[]",
+        '\ufeff{"models": 3}',
+    ],
+    ids=["models", "engines", "a mistake", "no object", "a mark of Windows"],
+)
+def test_what_a_user_wrote_is_copied_once_byte_by_byte_and_the_log_says_so(file, tmp_path, caplog, content):
+    edited, place = file(content), tmp_path / "user" / "default" / "qwenvl" / "custom_models.json"
+    bring_over(edited, place)
+    assert place.read_bytes() == edited.read_bytes()
+    assert [each.name for each in place.parent.iterdir()] == [place.name]
+    assert caplog.text.count("were copied to") == 1 and str(place) in caplog.text and str(edited) in caplog.text
+    place.write_text('{"models": {}}')
+    bring_over(edited, place)
+    assert place.read_text() == '{"models": {}}', "the user has changed it since"
+    assert caplog.text.count("were copied to") == 1
+
+
+@pytest.mark.parametrize("content", [{"hf_models": {}}, {}, {"_note": "x", "hf_models": {}, "engines": {}}])
+def test_a_file_that_nobody_wrote_into_is_not_copied(file, tmp_path, caplog, content):
+    bring_over(file(content), tmp_path / "user" / "custom_models.json")
+    bring_over(tmp_path / "gone.json", tmp_path / "user" / "custom_models.json")
+    assert not (tmp_path / "user").exists()
+    assert caplog.text == ""
+
+
+def test_a_place_that_cannot_be_written_is_told_of_and_costs_nothing_else(file, tmp_path, caplog):
+    (tmp_path / "user").write_text("a file where a folder should be")
+    bring_over(file({"models": {"Mine": REFERENCE}}), tmp_path / "user" / "custom_models.json")
+    assert "could not be copied" in caplog.text

@@ -1,5 +1,6 @@
 """The process that downloads, against a hub on loopback."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from qwenvl.models.catalog import DEMO, PACK, find
 from qwenvl.models.download import DownloadError, fetch, why_incomplete
+from qwenvl.models.part import Part, RemoteFile
 from qwenvl.models.transfer import UNFINISHED
 
 WEIGHTS = "model.safetensors"
@@ -196,6 +198,37 @@ def test_files_that_lie_there_already_are_read_and_kept_if_they_are_right(get, h
     get()
     assert hub.asked_for(WEIGHTS) == []
     assert (folder / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+def test_how_much_of_what_lies_there_is_read_is_told_before_anything_comes(get, source, tmp_path):
+    """Of a large model that takes minutes."""
+    folder = tmp_path / "owner--name"
+    folder.mkdir()
+    shutil.copy(source / WEIGHTS, folder)
+    shutil.copy(source / "chat_template.jinja", folder)
+    (folder / "config.json").write_text("{}")  # of another size: not read
+    _, looker = get()
+    checks = [report for report in looker.reports if report[2].startswith("Checking")]
+    there = (source / WEIGHTS).stat().st_size + (source / "chat_template.jinja").stat().st_size
+    assert looker.reports[: len(checks)] == checks and len(checks) >= 3
+    assert [done for done, _, _ in checks] == sorted({done for done, _, _ in checks})
+    assert checks[-1][:2] == (there, there)
+    assert checks[-1][2] == "Checking the files of name that are there: 2.8 of 2.8 MB"
+    _, again = get()
+    assert again.reports == []  # whole
+
+
+def test_what_an_earlier_try_left_counts_once(get, hub, source, tmp_path):
+    content, folder = (source / WEIGHTS).read_bytes(), tmp_path / "owner--name"
+    folder.mkdir()
+    file = RemoteFile(WEIGHTS, len(content), sha256=hashlib.sha256(content).hexdigest())
+    left = Part(file, folder, lambda _: None)
+    left.write(content[:1_500_000])
+    left.close()
+    _, looker = get()
+    assert hub.asked_for(WEIGHTS) == ["bytes=1500000-"]
+    done, total, _ = looker.reports[-1]
+    assert done == total and all(done <= total for done, _, _ in looker.reports)
 
 
 def test_a_part_of_another_revision_is_not_used(get, hub, source, tmp_path):

@@ -168,6 +168,11 @@ MACHINES = {
         "",
         [("warning", "accelerate is not installed", "pip install accelerate")],
     ),
+    "an accelerate that transformers 5 does not take": (
+        machine(RTX_4090, packages={"accelerate": "1.0.1"}),
+        "",
+        [("warning", "accelerate 1.0.1 is too old: 1.1 or later is needed", "pip install -U accelerate")],
+    ),
     "no bitsandbytes": (
         machine(RTX_4090, without=("bitsandbytes",)),
         "",

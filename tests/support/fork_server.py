@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 # Much of transformers is imported only when it is used. Nothing is done with it here, which would start threads.
 _QWEN = "transformers.models.qwen"
-IMPORTS = ("qwenvl.__main__", "accelerate", "torchvision", f"{_QWEN}3_vl.modeling_qwen3_vl")
+IMPORTS = ("qwenvl.__main__", "qwenvl.pipeline", "accelerate", "torchvision", f"{_QWEN}3_vl.modeling_qwen3_vl")
 IMPORTS += (f"{_QWEN}3_vl.processing_qwen3_vl", f"{_QWEN}2_vl.image_processing_qwen2_vl")
 # Far longer than anything takes.
 PATIENCE_S = 120

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     **{file: set() for file in GROUND},
     "comfyui": set(),
     "files": set(),
-    "models": {"files"},
+    "models": {"files", "comfyui"},
     "media": set(),
     "decoding": set(),
     "report": {"decoding"},
@@ -160,6 +160,31 @@ def test_registering_the_nodes_loads_nothing_heavy_and_prints_nothing():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.splitlines() == ["heavy: []", "cuda: False"], done.stderr
     assert done.stderr == ""
+
+
+START = """
+import sys
+from qwenvl.__main__ import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as ended:
+    status = ended.code
+print(status, sorted({"torch", "transformers", "numpy", "PIL", "jinja2", "av", "aiohttp"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--list-models"], ["--list-presets"], ["serve-info"], ["caption", "{}", "--prompt", "x"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_command_line_waits_for_torch_only_where_a_model_is_asked(tmp_path, arguments):
+    """The folder has a caption for its picture already."""
+    for name in ("a.png", "a.txt"):
+        (tmp_path / name).write_text("x")
+    command = [sys.executable, "-c", START, *(part.format(tmp_path) for part in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_nothing_outside_the_command_line_catches_everything():
