@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +15,18 @@ from .qwenvl.comfyui.host import model_roots
 from .qwenvl.comfyui.memory import memory_manager
 from .qwenvl.comfyui.progress import NodeWatch
 from .qwenvl.loading.cache import ModelCache
-from .qwenvl.loading.devices import require_device
+from .qwenvl.log import log
 from .qwenvl.models import catalog
 from .qwenvl.nodes import lists, widgets
 from .qwenvl.nodes.box_node import QwenVLBoxes
 from .qwenvl.nodes.folder_nodes import QwenVLLoadFolder, QwenVLSaveCaptions
 from .qwenvl.pipeline import run
 from .qwenvl.prompting import presets
-from .qwenvl.request import LoadSpec, Request
+from .qwenvl.request import Request
 from .qwenvl.settings import IMAGE_MODES, RELEASES
 
 MODELS = ModelCache(memory_manager())
+SEES_NOTHING = "No picture and no video is connected: the answer is made of the text alone."
 
 
 def _watch_over(node: QwenVL | Qwen) -> None:
@@ -31,22 +34,18 @@ def _watch_over(node: QwenVL | Qwen) -> None:
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
-def _problem(
-    model: str | None, quantization: str | None, attention_mode: str | None, preset: str | None, device: str | None
-) -> str | None:
-    """What is wrong with a list's value, if anything: saved workflows may hold one that is no longer offered.
+def _why_unknown(node: type[QwenVL | Qwen], model: str | None) -> str | None:
+    """Why there is no such model, with those that come close in the node's own list. None where there is one.
 
-    None stands for a value that another node will deliver.
+    ComfyUI repeats what is said here for each input that VALIDATE_INPUTS names, as if each were wrong: so it names the
+    model alone, which may be of the other node's list too. All other lists ComfyUI checks itself.
+
+    Args:
+        model: None stands for a value that another node will deliver.
     """
-    choices = {"model": "", "quantization": quantization, "attention_mode": attention_mode}
     try:
         if model is not None:
-            catalog.find(model, model_roots())
-        if preset is not None:
-            presets.find(preset)
-        LoadSpec.of({name: value for name, value in choices.items() if value is not None})
-        if device is not None:
-            require_device(device)
+            catalog.find(model, model_roots(), node.offered)
     except ValueError as error:
         return str(error)
     return None
@@ -58,6 +57,7 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
     values = checked(declared, {**defaults, **given})
+    catalog.find(values["model"], model_roots(), node.offered)
     question = text_of("prompt" if "prompt" in declared else "text", question)
     system, question = presets.find(values["preset"]).fill(values["system"], question)
     values |= {
@@ -68,9 +68,14 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
         "release": values["release"] if values["keep_model_loaded"] else RELEASES[-1],
     }
     request = Request.of(values, _images(values))
+    presets.require_shown(values["preset"], request.pictures_at_once, request.shows_video)
+    notes = [] if request.shows_something or "image_mode" not in declared else [SEES_NOTHING]
+    for note in notes:
+        log.warning("%s", note)
     result = run(request, node.models, NodeWatch(request.sampling.longest))
-    answers = result.answers
-    return _outputs([each.text for each in answers], [each.thinking for each in answers], [result.stats.to_json()])
+    answers, loaded = result.answers, result.stats.loaded
+    stats = replace(result.stats, loaded=replace(loaded, fallbacks=(*loaded.fallbacks, *notes))).to_json()
+    return _outputs([each.text for each in answers], [each.thinking for each in answers], [stats], notes)
 
 
 def _images(values: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +83,11 @@ def _images(values: dict[str, Any]) -> dict[str, Any]:
     return {name: picture for each in connected for name, picture in each.items()}
 
 
-def _outputs(texts: list[str], thinking: list[str], stats: list[str]) -> dict[str, Any]:
+def _outputs(texts: list[str], thinking: list[str], stats: list[str], notes: Sequence[str] = ()) -> dict[str, Any]:
     """What a node returns: its outputs, and what the page keeps on it."""
-    kept = {"text": texts, "thinking": thinking} if any(thinking) else {"text": texts}
-    return {"ui": kept, "result": (texts, thinking, stats)}
+    kept = {"thinking": thinking if any(thinking) else [], "notes": list(notes)}
+    shown = {name: said for name, said in kept.items() if said}
+    return {"ui": {"text": texts, **shown}, "result": (texts, thinking, stats)}
 
 
 class QwenVL:
@@ -107,19 +113,18 @@ class QwenVL:
     )
 
     models: ClassVar[ModelCache] = MODELS
+    offered = staticmethod(catalog.vision_models)
 
     def __init__(self) -> None:
         _watch_over(self)
 
     @classmethod
     def INPUT_TYPES(cls) -> widgets.Inputs:
-        return widgets.inputs(catalog.vision_models(model_roots()), looks=True)
+        return widgets.inputs(cls.offered(model_roots()), looks=True)
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
-    ) -> bool | str:
-        return _problem(*map(lists.first, (model, quantization, attention_mode, preset, device))) or True
+    def VALIDATE_INPUTS(cls, model=None) -> bool | str:
+        return _why_unknown(cls, lists.first(model)) or True
 
     @classmethod
     def IS_CHANGED(
@@ -137,8 +142,11 @@ class QwenVL:
 
     def inference(self, **given: Any) -> dict[str, Any]:
         each = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
-        made = [self._run(**values)["result"] for values in lists.runs(given, widgets.PICTURES, together=each)]
-        return _outputs(*([item for output in outputs for item in output] for outputs in zip(*made, strict=True)))
+        made = [self._run(**values) for values in lists.runs(given, widgets.PICTURES, together=each)]
+        outputs = zip(*(each["result"] for each in made), strict=True)
+        texts, thinking, stats = ([item for output in each for item in output] for each in outputs)
+        notes = dict.fromkeys(note for each in made for note in each["ui"].get("notes", ()))
+        return _outputs(texts, thinking, stats, list(notes))
 
     def _run(self, text: str = "", bypass: bool = False, **given: Any) -> dict[str, Any]:
         return _outputs([text], [""], [""]) if _is_on(bypass) else _answer(type(self), text, given)
@@ -179,21 +187,20 @@ class Qwen:
     )
 
     models: ClassVar[ModelCache] = MODELS
+    offered = staticmethod(catalog.text_models)
 
     def __init__(self) -> None:
         _watch_over(self)
 
     @classmethod
     def INPUT_TYPES(cls) -> widgets.Inputs:
-        declared = widgets.inputs(catalog.text_models(model_roots()), looks=False)
+        declared = widgets.inputs(cls.offered(model_roots()), looks=False)
         required = {"prompt" if name == "text" else name: widget for name, widget in declared["required"].items()}
         return {**declared, "required": required}
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls, model=None, quantization=None, attention_mode=None, preset=None, device=None
-    ) -> bool | str:
-        return _problem(model, quantization, attention_mode, preset, device) or True
+    def VALIDATE_INPUTS(cls, model=None) -> bool | str:
+        return _why_unknown(cls, model) or True
 
     @classmethod
     def IS_CHANGED(
@@ -226,12 +233,23 @@ def _stamp(video_path: str) -> tuple[int, int] | str:
     return (state.st_mtime_ns, state.st_size) if state else ""
 
 
-# The ids with a dot are those of the older packs.
+class Qwen25VL(QwenVL):
+    """The id that older packs gave QwenVL. Workflows open with it, and a search finds QwenVL alone."""
+
+    DEPRECATED = True
+
+
+class Qwen25(Qwen):
+    """The same of Qwen."""
+
+    DEPRECATED = True
+
+
 NODE_CLASS_MAPPINGS = {
     "QwenVL": QwenVL,
     "Qwen": Qwen,
-    "Qwen2.5VL": QwenVL,
-    "Qwen2.5": Qwen,
+    "Qwen2.5VL": Qwen25VL,
+    "Qwen2.5": Qwen25,
     "Qwen2VL": Qwen2VL,
     "QwenVLBoxes": QwenVLBoxes,
     "QwenVLLoadFolder": QwenVLLoadFolder,

@@ -48,6 +48,8 @@ class Watch:
         if self._cancel_at == 0:
             raise Cancel
 
+    def stage(self, state: str, **facts: object) -> None: ...
+
     def report(self, done: int, total: int, text: str) -> None: ...
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:

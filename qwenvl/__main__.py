@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .checks import printable
 from .cli import caption, common, parts, serve_info
@@ -31,6 +32,9 @@ class TerminalWatch:
 
     def check(self) -> None:
         """Nothing to ask: the interrupt comes as an exception."""
+
+    def stage(self, state: str, **facts: Any) -> None:
+        """The log says it."""
 
     def report(self, done: int, total: int, text: str) -> None:
         # On a terminal only: in a file every state of the line would stay, and the log has it too.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import wraps
 from types import TracebackType
+from typing import Any, TypeVar
 
 from .faults import is_lost_device, is_out_of_memory
 from .packages import is_needed
@@ -15,6 +18,9 @@ _BROKEN = (
 # These have errors of no kind, and tokenizers raises Exception itself.
 _PACKAGES = {"huggingface_hub", "jinja2", "pyo3_runtime", "safetensors", "tokenizers", "transformers"}
 _LONGEST_WORDS = 600
+# In place of the path of modules, to which ComfyUI adds that of this folder.
+SHORT_NAME = "QwenVL"
+Made = TypeVar("Made")
 
 
 class LoadError(RuntimeError):
@@ -72,6 +78,37 @@ def _is_of_a_folder(error: BaseException) -> bool:
     if isinstance(error, ModuleNotFoundError) and is_needed(error):
         return False
     module = type(error).__module__
-    if module.startswith(f"{__package__}."):
+    if _is_ours(type(error)):
         return False
     return isinstance(error, _BROKEN) or type(error) is Exception or module.partition(".")[0] in _PACKAGES
+
+
+def _is_ours(kind: type[BaseException]) -> bool:
+    return kind.__module__ == SHORT_NAME or kind.__module__.startswith(f"{__package__}.")
+
+
+def name_errors_shortly(nodes: Iterable[Any]) -> None:
+    """ComfyUI shows of an error of these node classes QwenVL.LoadError, where it would show where this file lies."""
+    for node in {base for each in nodes for base in each.__mro__ if getattr(each, "FUNCTION", "") in vars(base)}:
+        setattr(node, node.FUNCTION, _with_short_names(vars(node)[node.FUNCTION]))
+
+
+def _with_short_names(run: Callable[..., Made]) -> Callable[..., Made]:
+    @wraps(run)
+    def run_so(*given: Any, **named: Any) -> Made:
+        with _ShortNames():
+            return run(*given, **named)
+
+    return run_so
+
+
+class _ShortNames:
+    """A block whose errors have short names from there on."""
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and _is_ours(kind):
+            # Only what it is called changes: it is caught as before.
+            kind.__module__ = SHORT_NAME

@@ -153,7 +153,19 @@ class Request:
     @property
     def shows_something(self) -> bool:
         """Whether there is anything to look at."""
-        return bool(self.images or self.video_path) or self.video is not None or self.video_frames is not None
+        return bool(self.images) or self.shows_video
+
+    @property
+    def shows_video(self) -> bool:
+        return bool(self.video_path) or self.video is not None or self.video_frames is not None
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures a question is about, before they are read: a tensor of four sizes is a batch."""
+        if self.image_mode != default("image_mode"):
+            return min(1, len(self.images))
+        shapes: list[Sequence[int]] = [getattr(each, "shape", ()) for each in self.images.values()]
+        return sum(shape[0] if len(shape) == 4 else 1 for shape in shapes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,10 @@ class ModelSession:
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
         self._need = question_bytes(self._source, self._request, first.pictures, self._videos)
+        if asked.load not in self._models.held:
+            self._watch.stage("loading", model=asked.load.model, size=self._source.size())
         self._model = self._models.get(self._source, self._need * min(expected, self._most), self._watch.check)
+        self._watch.stage("reading", pictures=len(first.pictures), videos=len(self._videos))
         self._load_s = time.perf_counter() - start
         self._seed = run_seed(self._request.sampling)
         tell_of(self._model.family, family_of(self._model.family).linear_attention)

@@ -129,9 +129,8 @@ REQUIRED = (
         commands=_EVERY, help="the system prompt"),
     _text("text", "What to ask. Control tokens of the model in it are taken as plain text."),
     Setting("model", "COMBO", None,
-        "The model. One that is not on disk yet is downloaded to models/LLM; Demo-Shapes comes with the pack; model "
-        "folders that you have are listed too, and one that ends in @ engine runs elsewhere and is asked. In memory "
-        "means the weights alone, by quantization; float32, which some CPUs compute in, is twice none.",
+        "The model. Those on this machine come first in the list; any other is downloaded to models/LLM when it runs.\n"
+        "The node says how large the chosen one is and whether it fits. One that names an engine runs elsewhere.",
         commands=_EVERY, help="a name of --list-models (default: %(default)s)"),
     _choice("quantization", QUANTIZATIONS,
         "Store the weights in fewer bits: 8bit needs about half of the memory, 4bit about a third. Needs "

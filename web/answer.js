@@ -1,25 +1,41 @@
-// The answer on its node: the text while it is made and afterwards, a button that copies it, how fast it is made, and
-// what the model thought, folded. The page has a widget for live text of its own, and uses whatever has its name.
+// The box on a node that holds its answer: what the node does, how fast, what the model thought, folded, the answer or
+// the error, and a button that copies it.
 
 import { addStyle, element } from "./element.js";
+import { size } from "./model_choices.js";
+import { word } from "./words.js";
 
-const WIDGET = "$$node-text-preview";
-// Before what a model thinks, in live text: qwenvl/comfyui/progress.py.
-const THINKING = "[thinking] ";
+const WIDGET = "qwenvl_answer";
+// Of the answer with its line above it, in pixels.
+const HEIGHT = 200;
+const SMALL_HEIGHT = 64;
+const THOUGHT_HEIGHT = 24;
+// Characters in the page: of a longer text the rest is only copied.
+const LONGEST_SHOWN = 100_000;
+const COPIED_MS = 1500;
 
 const STYLE = `
 .qwenvl-answer { display: flex; flex-direction: column; gap: 4px; overflow: hidden; box-sizing: border-box;
-  font-size: 12px; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px; padding: 4px 6px; }
-.qwenvl-answer header { display: flex; align-items: center; justify-content: space-between; min-height: 18px;
-  color: var(--descrip-text); font-size: 11px; }
+  width: 100%; height: 100%; font-size: 12px; color: var(--input-text); background: var(--comfy-input-bg);
+  border-radius: 4px; padding: 4px 6px; border: 1px solid transparent; }
+.qwenvl-answer header { display: flex; align-items: center; justify-content: space-between; gap: 8px; min-height: 18px;
+  color: var(--descrip-text); font-size: 11px; flex: none; }
+.qwenvl-answer .status { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .qwenvl-answer button { border: 1px solid var(--border-color); border-radius: 3px; background: transparent;
-  color: inherit; font-size: 11px; padding: 0 6px; cursor: pointer; }
+  color: inherit; font-size: 11px; padding: 0 6px; cursor: pointer; flex: none; }
 .qwenvl-answer details { flex: none; color: var(--descrip-text); }
 .qwenvl-answer details[open] { max-height: 60%; overflow: auto; }
 .qwenvl-answer summary { cursor: pointer; }
 .qwenvl-answer .text, .qwenvl-answer .thinking { white-space: pre-wrap; overflow-wrap: anywhere; user-select: text; }
-.qwenvl-answer .text { flex: 1 1 auto; min-height: 3em; overflow: auto; }
+.qwenvl-answer .text { flex: 1 1 auto; min-height: 0; overflow: auto; }
+.qwenvl-answer .rest { flex: none; color: var(--descrip-text); font-size: 11px; }
+.qwenvl-answer[data-state="error"] { border-color: #d33a2f; }
+/* Of its own colours: those of the page's palettes are too pale on some. */
+.qwenvl-answer[data-state="error"] .status { background: #b3261e; color: #fff; border-radius: 3px; padding: 0 6px; }
+.qwenvl-answer[data-state="cancelled"] .text { color: var(--descrip-text); }
 /* Where nodes are HTML, they grow with what is in them. */
+[data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px; }
+[data-node-id] .qwenvl-answer.small { min-height: 0; }
 [data-node-id] .qwenvl-answer .text { max-height: 400px; }
 `;
 
@@ -33,62 +49,129 @@ async function copy(text) {
   area.remove();
 }
 
-function build() {
-  const status = element("span", { className: "status" });
-  const button = element("button", { textContent: "Copy", title: "Copy the answer" });
-  const thought = element("div", { className: "thinking" });
-  const folded = element("details", { hidden: true }, element("summary", { textContent: "Thinking" }), thought);
-  const text = element("div", { className: "text" });
-  button.onclick = async () => {
-    await copy(text.textContent);
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  };
-  const area = element("div", { className: "qwenvl-answer" }, element("header", {}, status, button), folded, text);
-  return { area, status, thought, folded, text };
+function counted({ done, unit, total }) {
+  if (unit === "answers") {
+    return total == null ? word("{n} answers", { n: done }) : word("{n} of {total} answers", { n: done, total });
+  }
+  return done === 1 ? word("1 token") : word("{n} tokens", { n: done });
 }
 
-function addWidget(node) {
+function speed({ unit, per_s: perSecond }) {
+  const n = perSecond?.toFixed(1);
+  return unit === "answers" ? word("{n} answers/s", { n }) : word("{n} tokens/s", { n });
+}
+
+function time(seconds) {
+  const rounded = Math.round(seconds);
+  return rounded > 90 ? word("{n} min left", { n: Math.round(rounded / 60) }) : word("{n} s left", { n: rounded });
+}
+
+function download({ done, total, per_s: perSecond }) {
+  const amount = word("Downloading {n} of {total}", { n: size(done), total: size(total) });
+  if (!perSecond) return [amount];
+  return [amount, `${size(perSecond)}/s`, time((total - done) / perSecond)];
+}
+
+function reading({ pictures, videos }) {
+  if (videos) return word("Reading the video");
+  if (!pictures) return word("Reading the question");
+  return pictures === 1 ? word("Reading 1 picture") : word("Reading {n} pictures", { n: pictures });
+}
+
+const DOING = {
+  starting: () => [word("Starting")],
+  downloading: download,
+  loading: ({ model, size: bytes }) => [word("Loading {model}", { model }), size(bytes)],
+  reading: (state) => [reading(state)],
+  asking: ({ model }) => [word("Waiting for {model}", { model })],
+  thinking: (state) => [word("Thinking"), ...made(state)],
+  answering: (state) => [word("Answering"), ...made(state)],
+  done: (state) => made(state),
+  cancelled: (state) =>
+    isMade(state) ? [word("Cancelled after {amount}", { amount: counted(state) })] : [word("Cancelled")],
+  error: () => [word("Error")],
+};
+
+function isMade({ done, unit }) {
+  return done != null && (unit === "tokens" || unit === "answers");
+}
+
+function made(state) {
+  if (!isMade(state)) return [];
+  return state.per_s == null ? [counted(state)] : [counted(state), speed(state)];
+}
+
+function build(isSmall) {
+  const status = element("span", { className: "status" });
+  const button = element("button", { textContent: word("Copy"), title: word("Copy the answer") });
+  const thought = element("div", { className: "thinking" });
+  const folded = element("details", { hidden: true }, element("summary", { textContent: word("Thinking") }), thought);
+  const text = element("div", { className: "text" });
+  const rest = element("div", { className: "rest", hidden: true });
+  const area = element("div", { className: `qwenvl-answer${isSmall ? " small" : ""}` });
+  area.append(element("header", {}, status, button), folded, text, rest);
+  return { area, status, button, thought, folded, text, rest };
+}
+
+/** The text in the page, its beginning where it is too long; while it is made, its end is in sight. */
+function fill({ text, rest }, said, isGrowing) {
+  const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 20;
+  if (said === text.qwenvlText) return;
+  text.qwenvlText = said;
+  text.textContent = said.length > LONGEST_SHOWN ? said.slice(0, LONGEST_SHOWN) : said;
+  rest.hidden = said.length <= LONGEST_SHOWN;
+  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
+  if (isGrowing && atEnd) text.scrollTop = text.scrollHeight;
+}
+
+function addWidget(node, isSmall) {
   addStyle("qwenvl-answer-style", STYLE);
-  const { area, status, thought, folded, text } = build();
-  const widget = node.addDOMWidget(WIDGET, "answer", area, {
+  const built = build(isSmall);
+  const { area, status, button, thought, folded, text } = built;
+  let said = "";
+  const options = {
     serialize: false,
-    getValue: () => text.textContent,
-    setValue: (value) => {
-      // The thought is shown above it.
-      const before = `${THINKING}${thought.textContent}\n\n`;
-      const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 20;
-      text.textContent = thought.textContent && value.startsWith(before) ? value.slice(before.length) : value;
-      if (atEnd) text.scrollTop = text.scrollHeight;
-    },
-    getMinHeight: () => (folded.hidden ? 80 : folded.open ? 170 : 100),
-  });
-  folded.ontoggle = () => node.setDirtyCanvas(true, true);
+    // The panel beside the workflow would take the box away from the node.
+    hideInPanel: true,
+    getValue: () => said,
+    setValue: () => {}, // nobody else writes it
+    getMinHeight: () => (isSmall ? SMALL_HEIGHT : HEIGHT + (folded.hidden ? 0 : THOUGHT_HEIGHT)),
+  };
+  const widget = node.addDOMWidget(WIDGET, "answer", area, options);
   // Saved workflows are read by position: this is no value of theirs.
   widget.serialize = false;
-  widget.think = (thinking) => {
-    thought.textContent = thinking;
-    folded.hidden = !thinking;
+  widget.label = word("Answer");
+  folded.ontoggle = () => node.setDirtyCanvas(true, true);
+  button.onclick = async () => {
+    await copy(said);
+    button.textContent = word("Copied");
+    setTimeout(() => (button.textContent = word("Copy")), COPIED_MS);
   };
-  widget.tell = (words) => (status.textContent = words);
+  widget.show = (state) => {
+    said = state.text ?? "";
+    const isGrowing = state.state === "answering";
+    area.dataset.state = state.state;
+    status.textContent = status.title = DOING[state.state]?.(state).join(" · ") ?? "";
+    button.hidden = !said;
+    thought.textContent = (state.thinking ?? "").slice(0, LONGEST_SHOWN);
+    folded.hidden = !state.thinking;
+    fill(built, said, isGrowing);
+    if (!isGrowing && state.state === "done" && widget.wasGrowing) text.scrollTop = 0;
+    widget.wasGrowing = isGrowing;
+    node.setDirtyCanvas(true, true);
+  };
+  grow(node);
   return widget;
 }
 
-function widgetOf(node) {
-  return node.widgets?.find(({ name }) => name === WIDGET) ?? addWidget(node);
+/** Once: for the answer to have its height, and the rest what it had. */
+function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
 }
 
-/** What the server tells of a node that runs: how far it is, how fast, and the thought so far. The text comes after. */
-export function showProgress(node, { thinking, done, unit, per_s: perSecond }) {
-  const widget = widgetOf(node);
-  widget.think?.(thinking);
-  const speed = perSecond == null ? "" : ` · ${perSecond.toFixed(1)} ${unit}/s`;
-  widget.tell?.(done == null ? "" : `${done} ${unit}${speed}`);
-}
-
-/** The final answers, and what was thought before each. */
-export function showAnswers(node, { text, thinking }) {
-  const widget = widgetOf(node);
-  widget.think?.((thinking ?? []).filter(Boolean).join("\n\n"));
-  widget.value = text.join("\n\n");
+/** @param isSmall for nodes that tell a line or two. */
+export function show(node, state, isSmall) {
+  const widget = node.widgets?.find(({ name }) => name === WIDGET) ?? addWidget(node, isSmall);
+  widget.show(state);
 }

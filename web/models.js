@@ -4,8 +4,11 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addStyle, element } from "./element.js";
+import { word } from "./words.js";
 
 const REFRESH_MS = 2000;
+// What the server calls the place of a model that is on no device.
+const WAITING = "RAM, waiting";
 
 const STYLE = `
 .qwenvl-models { padding: 12px; display: flex; flex-direction: column; gap: 10px; color: var(--fg-color);
@@ -25,34 +28,39 @@ function size(bytes) {
 function since(seconds) {
   const minutes = Math.floor((Date.now() / 1000 - seconds) / 60);
   const clock = new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-  return `since ${clock} (${minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`})`;
+  if (minutes < 60) return word("since {clock} ({minutes} min)", { clock, minutes });
+  return word("since {clock} ({hours} h {minutes} min)", { clock, hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
+/** Whether it has begun, whether it waits for the end of a run, and what is to be said of it. */
 async function unload(model) {
   const response = await api.fetchApi("/qwenvl/unload", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ model }),
   });
-  return response.ok ? (await response.json()).unloads : `refused (${response.status})`;
+  if (!response.ok) return { waits: false, told: word("Refused ({status})", { status: response.status }) };
+  const waits = (await response.json()).unloads === "after this run";
+  return { waits, told: waits ? word("Unloads after this run") : word("Unloads now") };
 }
 
 function row({ key, model, quantization, devices, bytes, since: loadedAt }, going) {
-  const button = element("button", { textContent: going.has(key) ? "Unloads after this run" : "Unload" });
+  const button = element("button", { textContent: going.has(key) ? word("Unloads after this run") : word("Unload") });
   button.disabled = going.has(key);
-  button.title = "Give its memory back. While a prompt runs, this waits until it has ended.";
+  button.title = word("Give its memory back. While a prompt runs, this waits until it has ended.");
   button.onclick = async () => {
     button.disabled = true;
-    const when = await unload(key);
-    button.textContent = `Unloads ${when}`;
-    if (when === "after this run") going.add(key);
+    const { waits, told } = await unload(key);
+    button.textContent = told;
+    if (waits) going.add(key);
   };
-  const precision = quantization === "none" ? "unquantized" : quantization;
+  const precision = quantization === "none" ? word("unquantized") : quantization;
+  const places = devices.map((device) => (device === WAITING ? word("RAM, waiting") : device)).join(", ");
   return element(
     "article",
     {},
     element("strong", { textContent: model }),
-    element("p", { textContent: `${size(bytes)}, ${precision}, on ${devices.join(", ")}` }),
+    element("p", { textContent: word("{size}, {precision}, on {places}", { size: size(bytes), precision, places }) }),
     element("p", { textContent: since(loadedAt) }),
     button,
   );
@@ -61,7 +69,7 @@ function row({ key, model, quantization, devices, bytes, since: loadedAt }, goin
 function render(container) {
   addStyle("qwenvl-models-style", STYLE);
   const list = element("div");
-  const area = element("div", { className: "qwenvl-models" }, element("h3", { textContent: "QwenVL models" }), list);
+  const area = element("div", { className: "qwenvl-models" }, element("h3", { textContent: word("QwenVL models") }), list);
   container.replaceChildren(area);
   const going = new Set(); // those that go when a run has ended
   let shown = "";
@@ -71,7 +79,7 @@ function render(container) {
     const response = await api.fetchApi("/qwenvl/models");
     if (!response.ok) {
       shown = "";
-      list.replaceChildren(element("p", { textContent: `Refused (${response.status}): ${await response.text()}` }));
+      list.replaceChildren(element("p", { textContent: `${word("Refused ({status})", response)}: ${await response.text()}` }));
       return;
     }
     const { models } = await response.json();
@@ -79,22 +87,26 @@ function render(container) {
     const state = JSON.stringify([models, Math.floor(Date.now() / 60000)]);
     if (state === shown) return; // or a button would be replaced while it is pressed
     shown = state;
-    const nothing = element("p", { textContent: "None is in memory. A node loads its model when it runs." });
+    const nothing = element("p", { textContent: word("None is in memory. A node loads its model when it runs.") });
     list.replaceChildren(...(models.length ? models.map((each) => row(each, going)) : [nothing]));
   }
   setTimeout(refresh); // when the container is in the page
 }
 
+const ID = "qwenvl-models";
+let isShown = false;
+
+/** Have the tab in the sidebar, or not. */
+export function showSidebar(isWanted) {
+  const page = app.extensionManager;
+  if (isWanted === isShown || !page?.registerSidebarTab) return;
+  isShown = isWanted;
+  if (!isWanted) return page.unregisterSidebarTab?.(ID);
+  const tooltip = word("QwenVL: models in memory");
+  page.registerSidebarTab({ id: ID, icon: "pi pi-eye", title: "QwenVL", tooltip, type: "custom", render });
+}
+
 app.registerExtension({
   name: "QwenVL.models",
-  setup() {
-    app.extensionManager?.registerSidebarTab?.({
-      id: "qwenvl-models",
-      icon: "pi pi-eye",
-      title: "QwenVL",
-      tooltip: "QwenVL: models in memory",
-      type: "custom",
-      render,
-    });
-  },
+  setup: () => showSidebar(app.extensionManager?.setting?.get("QwenVL.Sidebar") !== false),
 });

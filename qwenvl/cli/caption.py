@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         raise folder.FolderError("There is nothing to ask: give --prompt, --preset or both.")
     if options.jsonl and not options.jsonl.parent.is_dir():
         raise folder.FolderError(f"--jsonl: there is no folder {str(options.jsonl.parent)!r}.")
-    request = common.request(options, options.prompt, {})
+    request = common.request(options, options.prompt, {}, at_once=1)
     pictures = folder.find_pictures(options.folder, recursive=options.recursive)
     if not pictures:
         raise folder.FolderError(f"There is no picture in {str(options.folder)!r} ({', '.join(folder.SUFFIXES)}).")
@@ -194,6 +194,8 @@ class _BesideBar:
         self._bar = bar
 
     def check(self) -> None: ...
+
+    def stage(self, state: str, **facts: Any) -> None: ...
 
     def report(self, done: int, total: int, text: str) -> None:
         """A download, before the first picture."""

@@ -63,8 +63,14 @@ def _flag(setting: Setting) -> dict[str, Any]:
     return {**told, "choices": setting.choices} if setting.choices else told
 
 
-def request(options: argparse.Namespace, question: str, images: Mapping[str, Any]) -> Request:
-    """The request that the flags describe, with the preset around the question."""
+def request(
+    options: argparse.Namespace, question: str, images: Mapping[str, Any], at_once: int | None = None
+) -> Request:
+    """The request that the flags describe, with the preset around the question.
+
+    Args:
+        at_once: how many pictures a question will be about, where they are not among the images.
+    """
     system, text = presets.find(options.preset).fill(options.system, question)
     written = {
         "system": system,
@@ -72,7 +78,9 @@ def request(options: argparse.Namespace, question: str, images: Mapping[str, Any
         "stop": tuple(options.stop),
         "image_resolution": _RESOLUTIONS[options.image_resolution],
     }
-    return Request.of({**vars(options), **written}, images)
+    made = Request.of({**vars(options), **written}, images)
+    presets.require_shown(options.preset, made.pictures_at_once if at_once is None else at_once, made.shows_video)
+    return made
 
 
 def write_every_character() -> None:

@@ -23,6 +23,7 @@ else:
     from comfy.cli_args import args
     from comfy.model_patcher import ModelPatcher  # noqa: F401 (for memory.py)
     from comfy.utils import ProgressBar  # noqa: F401 (for progress.py)
+    from comfy_execution.graph_utils import ExecutionBlocker
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
@@ -148,6 +149,19 @@ def free_ram() -> int:
     return psutil.virtual_memory().available
 
 
+def total_bytes(device: str) -> int:
+    """All the memory that the device has, or all RAM."""
+    import torch
+
+    if model_management is not None:
+        return int(model_management.get_total_memory(torch.device(device)))
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
 def server() -> Any:
     """ComfyUI's web server; None where there is none."""
     return None if model_management is None else getattr(PromptServer, "instance", None)
@@ -171,6 +185,11 @@ def when_server_starts(then: Callable[[], None]) -> None:
         then()
 
     app.on_startup.append(begin)
+
+
+def nothing_to_do() -> list[Any]:
+    """A list output that keeps the nodes behind it from running, without an error. Without ComfyUI, an empty list."""
+    return [] if model_management is None else [ExecutionBlocker(None)]
 
 
 def when_prompt_ends(what: Hashable, then: Callable[[], Any]) -> None:

@@ -14,7 +14,7 @@ from ..decoding.decoder import Decoder
 from ..decoding.kv_cache import capacity_for
 from ..errors import UnusableError, WrappedErrors
 from ..faults import unless_out_of_memory
-from ..log import log
+from ..log import gigabytes, log
 from ..media.media import Video
 from ..models import catalog, download
 from ..models.checkpoint import read_checkpoint
@@ -27,6 +27,9 @@ from .budget import OutOfMemoryError, model_bytes, prompt_tokens, request_bytes,
 from .capabilities import Machine
 from .devices import current, machine_for
 from .precision import experts_are_fused
+
+# What a run says before it begins to fetch it.
+LARGE_DOWNLOAD = 1_000_000_000
 
 
 def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> ModelSource:
@@ -52,6 +55,11 @@ def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> M
             raise download.DownloadError(
                 f"{spec.model} is not on this machine, and {reason}, so it is not downloaded. Searched: "
                 f"{catalog.searched(roots)}. This fetches it: {download.command(model.repo_id, folder)}"
+            )
+        if model.size and model.size.disk > LARGE_DOWNLOAD:
+            size = gigabytes(model.size.disk)
+            watch.report(
+                0, model.size.disk, f"{spec.model} is not on this machine: downloading {size}. Cancel stops it."
             )
         download.fetch(model.repo_id, folder, watch)
     if reason := why_unsafe(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..checks import shown, text_of
@@ -23,6 +23,8 @@ PACK = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parents[1]
 # The example that ships. It is read too, but an update resets it.
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"
+
+Models = dict[str, Model]
 
 
 class UnknownModelError(ValueError):
@@ -44,33 +46,36 @@ def keep_own() -> None:
         )
 
 
-def vision_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
-    """Name -> model, in the order of the QwenVL node's list: ours, the user's, what lies in the roots, the demo."""
+def vision_models(roots: Sequence[Path] = ()) -> Models:
+    """Name -> model, in the order of the QwenVL node's list: what is here, ending in the demo; what is to fetch."""
     custom = [model for model in _own_models() if _may_see(model)]
-    return _listed([*builtin.vision(), *custom], [model for model, sees in _others(roots) if sees])
+    return _listed([*builtin.vision(), *custom], roots, see=True)
 
 
-def text_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+def text_models(roots: Sequence[Path] = ()) -> Models:
     """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
-    listed = [*builtin.text(), *_own_models()]
-    return _listed(listed, [model for model, sees in _others(roots) if not sees])
+    return _listed([*builtin.text(), *_own_models()], roots, see=False)
 
 
-def all_models(roots: Sequence[Path] = ()) -> dict[str, Model]:
+def all_models(roots: Sequence[Path] = ()) -> Models:
     """Both lists. A user's own model wins over one of ours with that name, as in each list."""
     return {**vision_models(roots), **text_models(roots), **_by_name(_own_models())}
 
 
-def find(name: str, roots: Sequence[Path] = ()) -> Model:
+def find(name: str, roots: Sequence[Path] = (), offered: Callable[[Sequence[Path]], Models] | None = None) -> Model:
     """The model of that name, whichever node lists it: a vision model answers text as well.
 
+    Args:
+        offered: gives the list that whoever asks can choose from; both where it is None.
+
     Raises:
-        UnknownModelError: no list has it; the message names those that come close.
+        UnknownModelError: no list has it; the message names those of that list that come close.
     """
     models = all_models(roots)
     if text_of("model", name) not in models:
-        holding = [known for known in models if name.lower() in known.lower()]
-        close = (holding or difflib.get_close_matches(name, models, 5, 0.3) or list(models))[:5]
+        choices = models if offered is None else offered(roots)
+        holding = [known for known in choices if name.lower() in known.lower()]
+        close = (holding or difflib.get_close_matches(name, choices, 5, 0.3) or list(choices))[:5]
         raise UnknownModelError(
             f"Model {shown(name)} is not in the list, and no model folder has that name. Put its folder into "
             f"{roots[0] if roots else 'models/LLM'}, add it to {own_file()}, or pick another, as "
@@ -131,8 +136,8 @@ def _sole_names(models: Iterable[Model]) -> set[str]:
     return {last for last, owners in Counter(repositories.values()).items() if owners == 1}
 
 
-def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
-    """Models on this machine that no entry of the lists stands for."""
+def _others(found: Iterable[tuple[Model, bool]]) -> list[tuple[Model, bool]]:
+    """Of the models on this machine, those that no entry of the lists stands for."""
     named = _named_ones()
     taken = {model.name for model in named} | {model.repo_id for model in named}
     folders, sole = {model.folder for model in named}, _sole_names(named)
@@ -142,7 +147,21 @@ def _others(roots: Sequence[Path]) -> list[tuple[Model, bool]]:
             return model.repo_id not in taken
         return not (model.name in taken or model.folder in folders or model.folder.name in sole)
 
-    return [(model, sees) for model, sees in discovered(roots) if is_new(model)]
+    return [(model, sees) for model, sees in found if is_new(model)]
+
+
+def _here(named: Iterable[Model], found: Iterable[tuple[Model, bool]]) -> list[Model]:
+    """Of the entries of a list, those that lie on this machine, as far as their folders tell without being read."""
+    sole = _sole_names(_named_ones())
+    repositories = {model.repo_id or model.name for model, _ in found}
+    folders = {model.folder.name for model, _ in found if model.folder} & sole
+
+    def is_here(model: Model) -> bool:
+        if model.folder is not None:
+            return describe(model.folder) is not None
+        return model.repo_id in repositories or model.last in folders
+
+    return [model for model in named if is_here(model)]
 
 
 def _may_see(model: Model) -> bool:
@@ -151,11 +170,16 @@ def _may_see(model: Model) -> bool:
     return known is None or known.has_vision
 
 
-def _listed(named: Sequence[Model], others: Sequence[Model]) -> dict[str, Model]:
+def _listed(named: Sequence[Model], roots: Sequence[Path], see: bool) -> Models:
+    found = list(discovered(roots))
+    others = [model for model, sees in _others(found) if sees == see]
     # The first of several folders with one name counts, as ComfyUI has it with files.
     first = {model.name: model for model in reversed(others)}
-    in_order = {model.name: first[model.name] for model in others}
-    return {**_by_name(named), **in_order, **_by_name(_elsewhere()), DEMO: Model(DEMO, folder=PACK / "demo" / "model")}
+    others = [first[model.name] for model in others]
+    demo = Model(DEMO, folder=PACK / "demo" / "model")
+    here = [*_here(named, found), *others, *_elsewhere(), demo]
+    # Of two entries with one name the later one counts, in the place of the first.
+    return {**_by_name(here), **_by_name(named), DEMO: demo}
 
 
 def _elsewhere() -> list[Model]:
@@ -164,5 +188,5 @@ def _elsewhere() -> list[Model]:
     return [Model(f"{name}{SUFFIX}", engine=each) for name, each in engines.items()]
 
 
-def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+def _by_name(models: Iterable[Model]) -> Models:
     return {model.name: model for model in models}

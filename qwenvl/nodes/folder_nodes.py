@@ -74,7 +74,17 @@ class QwenVLLoadFolder:
                     "INT",
                     {"default": 0, "min": 0, "max": 1_000_000, "tooltip": "Only the first so many. 0 is all of them."},
                 ),
-            }
+            },
+            "optional": {
+                "skip_captioned": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Leave out pictures that have a caption file beside them, so that only new ones are "
+                        "asked about. Where none is left, the nodes behind this one have nothing to do.",
+                    },
+                ),
+            },
         }
 
     @classmethod
@@ -87,8 +97,10 @@ class QwenVLLoadFolder:
             return ""  # what is wrong is said when the node runs
         return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
 
-    def load(self, folder: str, pattern: str, sort: str, limit: int) -> tuple[list[torch.Tensor], list[str], str]:
-        where, files = _listed(folder, pattern, sort, limit)
+    def load(
+        self, folder: str, pattern: str, sort: str, limit: int, skip_captioned: bool = False
+    ) -> tuple[list[Any], list[Any], str]:
+        where, files, had_one = _listed(folder, pattern, sort, limit, skip_captioned)
         _require_memory(files)
         watch = NodeWatch(max(1, len(files)))
         images, names, unreadable = [], [], []
@@ -102,10 +114,13 @@ class QwenVLLoadFolder:
                 images.append(torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None])
                 names.append(file.name)
             watch.update(number, f"{number} of {len(files)} pictures")
-        if not images:
+        if not images and not had_one:
             raise FolderError(f"folder: {shown(folder)} holds no picture that can be read, like {shown(pattern)}.")
-        watch.end(f"{len(images)} pictures" + f"; unreadable: {', '.join(unreadable)}" * bool(unreadable))
-        return images, names, str(where)
+        told = [f"{len(images)} pictures"]
+        told += [f"{had_one} left out, with a caption"] if had_one else []
+        told += [f"unreadable: {', '.join(unreadable)}"] if unreadable else []
+        watch.end("; ".join(told))
+        return images or host.nothing_to_do(), names or host.nothing_to_do(), str(where)
 
 
 class QwenVLSaveCaptions:
@@ -174,17 +189,35 @@ class QwenVLSaveCaptions:
         return {"ui": {"text": [told]}}
 
 
-def _listed(folder: str, pattern: str, sort: str, limit: int) -> tuple[Path, list[Path]]:
-    """The folder that the widget names, and its pictures."""
-    given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit}
-    folder, pattern, sort, limit = checked(QwenVLLoadFolder.INPUT_TYPES()["required"], given).values()
+def _listed(
+    folder: str, pattern: str, sort: str, limit: int, skip_captioned: bool = False
+) -> tuple[Path, list[Path], int]:
+    """The folder that the widget names, its pictures, and how many more were left out because they have a caption."""
+    given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit, "skip_captioned": skip_captioned}
+    declared = QwenVLLoadFolder.INPUT_TYPES()
+    valid = checked({**declared["required"], **declared["optional"]}, given)
+    folder, pattern, sort, limit, skip_captioned = valid.values()
     roots = host.reachable()
     where = paths.resolve("folder", folder, roots, host.reading_bases())
     # A link in an allowed folder may lead out of it.
     files = [file for file in find_pictures(where, pattern, sort) if paths.is_within(file, roots)]
     if limit < 0:
         raise FolderError(f"limit must be 0 or more, got {limit}.")
-    return where, files[:limit] if limit else files
+    captioned = _captioned(where) & set(files) if skip_captioned else set()
+    waiting = [file for file in files if file not in captioned]
+    return where, waiting[:limit] if limit else waiting, len(captioned)
+
+
+def _captioned(where: Path) -> set[Path]:
+    """The pictures of a folder that have a caption file beside them. Which name that has, all of them decide."""
+    return {picture for picture, file in caption_files(find_pictures(where)).items() if _has_one(file)}
+
+
+def _has_one(file: Path) -> bool:
+    try:
+        return is_there(file)
+    except LongNameError:  # whoever writes captions tells of it
+        return False
 
 
 def _require_memory(files: list[Path]) -> None:

@@ -1,10 +1,11 @@
-"""What the page's list of models asks the server: which are in memory, and to let one go."""
+"""What the page asks the server of models: which are in memory, to let one go, and what the list offers."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from ..checks import shown
@@ -12,6 +13,7 @@ from ..comfyui import host
 from ..files import bounded_json
 from ..loading.cache import ModelCache
 from ..request import LoadSpec
+from . import choices
 
 JSON = "application/json"
 # A name with its settings; no more than a few hundred characters.
@@ -20,22 +22,26 @@ _PORT = re.compile(r":\d+$")
 
 
 def add_routes(models: ModelCache) -> None:
-    """GET /qwenvl/models and POST /qwenvl/unload, where there is a server."""
+    """GET /qwenvl/models, GET /qwenvl/choices and POST /qwenvl/unload, where there is a server."""
     routes = getattr(host.server(), "routes", None)
     if routes is None:
         return
     from aiohttp import web  # ComfyUI has it; nobody else needs it here
 
     @routes.get("/qwenvl/models")
-    async def get_models(request: web.Request) -> web.Response:
-        if reason := why_refused(request.headers, host.own_names()):
-            return web.Response(status=403, text=reason)
+    @_guarded
+    async def get_models(_: web.Request) -> web.Response:
         return web.json_response({"models": listed(models)})
 
+    @routes.get("/qwenvl/choices")
+    @_guarded
+    async def get_choices(_: web.Request) -> web.Response:
+        # Disks are looked at, and may be slow.
+        return web.json_response(await asyncio.to_thread(choices.told))
+
     @routes.post("/qwenvl/unload")
+    @_guarded
     async def unload(request: web.Request) -> web.Response:
-        if reason := why_refused(request.headers, host.own_names()):
-            return web.Response(status=403, text=reason)
         # A page elsewhere can send a form without asking first, but no JSON.
         if request.content_type != JSON:
             return web.Response(status=403, text=f"only {JSON} is taken")
@@ -59,6 +65,19 @@ async def _body(request: Any) -> bytes:
     while len(body) <= _ASKED.size and (block := await request.content.read(_ASKED.size + 1 - len(body))):
         body += block
     return body
+
+
+def _guarded(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    """The same handler of requests, for those that may ask."""
+
+    async def guarded(request: Any) -> Any:
+        if reason := why_refused(request.headers, host.own_names()):
+            from aiohttp import web
+
+            return web.Response(status=403, text=reason)
+        return await answer(request)
+
+    return guarded
 
 
 def why_refused(headers: Mapping[str, str], own_names: Collection[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..loading.devices import device_choices
-from ..models import catalog, download
+from ..models import builtin, catalog, download
 from ..prompting import presets
 from ..settings import OPTIONAL, REQUIRED, SETTINGS, Setting
 
@@ -54,7 +54,8 @@ def inputs(models: dict[str, catalog.Model], looks: bool) -> Inputs:
         looks: whether it is shown pictures and videos.
     """
     # Read anew for every look at a node: the user's files may have changed.
-    offered = {**_WIDGETS, "model": _models(models), "preset": _presets()}
+    first = (builtin.vision() if looks else builtin.text())[0]
+    offered = {**_WIDGETS, "model": widget(SETTINGS["model"], choices=models, default=first.name), "preset": _presets()}
     return {
         group: {each.name: offered[each.name] for each in settings if looks or not each.looks}
         for group, settings in (("required", REQUIRED), ("optional", OPTIONAL))
@@ -64,13 +65,6 @@ def inputs(models: dict[str, catalog.Model], looks: bool) -> Inputs:
 def stops(text: str) -> tuple[str, ...]:
     """The lines of the stop widget."""
     return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
-
-
-def _models(models: dict[str, catalog.Model]) -> Widget:
-    setting = SETTINGS["model"]
-    sizes = [f"{model.name}: {model.size}" for model in models.values() if model.size]
-    tooltip = "\n".join([setting.tooltip, *sizes])
-    return widget(setting, choices=models, default=next(iter(models)), tooltip=tooltip)
 
 
 def _presets() -> Widget:

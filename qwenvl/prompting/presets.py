@@ -1,7 +1,7 @@
 """Presets: system and user text from small files, around what the user typed.
 
 A file is a preset, and its name, with spaces for underscores, is the preset's name:
-    .yaml, .yml   `text` and `system`, one of them at least
+    .yaml, .yml   `text` and `system`, one of them at least; and `needs`, what there must be to look at
     .txt          the text
 {text} and {system} stand for what the user typed. A user's preset takes the place of a built-in one of its name.
 """
@@ -24,6 +24,8 @@ from ..settings import SYSTEM_PROMPT
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
 _SUFFIXES = (".yaml", ".yml", ".txt")
+# What a preset may need, and how many pictures that is at least; a video is as good as many.
+NEEDS = {"": 0, "a picture": 1, "two pictures": 2, "a video": 2}
 _MAX_BYTES = 100_000
 # Files that have been complained of: the lists are made for every look at a node.
 
@@ -32,12 +34,17 @@ class UnknownPresetError(ValueError):
     """A preset was asked for that is in no folder."""
 
 
+class NothingShownError(ValueError):
+    """A preset asks about something that the model is not shown: its answer would be made up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Two templates. An empty one leaves what the user typed as it is."""
+    """Two templates. An empty one leaves what the user typed as it is. It needs one of NEEDS."""
 
     system: str = ""
     text: str = ""
+    needs: str = ""
 
     def fill(self, system: str, text: str) -> tuple[str, str]:
         """System and user text with what the user typed in its place, or below where the template names no place.
@@ -75,6 +82,21 @@ def find(name: str) -> Preset:
             f"or pick one of: {', '.join((NONE, *presets))}."
         )
     return presets[name]
+
+
+def require_shown(name: str, pictures: int, has_video: bool) -> None:
+    """Raise NothingShownError where the preset needs more to look at.
+
+    Args:
+        pictures: how many a question is about.
+    """
+    needs = find(name).needs
+    if not has_video and pictures < NEEDS[needs]:
+        raise NothingShownError(
+            f"preset {shown(name)} needs {needs}, and the model is shown {'only one picture' if pictures else 'none'}: "
+            "it would make the answer up. Connect what it is to see to the QwenVL node (--image or --video on the "
+            "command line), or pick another preset."
+        )
 
 
 def stamp(name: str | None) -> str:
@@ -154,12 +176,14 @@ def _of_yaml(text: str) -> object:
 def _preset(content: object) -> Preset:
     if not isinstance(content, dict):
         raise ValueError("it must hold `text: ...`, `system: ...` or both")
-    if unknown := [key for key in content if key not in ("text", "system")]:
-        raise ValueError(f"it may hold `text` and `system`, but it has {shown(unknown[0])}")
+    if unknown := [key for key in content if key not in ("text", "system", "needs")]:
+        raise ValueError(f"it may hold `text`, `system` and `needs`, but it has {shown(unknown[0])}")
     if wrong := [key for key, part in content.items() if not isinstance(part, str)]:
         raise ValueError(f"{wrong[0]!r} must be text: put it in quotes, or behind `|` on lines of its own")
-    if not any(part.strip() for part in content.values()):
+    if not any(part.strip() for key, part in content.items() if key != "needs"):
         raise ValueError("it is empty")
+    if content.get("needs", "") not in NEEDS:
+        raise ValueError(f"`needs` may be one of: {', '.join(filter(None, NEEDS))}; it is {shown(content['needs'])}")
     return Preset(**{key: whole_characters(part) for key, part in content.items()})
 
 

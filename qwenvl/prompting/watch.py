@@ -14,6 +14,14 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise to cancel."""
 
+    def stage(self, state: str, **facts: Any) -> None:
+        """When something begins that takes its time and of which nothing is counted.
+
+        Args:
+            state: "loading" a model (facts: model, size in bytes), "reading" the question (pictures, videos: how many),
+                or "asking" an engine (model).
+        """
+
     def report(self, done: int, total: int, text: str) -> None:
         """While a model is downloaded: how many of how many bytes are there, and a line that says so."""
 
@@ -31,6 +39,8 @@ class Nobody:
     """A watch that looks at nothing and never cancels."""
 
     def check(self) -> None: ...
+
+    def stage(self, state: str, **facts: Any) -> None: ...
 
     def report(self, done: int, total: int, text: str) -> None: ...
 

@@ -89,6 +89,7 @@ class EngineSession:
         """Nothing is loaded here."""
         self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
+        self._watch.stage("asking", model=self._request.load.model)
 
     def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:
         """Each is packed on its way, a few ahead of the engine."""

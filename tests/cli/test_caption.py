@@ -254,6 +254,7 @@ def test_progress_tells_the_rate_and_the_time_left(folder, capsys):
         (["{folder}/empty", *ASK], "There is no picture in"),
         (["{folder}", *ASK, "--suffix", ".png"], "suffix '.png'"),
         (["{folder}", *ASK, "--preset", "gone"], "preset 'gone' does not exist"),
+        (["{folder}", "--preset", "compare two images"], "needs two pictures, and the model is shown only one"),
         (["{folder}", *ASK, "--model", "Qwen9"], "'Qwen9' is not in the list"),
         (["{folder}", *ASK, "--jsonl", "{folder}/gone/out.jsonl"], "--jsonl: there is no folder"),
         (["{folder}", *ASK, "--temperature", "3"], "temperature must be between"),

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwenvl.errors import LoadError, UnusableError, WrappedErrors
+from qwenvl import errors
+from qwenvl.errors import LoadError, UnusableError, WrappedErrors, name_errors_shortly
 from qwenvl.files.bounded_json import UnreadableError
 
 
@@ -37,3 +38,30 @@ def test_what_is_not_the_folder_s_fault_passes(error):
     with pytest.raises(type(error)) as caught, WrappedErrors("m cannot be read"):
         raise error
     assert caught.value is error
+
+
+def test_an_error_that_leaves_a_node_has_a_short_name_and_is_caught_as_before(monkeypatch):
+    class Node:
+        FUNCTION = "answer"
+
+        def answer(self, error):
+            """Answers."""
+            raise error
+
+    class Older(Node):
+        """Inherits the function."""
+
+    class OddError(LoadError):
+        """A new one, whose name no other test may find changed."""
+
+    monkeypatch.setattr(OddError, "__module__", f"{errors.__package__}.loading")
+    name_errors_shortly([Node, Older])
+    with pytest.raises(LoadError, match="odd"):
+        Older().answer(OddError("odd"))
+    assert OddError.__module__ == "QwenVL"
+    assert Node.answer.__doc__ == "Answers."
+    with pytest.raises(OddError), WrappedErrors("m cannot be read"):
+        raise OddError("it is still ours")
+    with pytest.raises(KeyError):
+        Node().answer(KeyError("x"))
+    assert KeyError.__module__ == "builtins"

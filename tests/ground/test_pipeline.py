@@ -38,10 +38,13 @@ class Watch:
 
     def __init__(self, cancel_at=None):
         self.cancel_at, self.updates, self.final = cancel_at, [], None
-        self.thoughts, self.total = set(), None
+        self.thoughts, self.total, self.stages = set(), None, []
 
     def check(self):
         pass
+
+    def stage(self, state, **facts):
+        self.stages.append((state, facts))
 
     def update(self, new_tokens, text, thinking=""):
         self.updates.append((new_tokens, text))
@@ -84,6 +87,18 @@ def test_the_answer_says_what_is_on_the_picture(models):
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
     other = {"image1": image(draw("square", "green", "white"))}
     assert run(request(images=other), models, Watch()).text == "a green square on a white background"
+
+
+def test_what_goes_on_before_the_first_token_is_told(models):
+    for first in (True, False):
+        watch = Watch()
+        run(request(images={"image1": RED_CIRCLE, "image2": RED_CIRCLE}), models, watch)
+        states = [state for state, _ in watch.stages]
+        assert states == (["loading", "reading"] if first else ["reading"]), "it is in memory the second time"
+        assert watch.stages[-1][1] == {"pictures": 2, "videos": 0}
+        if first:
+            assert watch.stages[0][1]["model"] == DEMO
+            assert watch.stages[0][1]["size"] > 1_000_000
 
 
 def test_red_is_not_taken_for_blue(models):

@@ -106,6 +106,8 @@ class Watch:
             self.at = 0
             self.then()
 
+    def stage(self, state, **facts): ...
+
     def update(self, new_tokens, text, thinking=""):
         self.texts.append(text)
         if self.at and new_tokens == self.at:

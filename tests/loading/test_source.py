@@ -37,6 +37,8 @@ class Watch:
     def report(self, done, total, text):
         self.texts.append(text)
 
+    def stage(self, state, **facts): ...
+
     def update(self, new_tokens, text, thinking):
         pass
 

@@ -8,6 +8,7 @@ import tiny
 from qwenvl.models import builtin, catalog
 from qwenvl.models.catalog import DEMO, Model, UnknownModelError
 from qwenvl.models.discovery import hub_cache
+from qwenvl.models.transfer import UNFINISHED
 
 ENGINE = {"base_url": "http://127.0.0.1:8000/v1", "model": "m"}
 MINE = Model("Mine", "someone/Mine-2B")
@@ -38,21 +39,39 @@ def whole_model(folder):
     return folder
 
 
-def test_the_demo_model_is_the_last_of_both_lists_and_is_there(root):
+def test_what_is_here_comes_first_and_the_demo_model_is_the_last_of_that(root, custom):
+    custom({"models": {"Hub": {"repo_id": "a/Hub"}, "Own": {"path": str(root / "elsewhere" / "Own")}}})
+    assert next(iter(catalog.vision_models([root]))) == next(iter(catalog.text_models([root]))) == DEMO
     whole_model(root / "Found")
-    assert list(catalog.vision_models([root]))[-1] == list(catalog.text_models([root]))[-1] == DEMO
-    assert catalog.locate(catalog.find(DEMO), []) == catalog.PACK / "demo" / "model"
+    whole_model(root / "elsewhere" / "Own")
+    for name in ("Qwen3-VL-8B-Instruct", "Qwen--Qwen3-VL-2B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"):
+        whole_model(root / name)
+    whole_model(hub_cache() / "models--Qwen--Qwen3.5-2B" / "snapshots" / ("1" * 40))
+    found = list(catalog.vision_models([root]))
+    here = ["Qwen3-VL-2B-Instruct", "Qwen3-VL-8B-Instruct", "Qwen3.5-2B", "Qwen2-VL-2B-Instruct", "Own"]
+    assert found[:7] == [*here, "Found", DEMO]
+    assert found[7] == "Qwen3-VL-4B-Instruct" and found[-1] == "Hub"
+    assert len(set(found)) == len(found)
+    assert all(catalog.locate(catalog.find(name, [root]), [root]) for name in found[:7])
+    assert not any(catalog.locate(catalog.find(name, [root]), [root]) for name in found[7:])
+    # The other list has the same values as before, in whatever order.
+    assert {DEMO, "Own", "Hub", "Qwen3-4B"} <= set(catalog.text_models([root]))
 
 
-def test_a_new_node_has_the_models_that_it_always_had():
-    assert next(iter(catalog.vision_models())) == "Qwen3-VL-4B-Instruct"
-    assert next(iter(catalog.text_models())) == "Qwen3-4B-Instruct-2507"
+def test_what_is_gone_or_only_begun_is_not_among_those_that_are_here(root):
+    folder = whole_model(root / "Qwen3-VL-8B-Instruct")
+    (folder / "config.json").rename(folder / "config.gone")
+    assert next(iter(catalog.vision_models([root]))) == DEMO
+    (folder / "config.gone").rename(folder / "config.json")
+    assert next(iter(catalog.vision_models([root]))) == "Qwen3-VL-8B-Instruct"
+    (folder / UNFINISHED).write_text("")
+    assert next(iter(catalog.vision_models([root]))) == DEMO
 
 
-def test_custom_models_of_every_known_key_come_before_the_demo(custom):
+def test_custom_models_of_every_known_key_come_after_ours(custom):
     keys = ("hf_models", "hf_vl_models", "hf_text_models", "models")
     custom({key: {f"From {key}": {"repo_id": f"someone/{key}", "default": False}} for key in keys})
-    assert list(catalog.text_models())[-5:] == [*(f"From {key}" for key in keys), DEMO]
+    assert list(catalog.text_models())[-4:] == [f"From {key}" for key in keys]
     assert catalog.find("From models").repo_id == "someone/models"
 
 

@@ -29,8 +29,8 @@ def nodes(pack):
 
 @pytest.fixture
 def load(comfy, nodes):
-    def run(folder, pattern="*", sort="name", limit=0):
-        values = {"folder": str(folder), "pattern": pattern, "sort": sort, "limit": limit}
+    def run(folder, pattern="*", sort="name", limit=0, **more):
+        values = {"folder": str(folder), "pattern": pattern, "sort": sort, "limit": limit, **more}
         images, names, (where,) = comfy.run(nodes["QwenVLLoadFolder"], **values)
         return images, names, where
 
@@ -70,6 +70,39 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(load, folder, comfy
     assert "1.png" not in names
     assert "1.png" in caplog.text
     assert comfy.texts[-1][0] == "3 pictures; unreadable: 1.png"
+
+
+def test_pictures_that_have_a_caption_are_left_out_where_that_is_asked(load, save, folder, comfy):
+    save(["red"], ["2.png"], folder)
+    assert load(folder)[1] == ["2.png", "10.jpg", "a.webp"]
+    images, names, _ = load(folder, skip_captioned=True)
+    assert (len(images), names) == (2, ["10.jpg", "a.webp"])
+    assert comfy.texts[-1][0] == "2 pictures; 1 left out, with a caption"
+    # As many as were asked for, of those that wait.
+    assert load(folder, skip_captioned=True, limit=1)[1] == ["10.jpg"]
+    assert load(folder, "2.*", skip_captioned=False)[1] == ["2.png"]
+    save(["yellow", "green"], names, folder)
+    made = load(folder, skip_captioned=True)
+    assert [[each.message for each in made[place]] for place in (0, 1)] == [[None], [None]]
+    assert made[2] == str(folder)
+    assert comfy.texts[-1][0] == "0 pictures; 3 left out, with a caption"
+    (folder / "broken.png").write_text("no picture")
+    assert load(folder, skip_captioned=True)[1][0].message is None
+    assert comfy.texts[-1][0] == "0 pictures; 3 left out, with a caption; unreadable: broken.png"
+    (folder / "2.txt").unlink()
+    assert load(folder, skip_captioned=True)[1] == ["2.png"]
+
+
+def test_two_pictures_of_one_name_have_captions_of_their_own(load, save, folder):
+    draw("circle", "red", "blue").save(folder / "a.png")
+    (folder / "a.txt").write_text("of whichever")
+    assert load(folder, "a.*", skip_captioned=True)[1] == ["a.png", "a.webp"]
+    # One at a time, as a limit has it, and although the pattern hides the other.
+    for name in ("a.png", "a.webp"):
+        assert load(folder, "a.*", skip_captioned=True, limit=1)[1] == [name]
+        save([name], [name], folder)
+    assert (folder / "a.png.txt").read_text() == "a.png"
+    assert load(folder, "a.png", skip_captioned=True)[0][0].message is None
 
 
 def test_without_any_picture_it_is_an_error(load, folder):

@@ -92,7 +92,7 @@ SMALL = {
         {"image": "IMAGE", "mask": "MASK", "boxes": "BOUNDING_BOX"},
     ),
     "QwenVLLoadFolder": (
-        {"folder": "", "pattern": "*", "sort": "name", "limit": 0},
+        {"folder": "", "pattern": "*", "sort": "name", "limit": 0, "skip_captioned": False},
         {"images": "IMAGE", "names": "STRING", "folder": "STRING"},
     ),
     "QwenVLSaveCaptions": ({"text": None, "names": None, "folder": "", "existing": "skip"}, {}),
@@ -123,7 +123,7 @@ def ask(comfy, pack):
 
 
 def test_a_device_that_this_machine_lacks_is_refused_before_the_prompt_runs(ask):
-    with pytest.raises(Rejected, match=r"device 'cuda:99' does not exist on this machine. Pick one of: auto, .*cpu"):
+    with pytest.raises(Rejected, match=r"Value not in list: device: 'cuda:99' not in \['auto', .*'cpu'"):
         ask(device="cuda:99")
 
 
@@ -474,6 +474,9 @@ def test_the_page_is_told_how_fast_and_what_is_thought_before_each_live_text(ask
     monkeypatch.setattr(sys.modules["the_pack.qwenvl.comfyui.progress"], "LIVE_TEXT_INTERVAL_S", 0.0)
     ask(text="Describe this image.", image1=RED_CIRCLE, thinking="on")
     told = [data for event, data, sid in comfy.events if (event, sid) == ("qwenvl.progress", "browser")]
+    states = list(dict.fromkeys(data["state"] for data in told if data["state"] != "loading"))
+    assert states == ["starting", "reading", "thinking", "answering", "done"]
+    told = [data for data in told if data["text"] or data["thinking"]]
     assert len(told) == len(comfy.texts)
     counts = [data["done"] for data in told]
     assert counts == sorted(counts)
@@ -544,9 +547,9 @@ def test_a_video_file_that_changed_is_looked_at_again(pack, tmp_path):
     ("changes", "reason"),
     [
         ({"model": "Qwen9-VL"}, "'Qwen9-VL' is not in the list"),
-        ({"quantization": "3bit"}, "quantization '3bit'"),
-        ({"attention_mode": False}, "attention_mode False"),
-        ({"preset": "one that was deleted"}, "preset 'one that was deleted' does not exist"),
+        ({"quantization": "3bit"}, "quantization: '3bit' not in"),
+        ({"attention_mode": False}, "attention_mode: False not in"),
+        ({"preset": "one that was deleted"}, "preset: 'one that was deleted' not in"),
         ({"temperature": 2.5}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
     ],
@@ -598,8 +601,40 @@ def test_a_server_that_others_reach_shows_no_video_from_elsewhere(ask, pack, com
     assert changed(seed=1, video_path=path) == changed(seed=1, video_path=str(tmp_path / "other.mp4"))
 
 
-def test_linked_lists_are_not_checked_before_their_value_is_known(pack):
-    assert pack.NODE_CLASS_MAPPINGS["QwenVL"].VALIDATE_INPUTS(model=None, quantization=None) is True
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_linked_lists_are_not_checked_before_their_value_is_known(pack, node_id):
+    assert pack.NODE_CLASS_MAPPINGS[node_id].VALIDATE_INPUTS(model=None) is True
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_model_that_is_nowhere_is_answered_with_names_of_the_node_s_own_list(ask, pack, node_id, monkeypatch):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    own = set(node.INPUT_TYPES()["required"]["model"][0])
+    question = "prompt" if node_id in ("Qwen", "Qwen2.5") else "text"
+    for asked in ("Qwen3", "Qwen3-4B-Instruct-25", "Qwen3-VL-4B-Instruct-25", "???", ""):
+        with pytest.raises(Rejected) as refused:
+            ask(node_id, **{question: "x"}, model=asked)
+        named = re.search(r"or pick another, as (.*)\.$", str(refused.value))[1].split(", ")
+        # The demo model's name has a comma.
+        assert {each for each in named if each != "offline)" and not each.startswith("Demo")} <= own, asked
+    # What a link brings is only seen when the node runs.
+    monkeypatch.delattr(pack.NODE_CLASS_MAPPINGS["Qwen" if question == "prompt" else "QwenVL"], "VALIDATE_INPUTS")
+    monkeypatch.setattr(node, "INPUT_TYPES", lambda before=node.INPUT_TYPES: without_a_list(before(), "model"))
+    with pytest.raises(ValueError, match=r"'Qwen3' is not in the list") as refused:
+        ask(node_id, **{question: "x"}, model="Qwen3")
+    assert ("-VL-" in str(refused.value)) == (question == "text")
+
+
+def without_a_list(inputs, name):
+    """As if a link brought the value: ComfyUI does not look at it then."""
+    _, options = inputs["required"][name]
+    return {**inputs, "required": {**inputs["required"], name: ("STRING", options)}}
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_the_other_node_s_models_are_taken(pack, node_id):
+    node = pack.NODE_CLASS_MAPPINGS[node_id]
+    assert [node.VALIDATE_INPUTS(model=name) for name in ("Qwen3-VL-4B-Instruct", "Qwen3-4B")] == [True, True]
 
 
 def test_errors_are_raised_and_name_the_input(ask, tmp_path):
@@ -613,6 +648,55 @@ def test_8_and_4_bit_load_in_the_inference_mode_that_comfyui_runs_nodes_in(ask):
     for quantization in ("8bit", "4bit"):
         answer = ask(text="Describe this image.", image1=RED_CIRCLE, quantization=quantization)
         assert answer == "a red circle on a blue background"
+
+
+BATCH = torch.cat([RED_CIRCLE, RED_CIRCLE])
+
+
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_a_preset_about_pictures_is_an_error_where_none_is_connected(ask, node_id):
+    question = "prompt" if node_id in ("Qwen", "Qwen2.5") else "text"
+    with pytest.raises(ValueError, match=r"preset 'OCR' needs a picture, and the model is shown none"):
+        ask(node_id, **{question: ""}, preset="OCR")
+
+
+@pytest.mark.parametrize("shown", [{"image1": BATCH}, {"image1": RED_CIRCLE, "image3": RED_CIRCLE}])
+def test_pictures_are_counted_whichever_way_they_come(ask, shown):
+    assert ask(preset="compare two images", **shown)
+    assert ask(preset="describe the video", **shown)
+    with pytest.raises(ValueError, match=r"needs two pictures, and the model is shown only one"):
+        ask(preset="compare two images", image_mode="one answer per image", **shown)
+    with pytest.raises(ValueError, match=r"needs two pictures, and the model is shown only one"):
+        ask(preset="compare two images", image1=RED_CIRCLE)
+    assert ask(preset="describe the video", video_frames=BATCH)
+
+
+@pytest.mark.parametrize("node_id", ["QwenVL", "Qwen2.5VL", "Qwen2VL"])
+def test_a_node_that_is_shown_nothing_says_so_and_answers(ask, comfy, caplog, node_id):
+    _, _, (stats,) = ask.all_outputs(node_id, text="Hello")
+    (note,) = comfy.ui["notes"]
+    assert note.startswith("No picture and no video is connected")
+    assert json.loads(stats)["fallbacks"] == [note]
+    assert note in caplog.text
+
+
+def test_what_is_shown_or_passed_through_or_asked_of_a_text_model_is_no_cause_for_that(ask, comfy, tmp_path):
+    film = write_video(tmp_path / "film.mp4", [draw("circle", "red", "white", (128, 128))])
+    for node_id, given in [
+        ("QwenVL", {"text": "x", "image3": RED_CIRCLE}),
+        ("QwenVL", {"text": "x", "video_frames": BATCH}),
+        ("QwenVL", {"text": "x", "video_path": str(film)}),
+        ("QwenVL", {"text": "x", "bypass": True}),
+        ("Qwen2VL", {"text": "x", "image": RED_CIRCLE}),
+        ("Qwen", {"prompt": "x"}),
+    ]:
+        ask(node_id, **given)
+        assert "notes" not in comfy.ui, given
+
+
+def test_a_note_is_told_once_of_many_runs(ask, comfy):
+    ask.all_outputs(text=["Hello", "Hello again"])
+    assert len(comfy.ui["notes"]) == 1
 
 
 @pytest.fixture
@@ -635,6 +719,18 @@ def test_a_model_that_is_missing_comes_while_the_node_shows_it_and_answers(ask, 
     assert totals[0] > 2_000_000
     assert totals[-1] == 40
     shutil.rmtree(comfy.models_dir / "LLM")
+
+
+def test_a_large_download_is_told_before_it_begins_and_a_cancel_then_asks_nobody(ask, comfy, hub):
+    with pytest.raises(RuntimeError):  # this hub does not have it
+        ask(text="x", model="Qwen3-VL-4B-Instruct")
+    assert comfy.texts[0][0] == "Qwen3-VL-4B-Instruct is not on this machine: downloading 8.9 GB. Cancel stops it."
+    assert comfy.progress[0][:2] == (0, 8_875_631_616)
+    hub.asked.clear()
+    comfy.interrupted = True
+    with pytest.raises(InterruptProcessingException):
+        ask(text="x", model="Qwen3-VL-4B-Instruct", seed=2)
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize("node_id", FROZEN)
@@ -666,9 +762,24 @@ def test_a_folder_that_appears_is_offered_and_accepted_without_a_restart(ask, co
         shutil.rmtree(folder)
 
 
-def test_sizes_are_shown_where_a_model_is_chosen(pack):
-    tooltip = pack.NODE_CLASS_MAPPINGS["QwenVL"].INPUT_TYPES()["required"]["model"][1]["tooltip"]
-    assert "Qwen3-VL-4B-Instruct: 8.9 GB on disk; in memory none 8.9, 8bit 5.3, 4bit 3.5 GB" in tooltip.splitlines()
+@pytest.mark.parametrize("node_id", FROZEN)
+def test_the_tooltip_of_the_models_is_two_lines(pack, node_id):
+    tooltip = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]["model"][1]["tooltip"]
+    assert len(tooltip.splitlines()) == 2 and max(map(len, tooltip.splitlines())) < 120
+
+
+@pytest.mark.parametrize(("node_id", "first"), [("QwenVL", "Qwen3-VL-4B-Instruct"), ("Qwen", "Qwen3-4B-Instruct-2507")])
+def test_a_new_node_has_the_model_that_it_always_had_whatever_lies_on_the_disk(pack, node_id, first):
+    offered, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]["model"]
+    assert (offered[0], options["default"]) == (DEMO, first)
+
+
+def test_a_search_offers_no_id_of_older_packs(pack):
+    old = {name for name, node in pack.NODE_CLASS_MAPPINGS.items() if getattr(node, "DEPRECATED", False)}
+    assert old == {"Qwen2.5VL", "Qwen2.5", "Qwen2VL"}
+    for name in old:
+        node = pack.NODE_CLASS_MAPPINGS[name]
+        assert node.models is pack.NODE_CLASS_MAPPINGS["QwenVL"].models, "or its models would be loaded twice"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The paths that the page's list of models uses: over HTTP, with a model that is really in memory."""
 
 import asyncio
+import shutil
 import sys
 import threading
 import time
@@ -50,6 +51,42 @@ def ask(loaded, monkeypatch):
 
 BROKEN = ("http://[::1", "http://[", "", "://", "\u00e9", "http://a:b:c", "x" * 7000, "http://127.0.0.1:99999999")
 NO_JSON = (b"[" * 100_000, b'{"model":' * 50_000, b"\xff\xfe", b"", b"9" * 5000)
+
+
+def test_the_list_is_told_with_places_and_sizes_and_memory(ask, comfy, tmp_path, monkeypatch):
+    choices = sys.modules["the_pack.qwenvl.nodes.choices"]
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    custom = tmp_path / "custom_models.json"
+    custom.write_text(
+        '{"models": {"Gone": {"path": "/nowhere/Gone"}, "Hub": {"repo_id": "a/Hub"}}, '
+        '"engines": {"far": {"base_url": "http://127.0.0.1:1/v1", "model": "x"}}}'
+    )
+    monkeypatch.setattr(choices.catalog, "CUSTOM_MODELS", custom)
+    folder = comfy.models_dir / "LLM" / "Qwen3-VL-2B-Instruct"
+    shutil.copytree(choices.catalog.PACK / "demo" / "model", folder)
+    try:
+        status, told = ask("GET", "/qwenvl/choices")
+    finally:
+        shutil.rmtree(folder)
+    assert status == 200
+    models, stored = told["models"], (choices.catalog.PACK / "demo" / "model" / "model.safetensors").stat().st_size
+    places = {name: each["place"] for name, each in models.items()}
+    assert {places[name] for name in (DEMO, "Qwen3-VL-2B-Instruct")} == {"here"}
+    assert (places["Qwen3-VL-4B-Instruct"], places["Gone"], places["Hub"]) == ("hub", "damaged", "hub")
+    assert "elsewhere" in places.values()
+    assert models[DEMO]["disk"] == models["Qwen3-VL-2B-Instruct"]["disk"] == stored
+    assert 0.4 * stored < models[DEMO]["memory"]["4bit"] < models[DEMO]["memory"]["none"] < 1.1 * stored
+    assert models["Qwen3-VL-4B-Instruct"] == {
+        "place": "hub",
+        "disk": 8_875_631_616,
+        "memory": dict(choices.catalog.find("Qwen3-VL-4B-Instruct").size.memory),
+    }
+    assert (models["Hub"]["disk"], models["Hub"]["memory"]) == (0, {})
+    assert told["memory"] == {"auto": comfy.memory.total, "cpu": comfy.memory.total}
+    assert told["forbidden"] is None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert ask("GET", "/qwenvl/choices")[1]["forbidden"] == "HF_HUB_OFFLINE is set"
+    assert ask("GET", "/qwenvl/choices", headers={"Origin": "http://elsewhere"})[0] == 403
 
 
 def test_a_loaded_model_is_told_with_its_size_its_place_and_since_when(ask, loaded):

@@ -24,6 +24,8 @@ BUILT_IN_NAMES = {
     "describe the video",
 }
 
+# (pictures, whether there is a video) that are enough for every preset.
+PLENTY = ((2, False), (0, True), (1, True))
 # Each line holds the one before it ten times.
 BILLION_LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
@@ -49,6 +51,7 @@ def write(own):
 
 class Silent:
     def check(self): ...
+    def stage(self, state, **_): ...
     def update(self, *_): ...
     def end(self, text): ...
     def advance(self, *_): ...
@@ -142,6 +145,9 @@ def test_a_preset_of_the_user_takes_the_place_of_ours(write):
         ("bad.yaml", "text: x\nsystem: [a]", "'system' must be text"),
         ("bad.yaml", "txet: x", "'txet'"),
         ("bad.yaml", "text: ' '", "empty"),
+        ("bad.yaml", "needs: a picture", "empty"),
+        ("bad.yaml", "text: x\nneeds: three pictures", "a picture, two pictures, a video; it is 'three pictures'"),
+        ("bad.yaml", "text: x\nneeds: [a picture]", "'needs' must be text"),
         ("bad.yaml", "!!python/object/apply:os.system ['true']", "begins with !"),
         ("bad.yaml", "[" * 50_000, "nested too deep"),
         ("bad.yaml", "- " * 40_000, "recursion"),
@@ -212,6 +218,38 @@ def test_a_name_that_is_not_listed_is_an_error_that_says_where_it_would_be(write
     assert str(own) in message
     assert "good" in message
     assert "secret.txt" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "has_video"),
+    [
+        *((name, 1, False) for name in BUILT_IN_NAMES - {"compare two images", "describe the video"}),
+        *((name, count, video) for name in ("compare two images", "describe the video") for count, video in PLENTY),
+        *((name, 0, False) for name in (NONE, "enhance a prompt")),
+        *((name, 0, True) for name in BUILT_IN_NAMES),
+    ],
+)
+def test_a_preset_is_content_with_what_it_needs(own, name, pictures, has_video):
+    presets.require_shown(name, pictures, has_video)
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "told"),
+    [
+        *((name, 0, "shown none") for name in BUILT_IN_NAMES - {"enhance a prompt"}),
+        *((name, 1, "shown only one picture") for name in ("compare two images", "describe the video")),
+    ],
+)
+def test_a_preset_that_has_nothing_to_look_at_is_an_error(own, name, pictures, told):
+    with pytest.raises(presets.NothingShownError, match=f"preset '{name}' needs (a|two) .*{told}"):
+        presets.require_shown(name, pictures, False)
+
+
+def test_a_preset_of_the_user_says_what_it_needs(write):
+    write("mine.yaml", "text: Look.\nneeds: a picture")
+    presets.require_shown("mine", 1, False)
+    with pytest.raises(presets.NothingShownError, match="preset 'mine' needs a picture"):
+        presets.require_shown("mine", 0, False)
 
 
 def test_the_stamp_changes_with_the_file(write):

@@ -40,11 +40,14 @@ class Watch:
 
     def __init__(self, cancel_at=None, cancel=None):
         self.cancel_at, self.cancel = cancel_at, cancel
-        self.updates, self.advances, self.final = [], [], None
+        self.updates, self.advances, self.stages, self.final = [], [], [], None
 
     def check(self):
         if self.cancel is not None and self.cancel():
             raise KeyboardInterrupt
+
+    def stage(self, state, **facts):
+        self.stages.append((state, facts))
 
     def update(self, new_tokens, text, thinking=""):
         self.updates.append((new_tokens, text, thinking))
@@ -127,6 +130,12 @@ def test_nothing_is_loaded_here_and_the_cache_is_not_even_locked(proxy, nothing_
     for changes in ({"images": RED_CIRCLE}, {"images": PICTURES, "image_mode": IMAGE_MODES[1]}):
         assert "circle" in run(request(**changes), nothing_loaded, Watch()).answers[0].text
     assert caption(request(), [("a", draw("circle", "red", "blue"))], nothing_loaded, Watch()).decode.answers == 1
+
+
+def test_it_is_told_that_the_engine_is_asked(proxy, models):
+    watch = Watch()
+    run(request(), models, watch)
+    assert [state for state, _ in watch.stages] == ["asking"]
 
 
 def test_the_text_grows_while_it_comes_and_ends_as_the_answer(proxy, models):

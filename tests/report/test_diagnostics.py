@@ -36,6 +36,8 @@ class Watch:
     def check(self):
         pass
 
+    def stage(self, state, **facts): ...
+
     def update(self, new_tokens, text, *more):
         if new_tokens == self.cancel_at:
             raise KeyboardInterrupt

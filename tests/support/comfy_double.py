@@ -25,6 +25,13 @@ class Rejected(ValueError):  # noqa: N818
     """A prompt that ComfyUI answers with HTTP 400."""
 
 
+class ExecutionBlocker:
+    """An output that keeps the nodes behind it from running."""
+
+    def __init__(self, message: str | None) -> None:
+        self.message = message
+
+
 class ModelPatcher:
     """What ComfyUI's memory manager asks of a model."""
 
@@ -229,6 +236,7 @@ class ComfyDouble:
                 throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
                 get_torch_device=lambda: double.memory.device,
                 get_free_memory=double.memory.free,
+                get_total_memory=lambda _: double.memory.total,
                 current_loaded_models=double.memory.loaded,
                 load_models_gpu=double.memory.load_models_gpu,
                 free_memory=double.memory.free_memory,
@@ -238,6 +246,7 @@ class ComfyDouble:
             "comfy.utils": _module("comfy.utils", ProgressBar=ProgressBar),
             "comfy.cli_args": _module("comfy.cli_args", args=self.args),
             "comfy_execution": _module("comfy_execution"),
+            "comfy_execution.graph_utils": _module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker),
             "comfy_execution.utils": _module("comfy_execution.utils", get_executing_context=get_executing_context),
             "folder_paths": _module(
                 "folder_paths",

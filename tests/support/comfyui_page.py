@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfyui_scene import DEMO
 
+if not os.environ.get("COMFYUI_DIR"):
+    pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to test its page in a browser.", allow_module_level=True)
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
     pytest.skip("Install chromium, or name a browser of that kind in CHROMIUM.", allow_module_level=True)
@@ -24,6 +28,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="The browser tests need: pip install playwright==1.55.0 (no browser of its own)"
 )
 
+PACK = "ComfyUI_QwenVL"
 READY = """() => Boolean(window.LiteGraph?.registered_node_types.QwenVL && window.app?.graph
     && app.extensionManager?.workflow?.activeWorkflow && app.graph.nodes.length)"""
 WAIT_MS = 60_000
@@ -104,6 +109,31 @@ class ComfyPage:
             [node_id, values],
         )
 
+    def ask(self, **values: Value) -> None:
+        """A node by search, with the demo model and these values, and a preview that makes it run."""
+        self.add_by_search("QwenVL", "QwenVL")
+        # A seed of its own each time: older pages are told nothing of an answer that comes from the cache.
+        settled = {"model": DEMO, "seed": time.time_ns() % 10**9, "control_after_generate": "fixed", "do_sample": False}
+        self.set("QwenVL", **{**settled, **values})
+        self.run_js(
+            """() => {
+                const node = app.graph.nodes.find(({ type }) => type === 'QwenVL');
+                node.pos = [420, 60];
+                const image = LiteGraph.createNode('LoadImage'), preview = LiteGraph.createNode('PreviewAny');
+                image.pos = [60, 60];
+                preview.pos = [900, 60];
+                app.graph.add(image);
+                app.graph.add(preview);
+                image.widgets.find(({ name }) => name === 'image').value = 'circle.png';
+                image.connect(0, node, node.inputs.findIndex(({ name }) => name === 'image1'));
+                node.connect(0, preview, 0);
+                app.canvas.ds.scale = 1;
+                app.canvas.ds.offset = [20, 60];
+                app.graph.setDirtyCanvas(true, true);
+            }"""
+        )
+        self.tab.mouse.click(650, 950)  # the page notices changes at clicks
+
     def press_widget(self, node_id: str, name: str) -> None:
         """A click in the middle of a widget that is drawn on the canvas."""
         self.run_js("() => app.graph.setDirtyCanvas(true, true)")
@@ -137,21 +167,33 @@ class ComfyPage:
 
     def load(self, workflow: dict[str, Any], name: str = "saved.json") -> None:
         """Open a workflow file, as dropping it on the page does."""
+        before = self.run_js("() => app.extensionManager.workflow.activeWorkflow.path")
         self.run_js(
             """([text, name]) => app.handleFile(new File([text], name, { type: 'application/json' }))""",
             [json.dumps(workflow), name],
         )
+        self.wait("path => app.extensionManager.workflow.activeWorkflow.path !== path", before)
         self.wait("count => app.graph.nodes.length === count", len(workflow["nodes"]))
 
     def open_template(self, pack: str, title: str) -> None:
         """By the dialog of templates: the pack's group, then the template."""
         self.command("Comfy.BrowseTemplates")
         group = self.tab.get_by_text(re.compile(f"^{re.escape(pack).replace('_', '.')}$")).last
-        group.scroll_into_view_if_needed()
         group.click()
         self.tab.get_by_text(title, exact=True).last.click()
         self.wait("title => app.extensionManager.workflow.activeWorkflow.filename.startsWith(title)", title)
         self.wait("() => app.graph.nodes.some(({ type }) => type.startsWith('Qwen'))")
+
+    def node_js(self, expression: str, argument: Value = None) -> Value:
+        """What the expression is of the first QwenVL node."""
+        find = "app.graph.nodes.find(({ type }) => type === 'QwenVL')"
+        return self.run_js(f"argument => {{ const node = {find}; return {expression}; }}", argument)
+
+    def open_panel(self) -> None:
+        """The one that has the properties of what is selected, where the page has one."""
+        button = self.tab.get_by_label("Toggle properties panel").first
+        if button.count():
+            button.click()
 
     def queue(self) -> None:
         self.tab.keyboard.press("Control+Enter")
@@ -171,6 +213,13 @@ class ComfyPage:
 
     def answer(self) -> str:
         return self.tab.locator(".qwenvl-answer .text").first.text_content()
+
+    def status(self) -> str:
+        return self.tab.locator(".qwenvl-answer .status").first.text_content()
+
+    def wait_for_state(self, state: str) -> None:
+        """Until a node says of itself that it is so."""
+        self.wait("state => document.querySelector('.qwenvl-answer')?.dataset.state === state", state)
 
     def shot(self, name: str, **options: Any) -> None:
         folder = os.environ.get("QWENVL_SCREENSHOTS")

@@ -127,7 +127,17 @@ def with_the_pack(base: Path, options: Sequence[str] = ()) -> Server:
     (base / "custom_nodes").mkdir(exist_ok=True)
     (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    return Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base, options)
+    return Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base, [*options, *_frontend()])
+
+
+def _frontend() -> list[str]:
+    """The page that COMFYUI_FRONTEND names, in place of the one that ComfyUI's interpreter has: its folder, or one into
+    which pip put comfyui-frontend-package."""
+    named = os.environ.get("COMFYUI_FRONTEND")
+    if not named:
+        return []
+    packed = Path(named).resolve() / "comfyui_frontend_package" / "static"
+    return ["--front-end-root", str(packed if packed.is_dir() else Path(named).resolve())]
 
 
 class Client:

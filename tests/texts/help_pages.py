@@ -45,9 +45,9 @@ MEMORY = {
 Inputs = dict[str, tuple[Any, dict[str, Any]]]
 
 
-def own_texts(pack: ModuleType) -> set[str]:
+def own_texts() -> set[str]:
     """What a page says beside the texts of the node and what is told of it."""
-    return {*HEADINGS, OLD_ID, *(_model_tooltip(_declared(pack, name)) for name in ("QwenVL", "Qwen"))}
+    return {*HEADINGS, OLD_ID}
 
 
 def file(name: str, language: str) -> Path:
@@ -75,7 +75,7 @@ def is_current(name: str, language: str) -> bool:
 def page(pack: ModuleType, name: str, language: str) -> str:
     """The whole page, in Markdown. A picture's name is looked for beside web/docs/<node>.md in every language."""
     words = node_texts.english(pack)
-    meanings = {text: text for text in node_texts.texts(words) | own_texts(pack)}
+    meanings = {text: text for text in node_texts.texts(words) | own_texts()}
     if language != "en":
         meanings |= node_texts.meanings(language)
         words = node_texts.translated(words, meanings)
@@ -95,11 +95,6 @@ def _declared(pack: ModuleType, name: str) -> Inputs:
     return {**groups["required"], **groups.get("optional", {})}
 
 
-def _model_tooltip(declared: Inputs) -> str:
-    """Without the sizes that follow on lines of their own."""
-    return str(declared[node_texts.DYNAMIC][1]["tooltip"].splitlines()[0])
-
-
 def _told(name: str, language: str, meanings: dict[str, str]) -> str:
     """With the names of inputs, and the tables, in their places."""
     placed = {**meanings, "TOKENS": _tokens(meanings), "MEMORY": _memory(name, meanings)}
@@ -109,7 +104,8 @@ def _told(name: str, language: str, meanings: dict[str, str]) -> str:
 def _inputs(declared: Inputs, shown: dict[str, Any], meanings: dict[str, str]) -> list[str]:
     rows = []
     for name, each in shown.items():
-        tooltip = each.get("tooltip") or meanings[_model_tooltip(declared)]
+        # A row is a line.
+        tooltip = each["tooltip"].replace("\n", " ")
         rows.append((_both(name, each["name"]), _default(name, declared[name][1]), tooltip))
     heads = (meanings["input"], meanings["default"], meanings["meaning"])
     return [f"## {meanings['Inputs']}", _table(heads, rows)]

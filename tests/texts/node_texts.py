@@ -23,9 +23,6 @@ if str(ROOT) not in sys.path:
 
 FOLDER = ROOT / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
-# Its tooltip ends in the sizes of the models on this machine's list, which no file can hold: it stays as Python has
-# it, in every language.
-DYNAMIC = "model"
 
 Definitions = dict[str, Any]
 
@@ -41,7 +38,7 @@ def english(pack: ModuleType) -> Definitions:
         table[name.replace(".", "_")] = {
             **shown,
             "inputs": {
-                each: {"name": each} if each == DYNAMIC else {"name": each, "tooltip": options["tooltip"]}
+                each: {"name": each, "tooltip": options["tooltip"]}
                 for group in ("required", "optional")
                 for each, (_, options) in inputs.get(group, {}).items()
             },

@@ -73,7 +73,7 @@ def test_values_of_lists_are_not_translated(pack, language):
     for node in pack.NODE_CLASS_MAPPINGS.values():
         groups = node.INPUT_TYPES()
         for name, (kind, options) in chain.from_iterable(group.items() for group in groups.values()):
-            if not isinstance(kind, list) or name == node_texts.DYNAMIC or options["tooltip"] not in meanings:
+            if not isinstance(kind, list) or name == "model" or options["tooltip"] not in meanings:
                 continue
             # on, off and none are words as well.
             named = [

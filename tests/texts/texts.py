@@ -1,7 +1,7 @@
 """The files that are made of others: `python3 tests/texts` makes them anew, and says what lacks a translation.
 
-They are what ComfyUI reads of the nodes in every language, the help pages, and the templates' graphs for the API. A
-text without a translation is in them in English.
+They are what ComfyUI reads of the nodes in every language, the words of the page's scripts, the help pages, and the
+templates' graphs for the API. A text without a translation is in them in English.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import ModuleType
 
 import help_pages
 import node_texts
+import page_words
 import templates
 
 LANGUAGES = ("en", *node_texts.LANGUAGES)
@@ -30,7 +31,7 @@ def made(pack: ModuleType) -> dict[Path, str]:
         for language in LANGUAGES
     }
     graphs = {templates.graph_file(name): _graph(name) for name in templates.names()}
-    return {**nodes, **pages, **graphs}
+    return {**nodes, **pages, **graphs, page_words.FILE: page_words.made()}
 
 
 def stale(pack: ModuleType) -> dict[Path, str]:
@@ -44,7 +45,7 @@ def stale(pack: ModuleType) -> dict[Path, str]:
 
 def untranslated(pack: ModuleType) -> list[str]:
     """A line for each text that has no translation, and for each translation whose English has changed."""
-    wanted = node_texts.texts(node_texts.english(pack)) | help_pages.own_texts(pack)
+    wanted = node_texts.texts(node_texts.english(pack)) | help_pages.own_texts() | page_words.english()
     lines = []
     for language in node_texts.LANGUAGES:
         there = set(node_texts.meanings(language))

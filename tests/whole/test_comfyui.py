@@ -104,9 +104,9 @@ def test_all_nodes_are_registered_with_the_demo_model_in_their_list(client: Clie
         assert info[node]["output"][0] == "STRING" and info[node]["output_name"][0] == "text"
 
 
-def test_only_the_oldest_node_id_is_deprecated(client: Client) -> None:
+def test_only_the_ids_of_older_packs_are_deprecated(client: Client) -> None:
     info = client.get("/object_info")
-    assert [node for node in NODES if info[node].get("deprecated")] == ["Qwen2VL"]
+    assert [node for node in NODES if info[node].get("deprecated")] == ["Qwen2.5VL", "Qwen2VL", "Qwen2.5"]
 
 
 def test_every_input_has_a_tooltip(client: Client) -> None:
@@ -377,10 +377,54 @@ def test_a_missing_video_is_an_error_that_names_its_path(client: Client, build: 
     assert missing in run.message
 
 
-def test_an_unknown_model_is_refused_by_name(client: Client, build: Callable[..., Graph]) -> None:
-    run = client.run(build(text="Hello", model="Qwen9-VL-1T"))
-    assert run.status == "refused"
-    assert "Qwen9-VL-1T" in run.message
+WRONG = {
+    "model": "Qwen9-VL-1T",
+    "quantization": "3bit",
+    "attention_mode": "xformers",
+    "seed": -7,
+    "temperature": 2.5,
+    "max_new_tokens": 0,
+    "release": "never",
+    "thinking": "perhaps",
+    "download": "ask",
+    "device": "cuda:99",
+    "preset": "one that was deleted",
+}
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_is_one_error_that_names_its_input(
+    client: Client, build: Callable[..., Graph], node: str, wrong: str
+) -> None:
+    graph = build(node, **{NODES[node]: "Hello", wrong: WRONG[wrong]})
+    (error,) = refused(client, graph)["node"]["errors"]
+    assert error["extra_info"]["input_name"] == wrong
+    assert error["details"].startswith(wrong)
+    if wrong == "model":
+        assert "'Qwen9-VL-1T' is not in the list" in error["details"]
+        assert ("-VL-" in error["details"].partition("pick another")[2]) == (NODES[node] == "text")
+
+
+def test_two_wrong_values_are_two_errors_and_so_they_are_in_a_prompt_of_an_older_pack(
+    client: Client, build: Callable[..., Graph]
+) -> None:
+    graph = build("Qwen2.5VL", model="Qwen9-VL-1T", quantization="3bit")
+    # It named seven inputs.
+    graph["node"]["inputs"] = {
+        name: value
+        for name, value in graph["node"]["inputs"].items()
+        if name in ("text", "model", "quantization", "keep_model_loaded", "temperature", "max_new_tokens", "seed")
+    } | {"text": "Hello"}
+    errors = refused(client, graph)["node"]["errors"]
+    assert sorted(each["extra_info"]["input_name"] for each in errors) == ["model", "quantization"]
+
+
+def refused(client: Client, graph: Graph) -> dict[str, Any]:
+    """What ComfyUI says of the nodes of a graph that it does not run."""
+    status, reply = client.post("/prompt", {"prompt": graph})
+    assert status == 400
+    return reply["node_errors"]
 
 
 def test_a_fixed_seed_is_answered_from_the_cache(client: Client, build: Callable[..., Graph]) -> None:

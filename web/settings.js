@@ -1,0 +1,97 @@
+// The pack's settings, under ComfyUI's Settings > QwenVL.
+
+import { app } from "../../scripts/app.js";
+import { isMissing, mark, refreshChoices } from "./model_choices.js";
+import { showSidebar } from "./models.js";
+import { NODES, stateOfNode } from "./states.js";
+import { word } from "./words.js";
+
+const MODEL = "QwenVL.Model";
+const DOWNLOADS = "QwenVL.Downloads";
+const KEEP = "QwenVL.KeepAnswers";
+const SIDEBAR = "QwenVL.Sidebar";
+// Characters of an answer that a workflow's file is given.
+const LONGEST_KEPT = 100_000;
+
+const models = new Set();
+
+function get(id) {
+  return app.extensionManager?.setting?.get(id);
+}
+
+function listed() {
+  const known = [...models].map((name) => ({ text: name, value: name }));
+  return [{ text: word("the first of the list"), value: "" }, ...known];
+}
+
+function setting(id, name, tooltip, more) {
+  return { id, category: ["QwenVL", "QwenVL", id.split(".")[1]], name, tooltip, ...more };
+}
+
+export const SETTINGS = [
+  setting(SIDEBAR, word("Show the models in memory in the sidebar"), undefined, {
+    type: "boolean",
+    defaultValue: true,
+    onChange: (isWanted) => showSidebar(isWanted !== false),
+  }),
+  setting(
+    KEEP,
+    word("Keep answers in the workflow's file"),
+    word("They are on the nodes again after a restart of the server. Whoever is given the file can read them."),
+    { type: "boolean", defaultValue: false },
+  ),
+  setting(
+    DOWNLOADS,
+    word("Downloads"),
+    word("Before a prompt is queued: whether models that are not on the server's disk may be downloaded."),
+    {
+      type: "combo",
+      defaultValue: "auto",
+      options: () => [
+        { text: word("as each node is set"), value: "auto" },
+        { text: word("ask"), value: "ask" },
+        { text: word("never"), value: "never" },
+      ],
+    },
+  ),
+  setting(MODEL, word("Model of new nodes"), undefined, { type: "combo", defaultValue: "", options: listed }),
+];
+
+/** Models that a node offers. */
+export function offer(names) {
+  for (const name of names) models.add(name);
+}
+
+export function preferredModel() {
+  return get(MODEL);
+}
+
+/** Put a node's answer into what is saved of it, where the user wants that. */
+export function keep(node, info) {
+  delete info.qwenvl_answer;
+  if (!get(KEEP)) return;
+  const { state, text, thinking } = stateOfNode(node) ?? node.qwenvl_answer ?? {};
+  if (state === "done" && text?.length <= LONGEST_KEPT) info.qwenvl_answer = { state, text, thinking };
+}
+
+/** Ask the user about those of the models that a run would download. */
+async function mayFetch(wanted) {
+  await refreshChoices();
+  const missing = wanted.filter(isMissing);
+  if (!missing.length) return true;
+  const message = word("These models are not on the server's disk. Download them?");
+  const itemList = missing.map((name) => `${name}: ${mark(name).text}`);
+  const { dialog } = app.extensionManager;
+  if (!dialog?.confirm) return window.confirm([message, ...itemList].join("\n"));
+  return Boolean(await dialog.confirm({ title: "QwenVL", message, itemList }));
+}
+
+/** @param prompt what is about to be queued: nodes that may not download anything are told so in it. */
+export async function beforeQueued(prompt) {
+  const policy = get(DOWNLOADS);
+  if (policy !== "ask" && policy !== "never") return;
+  const asking = Object.values(prompt).filter(({ class_type: type, inputs }) => NODES.has(type) && inputs.download !== "never");
+  const wanted = [...new Set(asking.map(({ inputs }) => inputs.model).filter((name) => typeof name === "string"))];
+  if (policy === "ask" && (!wanted.length || (await mayFetch(wanted)))) return;
+  for (const { inputs } of asking) inputs.download = "never";
+}
