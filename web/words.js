@@ -19,8 +19,17 @@ function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 }
 
+/** Whether the page's language is one that there are words of. */
+export function isTranslated() {
+  return language() in TABLE;
+}
+
+/** A choice, a title or a paragraph, which the nodes and templates say and not these scripts. */
+export function meaning(text) {
+  return TABLE[language()]?.[text] ?? text;
+}
+
 /** @param values what stands for {names} in it. @returns the English where there is no translation. */
 export function word(english, values = {}) {
-  const said = TABLE[language()]?.[english] ?? english;
-  return said.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  return meaning(english).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }

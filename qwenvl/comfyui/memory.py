@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..checks import printable
 from . import host
 from .host import model_management
 
@@ -23,6 +24,10 @@ class Resident(Protocol):
     @property
     def spec(self) -> Hashable:
         """What was asked for: no two are alike."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -50,11 +55,16 @@ class _Holder(torch.nn.Module):
     device: torch.device
 
 
+def _holder(resident: Resident) -> _Holder:
+    """One whose class has the model's name: ComfyUI's log calls a model by its class."""
+    return type(printable(resident.name, ""), (_Holder,), {})()
+
+
 class _Patcher(_Base):
     """One of our models as ComfyUI's memory manager sees it: on its device, or not at all."""
 
     def __init__(self, resident: Resident, device: torch.device, size: int) -> None:
-        super().__init__(_Holder(), load_device=device, offload_device=torch.device("cpu"), size=size)
+        super().__init__(_holder(resident), load_device=device, offload_device=torch.device("cpu"), size=size)
         self.resident = resident
         # How many of ours were used after this one. ComfyUI evicts first what is least completely loaded, so a
         # missing byte for each makes it take the least recently used first.

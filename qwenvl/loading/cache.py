@@ -60,6 +60,11 @@ class Resident:
         self.check: Callable[[], None] = _never
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.spec.model
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Where it is or will be, in equal parts."""
         return self.source.devices

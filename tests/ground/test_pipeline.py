@@ -92,7 +92,7 @@ def test_the_answer_says_what_is_on_the_picture(models):
 def test_what_goes_on_before_the_first_token_is_told(models):
     for first in (True, False):
         watch = Watch()
-        run(request(images={"image1": RED_CIRCLE, "image2": RED_CIRCLE}), models, watch)
+        run(request(images={**RED_CIRCLE, "image2": RED_CIRCLE["image1"]}), models, watch)
         states = [state for state, _ in watch.stages]
         assert states == (["loading", "reading"] if first else ["reading"]), "it is in memory the second time"
         assert watch.stages[-1][1] == {"pictures": 2, "videos": 0}

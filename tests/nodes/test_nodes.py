@@ -286,7 +286,7 @@ def test_the_page_is_told_the_text_to_keep(ask, comfy):
 def test_the_page_keeps_the_text_of_every_node_that_has_one(pack):
     """Tried in a browser, which is not part of the tests; this is what would be forgotten."""
     assert pack.WEB_DIRECTORY == "./web"
-    script = (ROOT / "web" / "qwenvl.js").read_text(encoding="utf-8")
+    script = (ROOT / "web" / "states.js").read_text(encoding="utf-8")
     named = set(re.findall(r'"([^"]+)"', script.partition("new Set([")[2].partition("])")[0]))
     assert named == set(FROZEN)
 
@@ -772,6 +772,19 @@ def test_the_tooltip_of_the_models_is_two_lines(pack, node_id):
 def test_a_new_node_has_the_model_that_it_always_had_whatever_lies_on_the_disk(pack, node_id, first):
     offered, options = pack.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]["model"]
     assert (offered[0], options["default"]) == (DEMO, first)
+
+
+@pytest.mark.parametrize("name", ["Mine", "二 \x1b[31m"])
+def test_comfyuis_log_calls_a_model_by_its_name(ask, comfy, name):
+    folder = comfy.models_dir / "LLM" / name
+    shutil.copytree(sys.modules["the_pack.qwenvl.models.catalog"].find(DEMO).folder, folder)
+    try:
+        ask(text="x", image1=RED_CIRCLE, model=name)
+        called = {type(each.model.model).__name__ for each in comfy.memory.loaded if not each.dead}
+    finally:
+        shutil.rmtree(folder)
+    assert {"Mine": "Mine"}.get(name, r"二 \x1b[31m") in called
+    assert "_Holder" not in called
 
 
 def test_a_search_offers_no_id_of_older_packs(pack):

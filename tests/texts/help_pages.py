@@ -78,7 +78,7 @@ def page(pack: ModuleType, name: str, language: str) -> str:
     meanings = {text: text for text in node_texts.texts(words) | own_texts()}
     if language != "en":
         meanings |= node_texts.meanings(language)
-        words = node_texts.translated(words, meanings)
+        words = node_texts.localized(words, meanings)
     node = words[name.replace(".", "_")]
     parts = [f"# {node['display_name']}", node["description"]]
     if name in OLD:

@@ -24,6 +24,8 @@ if str(ROOT) not in sys.path:
 FOLDER = ROOT / "locales"
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es", "ru")
 
+_EVERYWHERE = {"on", "off", "none", "auto", "name"}
+
 Definitions = dict[str, Any]
 
 
@@ -60,6 +62,46 @@ def translated(table: Any, meanings: dict[str, str]) -> Any:
     return re.sub(r"\{(\w+)\}", lambda found: meanings.get(found[1], found[1]), meanings.get(table, table))
 
 
+def choices() -> dict[str, tuple[str, ...]]:
+    """Input -> what its list offers, where that is words, whatever this machine has."""
+    # Not at the top: these need torch.
+    from qwenvl.media.boxes import COORDINATES
+    from qwenvl.media.folder import SORTS
+    from qwenvl.nodes.folder_nodes import EXISTING
+    from qwenvl.prompting.presets import BUILT_IN, NONE
+    from qwenvl.settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, SETTINGS
+
+    of_settings = {name: each.choices for name, each in SETTINGS.items() if each.choices and name != "attention_mode"}
+    return {
+        **of_settings,
+        "device": (AUTO, "cpu", ALL_GPUS, ALL_GPUS_AND_CPU),
+        "preset": (NONE, *sorted(each.stem.replace("_", " ") for each in BUILT_IN.iterdir())),
+        "coordinates": COORDINATES,
+        "sort": SORTS,
+        "existing": EXISTING,
+    }
+
+
+def localized(table: Definitions, meanings: dict[str, str]) -> Definitions:
+    """The table in another language. A tooltip calls a choice what the list does, and what workflows hold."""
+    made: Definitions = translated(table, meanings)
+    offered = choices()
+    for node in made.values():
+        for name, shown in node.get("inputs", {}).items():
+            if name in offered and "tooltip" in shown:
+                labels = {choice: meanings.get(choice, choice) for choice in offered[name]}
+                shown["tooltip"] = _labelled(shown["tooltip"], labels)
+    return made
+
+
+def _labelled(text: str, labels: dict[str, str]) -> str:
+    # The short ones are words in every other sentence. Of two that begin alike the longer one is meant.
+    named = [each for each, label in labels.items() if label != each and each not in _EVERYWHERE]
+    choice = "|".join(re.escape(each) for each in sorted(named, key=len, reverse=True))
+    found = rf"(?<![A-Za-z0-9_])(?:{choice})(?![A-Za-z0-9_])"
+    return re.sub(found, lambda each: f"{labels[each[0]]} ({each[0]})", text) if named else text
+
+
 def texts(table: Any) -> set[str]:
     """Every text of the table."""
     return set().union(*map(texts, table.values())) if isinstance(table, dict) else {table}
@@ -71,7 +113,7 @@ def meanings(language: str) -> dict[str, str]:
 
 def made(language: str, table: Definitions) -> str:
     """What the file that ComfyUI reads must hold."""
-    content = table if language == "en" else translated(table, meanings(language))
+    content = table if language == "en" else localized(table, meanings(language))
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 

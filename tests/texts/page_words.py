@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 import node_texts
+import templates
 
 FOLDER = node_texts.ROOT / "web"
 FILE = FOLDER / "words.json"
+# Choices that are no words.
+SAME = {"4bit", "8bit", "0-1000", "OCR", "cpu"}
+_HEADING = re.compile(r"^(## |\d {2})")
 _CALL = re.compile(r'\bword\(\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -18,9 +22,26 @@ def scripts() -> list[Path]:
 
 
 def english() -> set[str]:
-    """Every word that a script says, by word("...")."""
+    """Every word that a script says, by word("..."), and all that scripts translate of the nodes and templates."""
     said = [found for script in scripts() for found in _CALL.findall(_code(script))]
-    return {json.loads(each) for each in said}
+    return {*(json.loads(each) for each in said), *of_templates(), *choices()}
+
+
+def of_templates() -> set[str]:
+    """What web/notes.js translates: paragraphs of notes, and titles of nodes and groups, without their numbers."""
+    said: set[str] = set()
+    for workflow in map(templates.workflow, templates.names()):
+        for node in workflow["nodes"]:
+            said.add(node.get("title", ""))
+            if node["type"] in templates.NOTES:
+                said |= set(node["widgets_values"][0].split("\n\n"))
+        said |= {group["title"] for group in workflow["groups"]}
+    return {_HEADING.sub("", each) for each in said} - {""}
+
+
+def choices() -> set[str]:
+    """The choices of lists that are words: those that come with the pack, whatever this machine has."""
+    return {each for offered in node_texts.choices().values() for each in offered if each not in SAME}
 
 
 def _code(script: Path) -> str:
@@ -31,10 +52,12 @@ def _code(script: Path) -> str:
 
 def made() -> str:
     """What the file must hold: language -> English -> what it is there."""
-    words = sorted(english())
-    table = {
-        language: {each: meanings[each] for each in words if each in meanings}
-        for language in node_texts.LANGUAGES
-        for meanings in [node_texts.meanings(language)]
-    }
+    table = {language: _in(language) for language in node_texts.LANGUAGES}
     return json.dumps(table, ensure_ascii=False, indent=1) + "\n"
+
+
+def _in(language: str) -> dict[str, str]:
+    """English -> what it is there. In notes, {top_p} stands for what that input is called."""
+    meanings, notes = node_texts.meanings(language), of_templates()
+    known = [each for each in sorted(english()) if each in meanings]
+    return {each: node_texts.translated(each, meanings) if each in notes else meanings[each] for each in known}

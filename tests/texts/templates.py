@@ -6,10 +6,14 @@ The workflows are edited in ComfyUI and saved in its own format; texts.py makes 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+_ROOT = Path(__file__).resolve().parents[2]
+FOLDER = _ROOT / "example_workflows"
+# What they ask about, which web/samples.js puts into ComfyUI's input folder.
+SAMPLES = _ROOT / "web" / "samples"
 _SQUARE = "a red square on a blue background"
 # Template -> the answers of its Qwen node. The folder holds a red circle on blue and a yellow square on green.
 ANSWERS = {
@@ -55,6 +59,13 @@ def widget_names(node: dict[str, Any]) -> list[str]:
     """The names of a node's widgets in the order of its values; a seed's companion has none."""
     found = [slot["name"] for slot in node["inputs"] if "widget" in slot]
     return [each for name in found for each in ((name, "") if name in SEEDS else (name,))]
+
+
+def put_samples(folder: Path) -> None:
+    """As the page does it with those that a template names."""
+    folder.mkdir(exist_ok=True)
+    for sample in SAMPLES.iterdir():
+        shutil.copy(sample, folder)
 
 
 def converted(saved: Workflow) -> Graph:

@@ -24,10 +24,48 @@ def test_every_word_stands_in_its_call_as_one_plain_string(script):
     assert said == len(page_words._CALL.findall(code))
 
 
+def test_choices_that_are_words_are_those_of_the_nodes(pack):
+    """And nothing that no list offers."""
+    offered = set()
+    for node in pack.NODE_CLASS_MAPPINGS.values():
+        groups = node.INPUT_TYPES()
+        inputs = {**groups["required"], **groups.get("optional", {})}
+        known = {name: kind for name, (kind, _) in inputs.items() if isinstance(kind, list)}
+        offered |= {name for name in known if name not in ("model", "attention_mode")}
+        for name in known.keys() & node_texts.choices().keys() - {"device"}:
+            assert set(node_texts.choices()[name]) <= set(known[name])
+    assert offered == node_texts.choices().keys()
+
+
+@pytest.mark.parametrize("language", node_texts.LANGUAGES)
+def test_a_tooltip_calls_a_choice_what_the_list_does(language):
+    made = json.loads(node_texts.file(language).read_text(encoding="utf-8"))
+    meanings = node_texts.meanings(language)
+    tooltip = made["QwenVL"]["inputs"]["image_mode"]["tooltip"]
+    for choice in ("together", "one answer per image"):
+        assert f"{meanings[choice]} ({choice})" in tooltip
+    assert f"{meanings['all GPUs and CPU']} (all GPUs and CPU)" in made["QwenVL"]["inputs"]["device"]["tooltip"]
+
+
+@pytest.mark.parametrize("language", node_texts.LANGUAGES)
+def test_no_two_choices_of_a_list_are_called_the_same(language):
+    meanings = node_texts.meanings(language)
+    for offered in node_texts.choices().values():
+        assert len({meanings.get(each, each) for each in offered}) == len(offered)
+
+
 @pytest.mark.parametrize("language", node_texts.LANGUAGES)
 def test_what_stands_in_braces_stands_in_the_translation(language):
     for english, said in json.loads(page_words.FILE.read_text(encoding="utf-8"))[language].items():
         assert set(WORDS.findall(said)) == set(WORDS.findall(english)), english
+
+
+@pytest.mark.parametrize("language", node_texts.LANGUAGES)
+def test_a_note_keeps_what_is_bold(language):
+    said = json.loads(page_words.FILE.read_text(encoding="utf-8"))[language]
+    for english in page_words.of_templates():
+        assert said[english].count("**") == english.count("**"), english
+        assert "{" not in said[english]
 
 
 TRY = """

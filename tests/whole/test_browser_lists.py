@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import templates
 
 if not os.environ.get("COMFYUI_DIR"):
     pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to test its page in a browser.", allow_module_level=True)
@@ -158,3 +159,33 @@ def test_where_nodes_are_html_the_same_is_said(online: ComfyPage) -> None:
         page.run_js("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
     page.wait("() => !app.graph.nodes[0].widgets.some(({ name }) => name === 'qwenvl_model')")
     assert len(page.run_js(LINES)) == 2
+
+
+def test_a_page_in_french_is_in_french(closed: ComfyPage, server: Server) -> None:
+    page = closed
+    server.client.post("/settings", {"Comfy.Locale": "fr"})
+    try:
+        page.open()
+        page.load(templates.workflow("Describe an image"))
+        page.wait("() => app.graph.groups.some(({ title }) => title === '2  Question')")
+        page.wait("() => app.graph.nodes.some(({ title }) => title === 'Votre image')")
+        note = page.run_js("() => app.graph.nodes.find(({ type }) => type === 'MarkdownNote').widgets[0].value")
+        assert note.startswith("## Décrire une image\n\n1. Exécutez")
+        assert "Demo-Shapes** est fourni avec le pack" in note
+        lines = page.run_js(LINES)
+        assert lines[0].startswith("sur cette machine · demande 3 MB sur ")
+        labels = page.run_js(
+            """() => {
+                const node = app.graph.nodes.find(({ type }) => type === 'QwenVL');
+                const labelled = node.widgets.find(({ name }) => name === 'image_mode');
+                return [labelled.value, labelled.options.getOptionLabel(labelled.value), labelled._displayValue];
+            }"""
+        )
+        assert labels[:2] == ["together", "ensemble"]
+        # Older pages know no labels.
+        assert labels[2] in ("ensemble", "together", None)
+        page.tab.locator(".qwenvl-models-tab-button").click()
+        page.tab.get_by_text("Modèles QwenVL").wait_for()
+        page.shot("french")
+    finally:
+        server.client.post("/settings", {"Comfy.Locale": "en"})

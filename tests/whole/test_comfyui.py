@@ -377,6 +377,12 @@ def test_a_missing_video_is_an_error_that_names_its_path(client: Client, build: 
     assert missing in run.message
 
 
+def test_the_log_names_the_model_that_is_loaded(client: Client, build: Callable[..., Graph], server: Server) -> None:
+    assert client.run(build(text="Which shape is it?", seed=909)).status == "success"
+    assert f"Requested to load {DEMO}" in server.log()
+    assert "_Holder" not in server.log()
+
+
 WRONG = {
     "model": "Qwen9-VL-1T",
     "quantization": "3bit",
@@ -735,6 +741,7 @@ def test_the_nodes_of_a_template_are_as_this_comfyui_has_them(client: Client, na
 def test_a_template_runs(server: Server, client: Client, name: str) -> None:
     """Those that end in a sampler up to the prompt: they need a checkpoint, and nothing else is wrong with them."""
     graph = templates.graph(name)
+    templates.put_samples(server.base / "input")
     for node in graph.values():
         if node["class_type"] == "QwenVLLoadFolder":
             # The input folder itself holds what other tests put there.
