@@ -117,7 +117,7 @@ def test_an_answer_stays_when_something_is_undone(page: ComfyPage) -> None:
     page.queue()
     page.wait_for_state("done")
     page.wait_until_idle()
-    page.run_js("() => app.graph.add(LiteGraph.createNode('PreviewAny'))")
+    page.run_js("() => { app.graph.add(LiteGraph.createNode('PreviewAny')); }")
     page.tab.mouse.click(650, 950)
     page.wait("() => app.graph.nodes.length === 4")
     page.tab.wait_for_timeout(500)
