@@ -134,7 +134,8 @@ def test_a_picture_that_is_uploaded_is_what_a_run_is_about(page: ComfyPage, tmp_
     page.wait("() => app.graph.nodes.find(({ type }) => type === 'LoadImage').widgets[0].value.startsWith('mine')")
     page.queue()
     page.wait(
-        "() => document.querySelector('.qwenvl-answer .text')?.textContent === 'a yellow circle on a green background'"
+        """() => app.graph.nodes.find(({ type }) => type === 'PreviewAny').widgets
+            .some(({ value }) => String(value).includes('a yellow circle on a green background'))"""
     )
     page.wait_until_idle()
     page.shot("uploaded")
