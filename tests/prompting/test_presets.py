@@ -236,7 +236,7 @@ def test_a_preset_is_content_with_what_it_needs(own, name, pictures, has_video):
 @pytest.mark.parametrize(
     ("name", "pictures", "told"),
     [
-        *((name, 0, "shown none") for name in BUILT_IN_NAMES - {"enhance a prompt"}),
+        *((name, 0, "shown none") for name in sorted(BUILT_IN_NAMES - {"enhance a prompt"})),
         *((name, 1, "shown only one picture") for name in ("compare two images", "describe the video")),
     ],
 )
