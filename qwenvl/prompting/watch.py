@@ -22,7 +22,7 @@ class Watch(Protocol):
                 or "asking" an engine (model).
         """
 
-    def report(self, done: int, total: int, text: str) -> None:
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
         """While a model is downloaded: how many of how many bytes are there, and a line that says so."""
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
@@ -42,7 +42,7 @@ class Nobody:
 
     def stage(self, state: str, **facts: Any) -> None: ...
 
-    def report(self, done: int, total: int, text: str) -> None: ...
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None: ...
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
 
