@@ -104,7 +104,7 @@ class QwenVL:
     INPUT_IS_LIST = True
     OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
-    # The page is told the text again where it comes from ComfyUI's cache.
+    # The page gets the text again if it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = (
         *("caption", "describe", "interrogate", "image to prompt", "image to text", "img2txt", "ocr", "tagger"),
@@ -178,7 +178,7 @@ class Qwen:
     RETURN_NAMES = ("text", "thinking", "stats")
     OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
-    # The page is told the text again where it comes from ComfyUI's cache.
+    # The page gets the text again if it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = (
         *("llm", "chat", "prompt", "prompt enhancer", "enhance", "rewrite", "translate"),

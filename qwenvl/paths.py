@@ -61,7 +61,7 @@ def are_confined(listen: str, cors: object = None) -> bool:
 def _is_strict(asked: str) -> bool:
     """Return True if the setting asks for strict; log an unknown value once, as this runs dozens of times a prompt."""
     if asked not in _CHOICES and PROCESS.is_new(SETTING, asked):
-        log.warning("%s is %r, which is none of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
+        log.warning("%s is %r, not one of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
     return asked != _CHOICES[0]
 
 

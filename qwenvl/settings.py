@@ -185,14 +185,14 @@ OPTIONAL = (
         "Above 0 makes tokens that are in the answer already less likely. 0 is off.",
         rare=True, off=0.0, engine="presence_penalty", always=True),
     _number("frequency_penalty", 0.0, (-2.0, 2.0), 0.1,
-        "The same, as many times over as they are in the answer. 0 is off.",
+        "Like presence_penalty, but stronger the more often a token is in the answer. 0 is off.",
         rare=True, off=0.0, engine="frequency_penalty", always=True),
     _number("no_repeat_ngram_size", 0, (0, 100), 1,
-        "No row of so many tokens occurs twice, the question's included. 0 is off.", rare=True, off=0),
-    _number("min_new_tokens", 0, (0, 32768), 1, "The answer does not end before so many tokens.",
+        "No sequence of this many tokens occurs twice, the question's included. 0 is off.", rare=True, off=0),
+    _number("min_new_tokens", 0, (0, 32768), 1, "The answer does not end before this many tokens.",
         rare=True, off=0, engine="min_tokens"),
     _number("thinking_budget", 0, (0, 32768), 1,
-        "A model that thinks longer than so many tokens is told to answer now; max_new_tokens then counts the "
+        "A model that thinks longer than this many tokens is told to answer now; max_new_tokens then counts the "
         "answer alone. 0 is no limit.",
         rare=True, off=0, engine="thinking_token_budget"),
     _text("stop", "The answer ends before the first of these texts: one a line, \\n in it is a line break.",
@@ -232,7 +232,7 @@ OPTIONAL = (
     _number("max_frames", 64, (1, 2048), 1, "The most frames that it sees of a video.",
         rare=True, looks=True, commands=(ASK,)),
     _number("max_frame_pixels", 768 * 28 * 28, (28 * 28, 4096 * 28 * 28), 1,
-        "Larger frames are scaled down to so many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a "
+        "Larger frames are scaled down to this many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a "
         "token.",
         rare=True, looks=True, commands=(ASK,)),
     _number("max_video_tokens", 8192, (256, 262144), 1,

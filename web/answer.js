@@ -114,13 +114,13 @@ function build(isSmall) {
 }
 
 /** Show the text, cut if it is too long; while it is being written, keep its end in view. */
-function fill({ text, rest }, said, isGrowing) {
+function fill({ text, rest }, whole, isGrowing) {
   const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 20;
-  if (said === text.qwenvlText) return;
-  text.qwenvlText = said;
-  text.textContent = said.length > LONGEST_SHOWN ? said.slice(0, LONGEST_SHOWN) : said;
-  rest.hidden = said.length <= LONGEST_SHOWN;
-  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
+  if (whole === text.qwenvlText) return;
+  text.qwenvlText = whole;
+  text.textContent = whole.length > LONGEST_SHOWN ? whole.slice(0, LONGEST_SHOWN) : whole;
+  rest.hidden = whole.length <= LONGEST_SHOWN;
+  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: whole.length - LONGEST_SHOWN });
   if (isGrowing && atEnd) text.scrollTop = text.scrollHeight;
 }
 
@@ -128,12 +128,12 @@ function addWidget(node, isSmall) {
   addStyle("qwenvl-answer-style", STYLE);
   const built = build(isSmall);
   const { area, status, button, thought, folded, text } = built;
-  let said = "";
+  let whole = "";
   const options = {
     serialize: false,
     // Otherwise the panel beside the workflow would take the box away from the node.
     hideInPanel: true,
-    getValue: () => said,
+    getValue: () => whole,
     setValue: () => {}, // only this file sets it
     getMinHeight: () => (isSmall ? SMALL_HEIGHT : HEIGHT + (folded.hidden ? 0 : THOUGHT_HEIGHT)),
   };
@@ -143,19 +143,19 @@ function addWidget(node, isSmall) {
   widget.label = word("Answer");
   folded.ontoggle = () => node.setDirtyCanvas(true, true);
   button.onclick = async () => {
-    await copy(said);
+    await copy(whole);
     button.textContent = word("Copied");
     setTimeout(() => (button.textContent = word("Copy")), COPIED_MS);
   };
   widget.show = (state) => {
-    said = state.text ?? "";
+    whole = state.text ?? "";
     const isGrowing = state.state === "answering";
     area.dataset.state = state.state;
     status.textContent = status.title = DOING[state.state]?.(state).join(" · ") ?? "";
-    button.hidden = !said;
+    button.hidden = !whole;
     thought.textContent = (state.thinking ?? "").slice(0, LONGEST_SHOWN);
     folded.hidden = !state.thinking;
-    fill(built, said, isGrowing);
+    fill(built, whole, isGrowing);
     if (!isGrowing && state.state === "done" && widget.wasGrowing) text.scrollTop = 0;
     widget.wasGrowing = isGrowing;
     node.setDirtyCanvas(true, true);

@@ -66,7 +66,7 @@ function fit(model, quantization, device) {
  * Describe the chosen model in one line, with a tone: quiet, warning or bad. Nothing before the figures are there.
  * @param values the values of the node's widgets.
  */
-export function told({ model, quantization, device, download }) {
+export function describe({ model, quantization, device, download }) {
   if (!Object.keys(table.models).length) return null;
   if (!isKnown(model)) return { tone: "bad", text: word("not in the list of this machine") };
   const parts = [where(model, download), fit(model, quantization, device)];

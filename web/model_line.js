@@ -5,7 +5,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addStyle, element } from "./element.js";
-import { isKnown, mark, refreshChoices, told } from "./model_choices.js";
+import { isKnown, mark, refreshChoices, describe } from "./model_choices.js";
 import { word } from "./words.js";
 
 const NODES = new Set();
@@ -51,7 +51,7 @@ function seesNothing(node) {
 function linesOf(node) {
   const value = (name) => widgetOf(node, name)?.value;
   const names = ["model", "quantization", "device", "download"];
-  const lines = isLinked(node, "model") ? [] : [told(Object.fromEntries(names.map((name) => [name, value(name)])))];
+  const lines = isLinked(node, "model") ? [] : [describe(Object.fromEntries(names.map((name) => [name, value(name)])))];
   if (seesNothing(node)) lines.push({ tone: "quiet", text: word("sees no picture: answers from the text alone") });
   return lines.filter(Boolean);
 }

@@ -110,9 +110,9 @@ function showRefused(place, errors) {
     if (!OURS.has(type)) continue;
     const sentences = found.map(({ message, details, extra_info: more }) => {
       const name = more?.input_name;
-      const said = String(details ?? "");
-      const reason = name && said.startsWith(`${name} - `) ? said.slice(name.length + 3) : said;
-      return reason && reason !== name ? reason : [message, said].filter(Boolean).join(": ");
+      const detail = String(details ?? "");
+      const reason = name && detail.startsWith(`${name} - `) ? detail.slice(name.length + 3) : detail;
+      return reason && reason !== name ? reason : [message, detail].filter(Boolean).join(": ");
     });
     put(place, id, `refused ${order}`, failed([...new Set(sentences)].join("\n")));
   }

@@ -134,7 +134,7 @@ def say(text: str, keep: str = "", **where: Any) -> None:
 
 
 def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
-    """Do the work with the log that the options ask for; return its status, or print an error in one line."""
+    """Do the work with the log that the options ask for; return its status. An error becomes one line and a status."""
     talks = options.verbose or options.diagnostics == "full"
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))

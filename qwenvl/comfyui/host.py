@@ -132,7 +132,7 @@ def device() -> str | None:
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that can still be allocated on a device, or in RAM if it is the CPU."""
+    """Return the bytes that can still be allocated on a device, or in RAM if it has no memory of its own."""
     import torch
 
     if model_management is not None:
@@ -150,7 +150,7 @@ def free_ram() -> int:
 
 
 def total_bytes(device: str) -> int:
-    """Return the bytes of memory of a device in total, or of RAM if it is the CPU."""
+    """Return the bytes of memory of a device in total, or of RAM if it has none of its own."""
     import torch
 
     if model_management is not None:

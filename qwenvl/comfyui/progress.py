@@ -57,7 +57,7 @@ class Live:
         if done > before and now > start:
             self._per_s = (done - before) / (now - start)
 
-    def told(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Build the fields that are sent to the page."""
         counts = {"done": self._done, "total": self._total, "unit": self._unit, "per_s": self._per_s}
         return {"state": self.state, **self._facts, **counts}
@@ -176,7 +176,7 @@ class NodeWatch:
         self._sent = (time.monotonic(), self._live.state)
         server, thinking = host.PromptServer.instance, self._thinking
         where = {"node": shown.node_id, "prompt_id": shown.prompt_id, "workflow": shown.workflow}
-        server.send_sync(EVENT, {**where, **self._live.told(), "text": text, "thinking": thinking}, shown.browser)
+        server.send_sync(EVENT, {**where, **self._live.fields(), "text": text, "thinking": thinking}, shown.browser)
         plain = instead or (f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
         if plain and shown.workflow is None:
             server.send_progress_text(plain, shown.node_id, shown.browser)

@@ -19,7 +19,7 @@ from ..models.download import default_policy, why_forbidden
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, QUANTIZATIONS
 
 
-def told() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """Collect, for JSON: all models by name, bytes of memory by device, and why downloads are forbidden, if so."""
     roots = host.model_roots()
     return {

@@ -37,7 +37,7 @@ def add_routes(models: ModelCache) -> None:
     @_guarded
     async def get_choices(_: web.Request) -> web.Response:
         # In a thread, because it reads disks, which may be slow.
-        return web.json_response(await asyncio.to_thread(choices.told))
+        return web.json_response(await asyncio.to_thread(choices.facts))
 
     @routes.post("/qwenvl/unload")
     @_guarded

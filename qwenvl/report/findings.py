@@ -74,17 +74,17 @@ def startup_report() -> None:
     facts = probe()
     log.info("ready (%s)", in_a_line(facts))
     for finding in findings(facts):
-        tell(finding)
+        _log(finding)
 
 
 def tell_of(family: str, linear_attention: bool) -> None:
     """Log what a family of models lacks here to be fast, once for each family."""
     if linear_attention and PROCESS.is_new("family", family):
         for finding in _linear_attention(probe(), family):
-            tell(finding)
+            _log(finding)
 
 
-def tell(finding: Finding) -> None:
+def _log(finding: Finding) -> None:
     """Log a finding at the level of its severity, info at debug."""
     {"critical": log.critical, "warning": log.warning, "info": log.debug}[finding.severity]("%s", finding)
 
