@@ -1,6 +1,7 @@
-"""Installs what depends on torch, and leaves the torch that is there alone: ComfyUI-Manager runs it after
-requirements.txt, at every update too; by hand, python install.py in ComfyUI's environment. What is installed already
-stays as it is, unless it is too old. Standard library only.
+"""Install the packages that depend on torch without replacing torch itself.
+
+ComfyUI-Manager runs this after requirements.txt, at every update too; by hand, run python install.py in ComfyUI's
+environment. Installed packages stay as they are, unless they are too old. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
-# Everything else that they need comes with ComfyUI.
+# Everything that these depend on comes with ComfyUI.
 PACKAGES = {
     "accelerate": "1.1",  # loads weights straight onto the GPU, without a copy in RAM first
     "bitsandbytes": "0.45",  # the quantization choices 4bit and 8bit
@@ -22,7 +23,7 @@ MODELS = "custom_models.json"
 
 
 def main() -> int:
-    """Exit status of the installer; 0 where nothing is missing, 1 where there is no installer."""
+    """Install what is missing; return the installer's exit status, 0 if nothing is missing, 1 without an installer."""
     bring_back_models(PACK)
     missing = [f"{name}>={oldest}" for name, oldest in PACKAGES.items() if not is_installed(name, oldest)]
     if not missing:
@@ -39,7 +40,7 @@ def main() -> int:
 
 
 def is_installed(name: str, oldest: str) -> bool:
-    """Whether that version or a later one is there."""
+    """Return True if that version or a later one is installed."""
     try:
         return _numbers(metadata.version(name) or "") >= _numbers(oldest)
     except metadata.PackageNotFoundError:
@@ -47,7 +48,7 @@ def is_installed(name: str, oldest: str) -> bool:
 
 
 def find_installer() -> list[str] | None:
-    """The command that installs into this Python; environments made by uv have no pip."""
+    """Return the command that installs into this Python, None without pip and uv; uv's environments have no pip."""
     if util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install"]
     uv = [sys.executable, "-m", "uv"] if util.find_spec("uv") else [path] if (path := shutil.which("uv")) else None
@@ -55,17 +56,17 @@ def find_installer() -> list[str] | None:
 
 
 def bring_back_models(pack: Path) -> None:
-    """Put what the user wrote into custom_models.json back, once, after ComfyUI-Manager has stashed it away.
+    """Restore the user's custom_models.json, once, after ComfyUI-Manager has stashed it away.
 
-    Before it updates, it puts every change aside with `git stash`, and leaves it there. At its next start the pack
-    copies the file to where no update comes.
+    Before an update, ComfyUI-Manager puts every change aside with `git stash` and leaves it there. At its next start
+    the pack copies the file to a folder that updates do not touch.
     """
     git = shutil.which("git")
     if git is None or not (pack / ".git").exists():
         return
     file = pack / MODELS
     if not file.is_file() or file.read_bytes().split() != (_git(git, pack, "show", f"HEAD:{MODELS}") or b"").split():
-        return  # the user's own is there
+        return  # it is the user's own already
     mark = (
         pack / (_git(git, pack, "rev-parse", "--git-path", "qwenvl-models-brought-back") or b".git/x").decode().strip()
     )
@@ -78,7 +79,7 @@ def bring_back_models(pack: Path) -> None:
 
 
 def _newest_stash(git: str, pack: Path) -> str | None:
-    """The newest in which custom_models.json is another than it was at that time."""
+    """Return the newest stash that changes custom_models.json, None if none does."""
     for stash in (_git(git, pack, "log", "--walk-reflogs", "--format=%H", "refs/stash", "--") or b"").decode().split():
         then, before = (_git(git, pack, "show", f"{commit}:{MODELS}") for commit in (stash, f"{stash}^1"))
         if then and then != before:
@@ -87,7 +88,7 @@ def _newest_stash(git: str, pack: Path) -> str | None:
 
 
 def _git(git: str, pack: Path, *arguments: str) -> bytes | None:
-    """What it prints; None where it fails."""
+    """Return what git prints; None if it fails."""
     done = subprocess.run([git, "-C", str(pack), *arguments], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else None
 

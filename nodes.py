@@ -30,18 +30,18 @@ SEES_NOTHING = "No picture and no video is connected: the answer is made of the 
 
 
 def _watch_over(node: QwenVL | Qwen) -> None:
-    """Models that wait in RAM go with the node: "Free model and node cache" tells nobody but drops every node."""
+    """Free the models parked in RAM when the node is deleted: "Free model and node cache" only drops the nodes."""
     weakref.finalize(node, node.models.forget_parked).atexit = False
 
 
 def _why_unknown(node: type[QwenVL | Qwen], model: str | None) -> str | None:
-    """Why there is no such model, with those that come close in the node's own list. None where there is one.
+    """Explain why the model is unknown and suggest close names from the node's own list; None if it is known.
 
-    ComfyUI repeats what is said here for each input that VALIDATE_INPUTS names, as if each were wrong: so it names the
-    model alone, which may be of the other node's list too. All other lists ComfyUI checks itself.
+    ComfyUI repeats this message for every input that VALIDATE_INPUTS names, so VALIDATE_INPUTS names the model alone.
+    The model may be of the other node's list too. ComfyUI checks all other lists itself.
 
     Args:
-        model: None stands for a value that another node will deliver.
+        model: None if another node will deliver it.
     """
     try:
         if model is not None:
@@ -52,7 +52,7 @@ def _why_unknown(node: type[QwenVL | Qwen], model: str | None) -> str | None:
 
 
 def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run the pipeline on the values of a node's widgets; those that an API prompt left out have their defaults."""
+    """Run the pipeline on the values of a node's widgets; those missing from an API prompt take their defaults."""
     inputs = node.INPUT_TYPES()
     declared = {**inputs["required"], **inputs.get("optional", {})}
     defaults = {name: options["default"] for name, (_, options) in declared.items() if "default" in options}
@@ -75,23 +75,23 @@ def _answer(node: type[QwenVL | Qwen], question: str, given: dict[str, Any]) -> 
     result = run(request, node.models, NodeWatch(request.sampling.longest))
     answers, loaded = result.answers, result.stats.loaded
     stats = replace(result.stats, loaded=replace(loaded, fallbacks=(*loaded.fallbacks, *notes))).to_json()
-    return _outputs([each.text for each in answers], [each.thinking for each in answers], [stats], notes)
+    return _outputs([answer.text for answer in answers], [answer.thinking for answer in answers], [stats], notes)
 
 
 def _images(values: dict[str, Any]) -> dict[str, Any]:
     connected = (lists.named(name, values[name]) for name in widgets.PICTURES if values.get(name) is not None)
-    return {name: picture for each in connected for name, picture in each.items()}
+    return {name: picture for pictures in connected for name, picture in pictures.items()}
 
 
 def _outputs(texts: list[str], thinking: list[str], stats: list[str], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """What a node returns: its outputs, and what the page keeps on it."""
-    kept = {"thinking": thinking if any(thinking) else [], "notes": list(notes)}
-    shown = {name: said for name, said in kept.items() if said}
+    """Build what a node returns: its outputs, and what the page shows on it."""
+    extras = {"thinking": thinking if any(thinking) else [], "notes": list(notes)}
+    shown = {name: lines for name, lines in extras.items() if lines}
     return {"ui": {"text": texts, **shown}, "result": (texts, thinking, stats)}
 
 
 class QwenVL:
-    """Pictures, a video and a question in, an answer out."""
+    """The node that answers a question about pictures or a video."""
 
     DESCRIPTION = (
         "Ask a Qwen vision-language model about pictures or a video: captions, prompts, text in images, positions."
@@ -100,11 +100,11 @@ class QwenVL:
     FUNCTION = "inference"
     RETURN_TYPES = ("STRING", "STRING", "STRING")
     RETURN_NAMES = ("text", "thinking", "stats")
-    # Pictures of different sizes come as a list. ComfyUI would run the node for one after the other.
+    # Pictures of different sizes come as a list. Without this, ComfyUI would run the node once for each of them.
     INPUT_IS_LIST = True
     OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
-    # The page is told the text again where it comes from ComfyUI's cache.
+    # The page gets the text again if it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = (
         *("caption", "describe", "interrogate", "image to prompt", "image to text", "img2txt", "ocr", "tagger"),
@@ -141,11 +141,11 @@ class QwenVL:
         return tuple(filter(None, (_stamp(video_path or ""), presets.stamp(preset)))) or ""
 
     def inference(self, **given: Any) -> dict[str, Any]:
-        each = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
-        made = [self._run(**values) for values in lists.runs(given, widgets.PICTURES, together=each)]
-        outputs = zip(*(each["result"] for each in made), strict=True)
-        texts, thinking, stats = ([item for output in each for item in output] for each in outputs)
-        notes = dict.fromkeys(note for each in made for note in each["ui"].get("notes", ()))
+        one_by_one = lists.first(given.get("image_mode", IMAGE_MODES[0])) != IMAGE_MODES[0]
+        results = [self._run(**values) for values in lists.runs(given, widgets.PICTURES, together=one_by_one)]
+        outputs = zip(*(result["result"] for result in results), strict=True)
+        texts, thinking, stats = ([item for items in of_runs for item in items] for of_runs in outputs)
+        notes = dict.fromkeys(note for result in results for note in result["ui"].get("notes", ()))
         return _outputs(texts, thinking, stats, list(notes))
 
     def _run(self, text: str = "", bypass: bool = False, **given: Any) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class QwenVL:
 
 
 class Qwen2VL(QwenVL):
-    """The id and the widget order of the oldest workflows, so that they open with every value in its place."""
+    """QwenVL with the id and widget order of the oldest workflows, so that they open with every value in its place."""
 
     DEPRECATED = True
 
@@ -169,7 +169,7 @@ class Qwen2VL(QwenVL):
 
 
 class Qwen:
-    """A prompt in, an answer out."""
+    """The node that answers a text prompt."""
 
     DESCRIPTION = "Ask a Qwen language model: write, rewrite or enhance prompts, answer questions."
     CATEGORY = "QwenVL"
@@ -178,7 +178,7 @@ class Qwen:
     RETURN_NAMES = ("text", "thinking", "stats")
     OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (widgets.ANSWER_TOOLTIP, widgets.THINKING_TOOLTIP, widgets.STATS_TOOLTIP)
-    # The page is told the text again where it comes from ComfyUI's cache.
+    # The page gets the text again if it comes from ComfyUI's cache.
     HAS_INTERMEDIATE_OUTPUT = True
     SEARCH_ALIASES = (
         *("llm", "chat", "prompt", "prompt enhancer", "enhance", "rewrite", "translate"),
@@ -217,30 +217,30 @@ def _is_on(bypass: Any) -> bool:
 
 
 def _video_file(value: str) -> str:
-    """The file that the widget names; nothing where it is empty."""
+    """Return the path of the file that the widget names; "" if the widget is empty."""
     if not text_of("video_path", value).strip():
         return ""
     return str(paths.resolve("video_path", value, host.reachable(), host.reading_bases()))
 
 
 def _stamp(video_path: str) -> tuple[int, int] | str:
-    """Changes when the file does, so that an edited video is not answered from ComfyUI's cache."""
+    """Return a value that changes with the file, so that ComfyUI does not answer an edited video from its cache."""
     try:
         file = _video_file(video_path)
         state = Path(file).stat() if file else None
     except (OSError, ValueError):
-        return "missing"  # what is wrong is said when the node runs
+        return "missing"  # the error is raised when the node runs
     return (state.st_mtime_ns, state.st_size) if state else ""
 
 
 class Qwen25VL(QwenVL):
-    """The id that older packs gave QwenVL. Workflows open with it, and a search finds QwenVL alone."""
+    """QwenVL under the id that older packs gave it: their workflows open, and a node search shows QwenVL only."""
 
     DEPRECATED = True
 
 
 class Qwen25(Qwen):
-    """The same of Qwen."""
+    """Qwen under the id that older packs gave it."""
 
     DEPRECATED = True
 

@@ -20,7 +20,7 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 class TerminalWatch:
-    """Writes the answer as it is made, and the thought before it, dimmed, where standard error is a terminal.
+    """A watch that writes the answer as it grows, and the thinking before it, dimmed, if standard error is a terminal.
 
     Ctrl-C cancels.
     """
@@ -31,13 +31,13 @@ class TerminalWatch:
         self.text = ""
 
     def check(self) -> None:
-        """Nothing to ask: the interrupt comes as an exception."""
+        """Do nothing: Ctrl-C comes as an exception."""
 
     def stage(self, state: str, **facts: Any) -> None:
-        """The log says it."""
+        """Do nothing: the log reports it."""
 
     def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
-        # On a terminal only: in a file every state of the line would stay, and the log has it too.
+        # On a terminal only: a file would keep every state of the line, and the log has it too.
         if sys.stderr.isatty():
             print(f"\r{printable(text, ''):<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
@@ -48,10 +48,10 @@ class TerminalWatch:
         self.end(text)
 
     def advance(self, done: int, total: int | None, text: str) -> None:
-        """Nothing to write: many answers come together at the end."""
+        """Do nothing: many answers are written together at the end."""
 
     def end(self, text: str) -> None:
-        """Write what is not written yet; to a file as it is, to a terminal without orders."""
+        """Write what is not written yet; to a file as it is, to a terminal with control characters escaped."""
         new = text[self._written :]
         seen = sys.stdout is not None and sys.stdout.isatty()
         print(printable(new) if seen else new, end="", flush=True)
@@ -60,7 +60,7 @@ class TerminalWatch:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 answered, 2 an error that one line on stderr explains, 130 cancelled, 141 nobody reads it."""
+    """Run a command; exit status 0 answered, 2 error (one line on stderr), 130 cancelled, 141 broken pipe."""
     common.write_every_character()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
@@ -77,7 +77,7 @@ def _answer(options: argparse.Namespace) -> int:
         for name in presets.names():
             common.say(name)
     else:
-        # With them comes torch, which takes seconds.
+        # Imported here because they import torch, which takes seconds.
         from .loading.cache import ModelCache
         from .pipeline import run
 
@@ -120,14 +120,16 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    """Exit status: 0 all is well, 1 something grave was found."""
-    parser = common.Parser(prog="python -m qwenvl doctor", description="Tell what is slow or missing here.")
-    parser.add_argument("--model", default=catalog.DEMO, help="also tell what this one lacks (default: %(default)s)")
+    """Run the doctor; exit status 0 if all is well, 1 if something grave was found."""
+    parser = common.Parser(prog="python -m qwenvl doctor", description="Report what is slow or missing here.")
+    parser.add_argument(
+        "--model", default=catalog.DEMO, help="also report what this model lacks (default: %(default)s)"
+    )
     model = parser.parse_args(arguments).model
     return common.written(lambda: 0 if parts.examine(model, common.say) else 1)
 
 
-# Commands by the first word; a question that is one of these words can be asked after --.
+# First word -> command. A question that is one of these words can be asked after --.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "caption": caption.main,
     "doctor": _doctor,

@@ -1,4 +1,4 @@
-"""What a setting may hold: a link in a workflow may bring anything, and so may a file. Standard library only."""
+"""Checks of values from outside: links in workflows and files may deliver anything. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
-# Of a value in a message; it may be a megabyte of text.
+# Characters of a value in a message; the value may be a megabyte of text.
 _LONGEST_SHOWN = 200
-# What a terminal takes for orders, what turns the order of the others around, and what cannot be written.
+# Control characters that a terminal obeys, marks that change the direction of text, and lone surrogates.
 _ORDERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
@@ -19,7 +19,7 @@ class InvalidSettingError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value as a message repeats it: the beginning of a long one. Pure."""
+    """Format a value for a message, cut to _LONGEST_SHOWN characters. Pure."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a list that holds itself
@@ -28,19 +28,19 @@ def shown(value: object) -> str:
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """The text as it may be written to a terminal or a log: names of files and models may hold orders. Pure.
+    """Escape control characters for a terminal or a log: names of files and models may hold some. Pure.
 
     Args:
         keep: control characters that stay as they are.
     """
-    with suppress(UnicodeEncodeError):  # half a character, which is escaped
-        # A name that Python read as bytes, where the locale knows no other letters.
+    with suppress(UnicodeEncodeError):  # a lone surrogate, which is escaped below
+        # Decode file names that Python holds as raw bytes because the locale could not decode them.
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return _ORDERS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def in_range(name: str, value: object, low: float, high: float) -> None:
-    """Raise InvalidSettingError where a number is outside of its range; one of whole numbers holds whole numbers."""
+    """Raise InvalidSettingError unless low <= value <= high; the value must be whole if low is an int."""
     whole = isinstance(low, int)
     fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     # Written so that NaN, which compares as false, is refused too.
@@ -50,42 +50,45 @@ def in_range(name: str, value: object, low: float, high: float) -> None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise InvalidSettingError where the value is none of those."""
+    """Raise InvalidSettingError unless the value is one of the allowed texts."""
     if not (isinstance(value, str) and value in allowed):
         raise InvalidSettingError(f"{name} {shown(value)} does not exist. Pick one of: {', '.join(allowed)}.")
 
 
 def checked(declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a node was handed, each of the kind that its input declares.
+    """Convert the values that a node was given to the kinds that its inputs declare.
 
-    ComfyUI converts what a widget holds, but hands on whatever a link brings.
+    ComfyUI converts the values of widgets, but passes on anything that a link delivers.
 
     Args:
         declared: input -> (kind, options), as in INPUT_TYPES.
 
     Raises:
-        InvalidSettingError: a value is of another kind; it names the input.
+        InvalidSettingError: a value is of another kind; the message names the input.
     """
     kinds = {name: kind for name, (kind, _) in declared.items()}
     return {name: _of_kind(name, kinds.get(name), value) for name, value in given.items()}
 
 
 def require_text(name: str, value: object) -> str:
-    """The value, which must be a text, as it is: a path with half a character is another path with a whole one."""
+    """Return the value unchanged, or raise InvalidSettingError if it is not a text.
+
+    For paths: replacing a lone surrogate in one would name another file.
+    """
     if not isinstance(value, str):
         raise InvalidSettingError(f"{name} must be a text, got {shown(value)}.")
     return value
 
 
 def text_of(name: str, value: object) -> str:
-    """The value, which must be a text, in whole characters."""
+    """Return the value with lone surrogates replaced, or raise InvalidSettingError if it is not a text."""
     return whole_characters(require_text(name, value))
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a character that stands alone. Pure.
+    """Replace each lone surrogate in the text with U+FFFD. Pure.
 
-    JSON can hold halves, where somebody cut a text in the middle of an emoji, and nothing can write them.
+    JSON can hold them, for example where a text was cut in the middle of an emoji, and they cannot be encoded.
     """
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -121,7 +124,7 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    # A whole number stays one, so that a message repeats what was given.
+    # Keep an int an int, so that a message shows the value as it was given.
     if isinstance(value, Integral):
         return int(value)
     if not isinstance(value, Real):
@@ -130,8 +133,8 @@ def _number(value: Any) -> float:
 
 
 def _images(value: Any) -> Any:
-    """A tensor or a list of them: a text would be taken for the path of a file."""
-    if not all(hasattr(each, "ndim") for each in (value if isinstance(value, list) else [value])):
+    """Check that the value is a tensor or a list of tensors: a text would be taken for the path of a file."""
+    if not all(hasattr(picture, "ndim") for picture in (value if isinstance(value, list) else [value])):
         raise TypeError
     return value
 

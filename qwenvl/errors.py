@@ -1,4 +1,4 @@
-"""Whatever transformers raises about a model's folder, as an error of ours with a sentence."""
+"""Errors about a model's folder, and the conversion of whatever transformers raises into them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any, TypeVar
 from .faults import is_lost_device, is_out_of_memory
 from .packages import is_needed
 
-# What comes of a folder's broken files, somewhere in transformers.
+# What transformers may raise over broken files in a model's folder.
 _BROKEN = (
     *(ImportError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RuntimeError, SyntaxError),
 )
-# These have errors of no kind, and tokenizers raises Exception itself.
+# These packages derive errors from Exception directly, and tokenizers raises Exception itself.
 _PACKAGES = {"huggingface_hub", "jinja2", "pyo3_runtime", "safetensors", "tokenizers", "transformers"}
 _LONGEST_WORDS = 600
-# In place of the path of modules, to which ComfyUI adds that of this folder.
+# Shown in place of an error's module path, which in ComfyUI includes the path of this folder.
 SHORT_NAME = "QwenVL"
 Made = TypeVar("Made")
 
 
 class LoadError(RuntimeError):
-    """A model folder is there but cannot be loaded."""
+    """A model folder exists but cannot be loaded."""
 
 
 class UnusableError(RuntimeError):
-    """A model was loaded, but what its folder says fails when it is asked something."""
+    """A model was loaded, but its folder makes answering fail."""
 
 
 class NotFiniteError(UnusableError):
     """A model computes NaN or infinity where logits should be.
 
     Attributes:
-        rows: of the batch, those in which it does, counted from 0.
-        token: the first that cannot be chosen, counted from 0.
+        rows: the rows of the batch with such logits, counted from 0.
+        token: the first token that cannot be chosen, counted from 0.
     """
 
     def __init__(self, rows: list[int], token: int) -> None:
@@ -46,14 +46,13 @@ class NotFiniteError(UnusableError):
 
 
 class WrappedErrors:
-    """A block in which transformers does what a folder says: whatever it raises becomes an error of ours.
+    """Context manager that turns what transformers raises over a model's folder into an error of this pack.
 
-    Memory that ran out and a device that failed are not the folder's fault and pass, as do a cancel and what is an
-    error of ours already.
+    Out of memory, a failed device, a cancel and this pack's own errors pass unchanged: they are not the folder's fault.
 
     Args:
         problem: the beginning of the message.
-        kind: of the error.
+        kind: the class of the error.
     """
 
     def __init__(self, problem: str, kind: type[RuntimeError] = LoadError) -> None:
@@ -88,27 +87,27 @@ def _is_ours(kind: type[BaseException]) -> bool:
 
 
 def name_errors_shortly(nodes: Iterable[Any]) -> None:
-    """ComfyUI shows of an error of these node classes QwenVL.LoadError, where it would show where this file lies."""
-    for node in {base for each in nodes for base in each.__mro__ if getattr(each, "FUNCTION", "") in vars(base)}:
+    """Have ComfyUI show errors of these node classes as QwenVL.LoadError instead of with this file's path."""
+    for node in {base for kind in nodes for base in kind.__mro__ if getattr(kind, "FUNCTION", "") in vars(base)}:
         setattr(node, node.FUNCTION, _with_short_names(vars(node)[node.FUNCTION]))
 
 
 def _with_short_names(run: Callable[..., Made]) -> Callable[..., Made]:
     @wraps(run)
-    def run_so(*given: Any, **named: Any) -> Made:
+    def wrapped(*given: Any, **named: Any) -> Made:
         with _ShortNames():
             return run(*given, **named)
 
-    return run_so
+    return wrapped
 
 
 class _ShortNames:
-    """A block whose errors have short names from there on."""
+    """Context manager that gives this pack's errors their short name as they leave the block."""
 
     def __enter__(self) -> None:
         """Nothing is to be done."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and _is_ours(kind):
-            # Only what it is called changes: it is caught as before.
+            # Only the displayed name changes: except clauses catch the error as before.
             kind.__module__ = SHORT_NAME

@@ -1,4 +1,4 @@
-"""What goes wrong on a device and is nobody's mistake: memory runs out, or the device itself fails."""
+"""Device failures that neither the user nor the model's folder causes: out of memory, or a lost GPU."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .log import log
 
 Made = TypeVar("Made")
-# Of torch itself from 2.5 on.
+# torch.OutOfMemoryError exists from torch 2.5 on.
 OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-# RAM, for which torch has no type of its own: on Windows, and elsewhere; a GPU's memory by its driver's own words, and
-# by those of NVIDIA's libraries; Apple's.
+# Out of memory without an error type of torch's: RAM on Windows and elsewhere; GPU memory as the driver and NVIDIA's
+# libraries report it; Apple's GPUs.
 _RAN_OUT = re.compile(
     r"DefaultCPUAllocator: (not enough|can't allocate) memory|(CUDA|HIP) error: out of memory|_STATUS_ALLOC_FAILED"
     r"|MPS backend out of memory"
 )
-# A GPU whose context is gone, with everything that was on it.
+# The GPU's context is gone, with everything that was in its memory.
 _LOST = re.compile(r"\b(CUDA|HIP|XPU) error: |_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED)")
-# Errors that are told in the same words and leave the GPU as it was.
+# Errors with similar messages that leave the GPU usable.
 _REFUSED = re.compile(
     r"no kernel image is available|invalid device ordinal|when stream is capturing|during capture|not supported"
 )
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU failed in the middle of the work."""
+    """The GPU failed during a run."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of RAM."""
+    """Return True if GPU memory or RAM ran out."""
     return isinstance(error, (OUT_OF_MEMORY, MemoryError)) or bool(_RAN_OUT.search(str(error)))
 
 
 def is_lost_device(error: RuntimeError) -> bool:
-    """Whether the GPU can no longer be used by this process."""
+    """Return True if this process can no longer use the GPU."""
     lost = _LOST.search(str(error)) and not _REFUSED.search(str(error))
     return bool(lost) and not is_out_of_memory(error)
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory ran out. What was made until then is given back: it is still in the frames of the error."""
+    """Return True if memory ran out; log it and free the tensors that the frames of the error still hold."""
     if not is_out_of_memory(error):
         return False
     log.warning("out of memory: %s", _first_line(error))
@@ -55,7 +55,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(work: Callable[[], Made]) -> Made | None:
-    """What work() gives, or None where memory ran out, with everything that it made given back."""
+    """Return work()'s result, or None if memory ran out; then everything that it allocated is freed."""
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
@@ -67,21 +67,21 @@ def unless_out_of_memory(work: Callable[[], Made]) -> Made | None:
 def retry_with_memory(
     work: Callable[[], Made], drop_buffers: Callable[[], None], free_memory: Callable[[bool], None]
 ) -> Made:
-    """What work() gives; where memory runs out, once more with the buffers gone and room made.
+    """Return work()'s result; if memory runs out, drop the buffers, free memory and try again.
 
     Args:
-        free_memory: called with whether it was tried again; makes room, or raises.
+        free_memory: called with False the first time, then with True; frees memory, or raises.
     """
     again = False
-    while (made := unless_out_of_memory(work)) is None:
+    while (result := unless_out_of_memory(work)) is None:
         drop_buffers()
         free_memory(again)
         again = True
-    return made
+    return result
 
 
 def why_lost(model: str, error: RuntimeError) -> DeviceLostError:
-    """The error that says what happened, what is gone, and what to do."""
+    """Build the error that says what happened, what was lost, and what to do."""
     return DeviceLostError(
         f"The GPU failed while {model} was used ({_first_line(error)}). The model was unloaded, for "
         "what it held there is lost. Run it again; if the error stays, restart ComfyUI, since no process can use a GPU "
@@ -91,10 +91,10 @@ def why_lost(model: str, error: RuntimeError) -> DeviceLostError:
 
 @contextmanager
 def running_out_at_once() -> Iterator[None]:
-    """For reading weights: within the block, an operator that runs out of memory ends it with that error.
+    """Context manager for reading weights that ends the block as soon as an operator runs out of memory.
 
-    From version 5 on, transformers catches whatever goes wrong while it converts or quantizes a weight, reads all the
-    others, and raises an error of its own, by which nobody would know that memory is what is missing.
+    From version 5 on, transformers catches every error while it converts or quantizes a weight, reads all the others,
+    and then raises an error of its own that does not mention memory.
     """
     try:
         with _Watch():
@@ -104,7 +104,7 @@ def running_out_at_once() -> Iterator[None]:
 
 
 class _RanOutError(BaseException):
-    """No Exception, so that it passes by those who catch all of them."""
+    """Derived from BaseException, so that `except Exception` does not catch it."""
 
 
 class _Watch(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""One logger, and bytes in its words. ComfyUI prints the bare message, so the prefix stands in the message."""
+"""The pack's logger, and byte counts in words. ComfyUI prints the bare message, so the message holds the prefix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Prefixed(logging.LoggerAdapter):
 
 
 class _Printable(logging.Filter):
-    """The log is written to a terminal and shown on a page, whoever owns their handlers."""
+    """Escapes control characters in every record: other code's handlers show the log on terminals and pages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(record.getMessage()), None
@@ -25,19 +25,19 @@ log = _Prefixed(logging.getLogger("qwenvl"), {})
 
 
 class PrintableFormatter(logging.Formatter):
-    """For a handler that writes what others log too, with their tracebacks."""
+    """Escapes control characters in other packages' messages and tracebacks too."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def gigabytes(count: float, digits: int = 1) -> str:
-    """3.1 GB"""
+    """Format bytes in gigabytes: 3.1 GB."""
     return f"{count / 1e9:.{digits}f} GB"
 
 
 def amount(count: float, total: float | None = None) -> str:
-    """3.1 GB, or 85.0 MB of what is less than one; with a total, in the unit of that: 2.1 of 8.9 GB."""
+    """Format bytes: 3.1 GB, or 85.0 MB below 1 GB; with a total, in the total's unit: 2.1 of 8.9 GB."""
     most = count if total is None else total
     unit, name = (1e9, "GB") if most >= 1e9 else (1e6, "MB")
     so_far = "" if total is None else f"{count / unit:.1f} of "

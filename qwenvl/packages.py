@@ -1,7 +1,6 @@
-"""Which versions are installed; whether bitsandbytes and flash-attn can be had, and why not: for the report and for the
-loader alike.
+"""Checks of installed packages and versions, and why one cannot be used; shared by the report and the loader.
 
-Each of them finds out for itself what is installed and what loads, the report without importing anything.
+Both find out by themselves what is installed and what loads, the report without importing anything.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-# What transformers 5 asks for.
+# transformers 5 requires it.
 OLDEST_ACCELERATE = "1.1"
-# The first that has kernels for a CPU.
+# The first version of bitsandbytes with kernels for the CPU.
 OLDEST_ON_CPU = "0.49"
-# From here on a 4bit layer is one kernel when a token is made; before, it is several.
+# From this version on a 4bit layer takes one kernel for each token; before, several.
 FAST_4BIT = "0.50"
-# From here on it makes do with any build of the same major version of CUDA or ROCm.
+# From this version on any build of the same major version of CUDA or ROCm will do.
 ANY_MINOR = (0, 50)
 
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """Why a package cannot be had, and the command that mends it, with {pip} for pip; "" where none does."""
+    """Why a package cannot be used, and the command that fixes it, with {pip} in place of pip; "" if no command can."""
 
     what: str
     mend: str = ""
 
     def command(self, pip: str = "pip") -> str:
-        """For whoever calls pip by that name."""
+        """Return the fixing command with pip called by that name."""
         return self.mend.replace("{pip}", pip)
 
     def __str__(self) -> str:
@@ -41,10 +40,10 @@ class Lack:
 
 
 class MissingPackageError(RuntimeError):
-    """A package is not installed that is needed for what was asked."""
+    """A package that the request needs is not installed."""
 
 
-# Module -> its name for pip, and what cannot be had without it. The first ones are needed for every answer.
+# Module -> its name for pip, and what fails without it. The first ones are needed for every answer.
 NEEDED = {
     "torch": ("torch", "nothing runs"),
     "transformers": ("transformers", "nothing runs"),
@@ -67,7 +66,7 @@ NEEDED = {
 
 @dataclass(frozen=True, slots=True)
 class Flash:
-    """A FlashAttention: its name for pip, its module, the oldest compute capability for it, and how to get it."""
+    """A version of FlashAttention: its name for pip, module, lowest compute capability, and how to install it."""
 
     package: str
     module: str
@@ -83,16 +82,16 @@ FLASH = {
 
 
 def version_of(*distributions: str) -> str | None:
-    """The version of the first that is installed, by its name for pip; None where none is."""
+    """Return the version of the first distribution that is installed; None if none is."""
     for name in distributions:
         with suppress(importlib.metadata.PackageNotFoundError):
-            # Whose metadata is broken has none.
+            # Broken metadata holds no version.
             return importlib.metadata.version(name) or "unknown"
     return None
 
 
 def why_not_imported(module: str) -> str:
-    """What goes wrong when it is imported, in a line; "" where nothing does."""
+    """Import the module and return the first line of its error; "" if it loads."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
@@ -101,30 +100,30 @@ def why_not_imported(module: str) -> str:
 
 
 def missing() -> dict[str, Lack]:
-    """Module -> the sentence, for all that are needed and not installed."""
+    """Return module -> Lack for every needed package that is not installed."""
     return {name: not_installed(pip) for name, (pip, _) in NEEDED.items() if not _is_there(name)}
 
 
 def require(*modules: str) -> None:
-    """Raise MissingPackageError for the first that is not installed: transformers blames the model's files for it."""
+    """Raise MissingPackageError for the first module that is not installed: transformers blames the model's files."""
     for name in modules:
         if not _is_there(name):
             raise MissingPackageError(str(not_installed(NEEDED[name][0])))
 
 
 def lack_of_module(error: ModuleNotFoundError) -> str:
-    """The sentence for an import that failed because something is not installed."""
+    """Explain an import that failed because a package is not installed."""
     name = _name_of(error)
     return str(not_installed(NEEDED[name][0] if name in NEEDED else name)) if name else str(error)
 
 
 def is_needed(error: ModuleNotFoundError) -> bool:
-    """Whether it is for one of the packages that are needed; others may be a model folder's wish."""
+    """Return True if the missing module is one that this pack needs; a model folder may ask for others."""
     return _name_of(error) in NEEDED
 
 
 def _name_of(error: ModuleNotFoundError) -> str:
-    # Of a distribution, transformers puts a whole sentence there.
+    # For a missing distribution, transformers puts a whole sentence into error.name.
     quoted = re.search(r"'([\w-]+)", error.name or "")
     name = quoted[1] if quoted else (error.name or "").partition(".")[0]
     return next((module for module, (pip, _) in NEEDED.items() if pip == name), name)
@@ -132,7 +131,7 @@ def _name_of(error: ModuleNotFoundError) -> str:
 
 @contextmanager
 def naming_what_is_missing() -> Iterator[None]:
-    """Within the block, an import that fails because something is not installed says so, and the command."""
+    """Context manager that turns a failed import into a MissingPackageError with the install command."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -142,7 +141,7 @@ def naming_what_is_missing() -> Iterator[None]:
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # a module without a description of itself
+    except ValueError:  # a module in sys.modules whose __spec__ is None
         return module in sys.modules
 
 
@@ -151,11 +150,11 @@ def not_installed(package: str) -> Lack:
 
 
 def lack_of_accelerate(version: str | None, taken: bool | None = None) -> Lack | None:
-    """The reason why accelerate cannot be had, or None. Pure.
+    """Return why accelerate cannot be used, or None. Pure.
 
     Args:
-        version: of what is installed, None where nothing is.
-        taken: what transformers says of it; None goes by the version.
+        version: the installed version, None if it is not installed.
+        taken: True if transformers accepts it; None decides by the version.
     """
     if version is None:
         return not_installed("accelerate")
@@ -166,12 +165,12 @@ def lack_of_accelerate(version: str | None, taken: bool | None = None) -> Lack |
 
 
 def lack_of_bitsandbytes(version: str | None, device: str, oldest: str = "") -> Lack | None:
-    """The reason why bitsandbytes cannot be had there, as far as its version tells, or None. Pure.
+    """Return why bitsandbytes cannot be used on a device, judging by its version, or None. Pure.
 
     Args:
-        version: of what is installed, None where nothing is.
+        version: the installed version, None if it is not installed.
         device: as torch names it.
-        oldest: what transformers asks for; "" where that is not known.
+        oldest: the lowest version that transformers accepts; "" if unknown.
     """
     if device.startswith("mps"):
         return Lack("bitsandbytes does not run on Apple GPUs")
@@ -185,32 +184,32 @@ def lack_of_bitsandbytes(version: str | None, device: str, oldest: str = "") -> 
 
 
 def without_kernels(version: str, toolkit: str, builds: Sequence[str] = ()) -> Lack:
-    """bitsandbytes has none for the CUDA or ROCm that torch was built for. Pure.
+    """Describe that bitsandbytes has no kernels for the CUDA or ROCm that torch was built for. Pure.
 
     Args:
         toolkit: as in CUDA 12.8.
-        builds: what it has kernels for, where that is known.
+        builds: those that bitsandbytes has kernels for, empty if unknown.
     """
     others = f", only for {', '.join(builds)}" if builds else ""
     return Lack(f"bitsandbytes {version} has no kernels for {toolkit}{others}", "{pip} install -U bitsandbytes")
 
 
 def has_build(version: str, toolkit: str, builds: Sequence[str]) -> bool:
-    """Whether bitsandbytes has kernels for that among its builds, as in cuda128 and rocm64. Pure."""
+    """Return True if one of bitsandbytes' builds (cuda128, rocm64) has kernels for the toolkit (CUDA 12.8). Pure."""
     kind, _, number = toolkit.lower().partition(" ")
     major, minor, *_ = (*release(number), 0)
     if f"{kind}{major}{minor}" in builds:
         return True
-    return release(version) >= ANY_MINOR and any(each.startswith(f"{kind}{major}") for each in builds)
+    return release(version) >= ANY_MINOR and any(build.startswith(f"{kind}{major}") for build in builds)
 
 
 def lack_of_flash(flash: Flash, version: str | None, problem: str = "", torch: str = "") -> Lack | None:
-    """The reason why a FlashAttention cannot be had, or None. Pure.
+    """Return why a version of FlashAttention cannot be used, or None. Pure.
 
     Args:
-        version: of what is installed, None where nothing is.
-        problem: what goes wrong when it is imported.
-        torch: version of torch, to compare with the one in its name; "" where importing it has told more.
+        version: the installed version, None if it is not installed.
+        problem: the error of importing it, "" if there was no error.
+        torch: version of torch, to compare with the one in the package's version; "" skips this, as after an import.
     """
     again = f"{{pip}} uninstall -y {flash.package} && {flash.install} --no-cache-dir"
     mend = again if flash.install.startswith("{pip}") else flash.install
@@ -226,11 +225,11 @@ def lack_of_flash(flash: Flash, version: str | None, problem: str = "", torch: s
 
 
 def release(version: str | None) -> tuple[int, ...]:
-    """2.9.1+cu128 -> (2, 9, 1), 5.2.0.dev0 -> (5, 2, 0); (0,) of what is none, as a broken installation may have."""
+    """Parse a version: 2.9.1+cu128 -> (2, 9, 1), 5.2.0.dev0 -> (5, 2, 0); (0,) if it is missing or not valid."""
     from packaging.version import Version
 
     try:
-        # HIP puts a hash behind a hyphen, which no version may have there.
+        # HIP versions end in a hyphen and a hash, which packaging rejects.
         return Version((version or "").partition("-")[0]).release
     except ValueError:
         return (0,)

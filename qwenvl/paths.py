@@ -1,6 +1,6 @@
-"""The one way from a value in a widget to a path: whoever may queue prompts may not read or write everything.
+"""Checks of paths in widgets: who can queue a prompt must not be able to read or write every file.
 
-Standard library only. Which folders may be reached is for the caller to say.
+Standard library only. The caller names the folders that may be reached.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from .checks import shown
 from .log import log
 from .process import PROCESS
 
-# "auto": any local path while nobody but this machine reaches ComfyUI. "strict": ComfyUI's own folders always.
+# "auto": any local path while only this machine reaches ComfyUI. "strict": always ComfyUI's own folders only.
 SETTING, _CHOICES = "QWENVL_PATHS", ("auto", "strict")
 ALLOWED = "ComfyUI's input, output, temp or user folder"
-# Two letters at least: one is a drive of Windows.
+# At least two letters: a single one is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-# file:/a, file:///a and file://localhost/a; the host is apart.
+# file:/a, file:///a and file://localhost/a; group 1 is the host.
 _FILE_URL = re.compile(r"file:(?://([^/\\]*))?(/.*)", re.IGNORECASE | re.DOTALL)
 _THIS_MACHINE = ("", "localhost", "127.0.0.1", "[::1]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb", "``")
-# Marks that turn text to the right or left, joiners, and the mark at the start of a file: nobody sees them, and "Copy
-# as path" and chats put them there. Spaces of every width go too.
+# Spaces of every width, and invisible characters (direction marks, joiners, byte order mark) that "Copy as path" and
+# chat programs add.
 _UNSEEN = re.compile(r"[\s\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-# Quotes within marks within quotes: more than this is no accident.
+# Layers of quotes and marks that are stripped; pasting does not add more than this.
 _MOST_LAYERS = 4
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
-# PROGRA~1 is another name of a folder, and Windows takes the dots and spaces at the end of a name away.
+# PROGRA~1 is an alias of a folder, and Windows strips dots and spaces from the end of a name.
 _ALIAS = re.compile(r"[^.]{0,6}~[0-9]{1,6}(\.[^.]{0,3})?|.*[^. ][. ]+|\.\.[. ]+")
-# The most that Linux takes, in bytes. Windows counts letters.
+# The limits of Linux, in bytes. Windows counts characters.
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255
 _DEVICE_FOLDERS = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
-# Files in memory, an ordinary place for large data.
+# The one folder below /dev with ordinary files, in memory.
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
@@ -48,25 +48,25 @@ class ForbiddenPathError(ValueError):
 
 
 def are_confined(listen: str, cors: object = None) -> bool:
-    """Whether widgets may name ComfyUI's own folders only: others than this machine's user may queue prompts.
+    """Return True if widgets may name ComfyUI's own folders only, as others than this machine's user can queue prompts.
 
     Args:
-        listen: ComfyUI's option of that name: addresses, with commas.
-        cors: its --enable-cors-header, by which any page that the user looks at may queue prompts.
+        listen: ComfyUI's --listen: addresses, with commas.
+        cors: ComfyUI's --enable-cors-header, which lets any page that the user opens queue prompts.
     """
     asked = os.environ.get(SETTING, _CHOICES[0]).strip().lower()
     return _is_strict(asked) or bool(cors) or not all(map(_is_loopback, listen.split(",")))
 
 
 def _is_strict(asked: str) -> bool:
-    """A word that is none is told of once: the question comes dozens of times a prompt."""
+    """Return True if the setting asks for strict; log an unknown value once, as this runs dozens of times a prompt."""
     if asked not in _CHOICES and PROCESS.is_new(SETTING, asked):
-        log.warning("%s is %r, which is none of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
+        log.warning("%s is %r, not one of %s: taken as strict", SETTING, asked, ", ".join(_CHOICES))
     return asked != _CHOICES[0]
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+    """Return True if only this machine can reach the address. A name other than localhost may stand for any address."""
     try:
         return ipaddress.ip_address(address.strip()).is_loopback
     except ValueError:
@@ -74,16 +74,17 @@ def _is_loopback(address: str) -> bool:
 
 
 def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence[Path]) -> Path:
-    """The real path that a widget's value stands for: absolute, without links. It need not exist.
+    """Return the real path that a widget's value stands for: absolute, without links. It need not exist.
 
     Args:
         name: the widget, for the error.
-        roots: folders that may be reached, with all that is in them; None for any local path.
-        bases: what a relative path starts from, best first: where it exists, else the first one allowed.
+        roots: folders that may be reached, with everything below them; None for any local path.
+        bases: folders that a relative path may start from, best first: the first one where it exists is taken, else
+            the first one that is allowed.
 
     Raises:
-        ForbiddenPathError: it is empty, no local path, or not below a root. What lies elsewhere gets the same message
-            whether it exists or not.
+        ForbiddenPathError: the path is empty, not local, or not below a root. The message does not reveal whether a
+            path outside of the roots exists.
     """
     value = unwrapped(value, windows=os.name == "nt")
     if reason := why_not_local(value, windows=os.name == "nt"):
@@ -92,7 +93,7 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
         raise _outside(name, value)
     given = Path(value)
     if given.parts[:1] == ("~",):
-        with contextlib.suppress(RuntimeError):  # nobody's home
+        with contextlib.suppress(RuntimeError):  # the user has no home folder
             given = given.expanduser()
     # An absolute path replaces the base that it is joined to.
     found = [path for base in bases if (path := real(base / given)) and is_within(path, roots)]
@@ -105,8 +106,9 @@ def resolve(name: str, value: str, roots: Sequence[Path] | None, bases: Sequence
 
 
 def unwrapped(value: str, *, windows: bool) -> str:
-    """The path in what was pasted: without quotes, spaces and unseen marks around it, and from a file: URL of this
-    machine. Pure. What comes out is trusted no more than what went in: every check follows.
+    """Strip quotes, spaces and invisible marks around a pasted path, and decode a file: URL of this machine. Pure.
+
+    The result is as untrusted as the input: every check still has to follow.
     """
     value = _bare(value, windows)
     url = _FILE_URL.fullmatch(value)
@@ -129,7 +131,7 @@ def _bare(value: str, windows: bool) -> str:
         if len(value) > 1 and value[0] + value[-1] in _QUOTES:
             value = value[1:-1]
         elif windows:
-            value = value.strip('"')  # which no name there holds: cmd makes a:\b" of "a:\b\"
+            value = value.strip('"')  # no file name on Windows holds a quote: cmd turns "a:\b\" into a:\b"
         if value == before:
             break
     return value
@@ -145,7 +147,7 @@ def _trimmed(value: str) -> str:
 
 
 def pasted(value: str) -> str:
-    """What was typed at a prompt of this machine, where nothing has that very name: the path in it."""
+    """Return a path from the command line as it is if it exists, else without quotes, marks and file: around it."""
     try:
         if os.path.lexists(value):
             return value
@@ -155,7 +157,7 @@ def pasted(value: str) -> str:
 
 
 def is_within(path: Path, roots: Sequence[Path] | None) -> bool:
-    """Whether the path, links followed, is below one of the roots, or is one."""
+    """Return True if the path, links followed, is one of the roots or below one."""
     if roots is None:
         return True
     found = real(path)
@@ -163,14 +165,14 @@ def is_within(path: Path, roots: Sequence[Path] | None) -> bool:
 
 
 def why_not_local(value: str, *, windows: bool) -> str | None:
-    """Why the text cannot be a path on a disk of this machine, or None. Pure: it looks at no disk and no network."""
+    """Explain why the text cannot be a path on this machine's disks; None if it can. Pure: no disk, no network."""
     if not value:
         return "is empty: give a path"
     if not _is_text(value):
         return "holds a character that no path can hold"
     if _is_too_long(value, windows):
         return "is longer than a path can be"
-    # Before anything asks Windows about them: a mere look at \\host\share sends the user's credentials there.
+    # Refused before any file operation: on Windows even a stat of \\host\share sends the user's credentials there.
     if re.match(r"[\\/]{2}|[\\/]\?\?[\\/]", value):
         return "is a network or device path. Give a local one"
     if _URL.match(value):
@@ -181,7 +183,7 @@ def why_not_local(value: str, *, windows: bool) -> str | None:
 
 
 def is_plain_name(name: str, *, windows: bool) -> bool:
-    """Whether the text is the name of one file, without any folder, drive or device. Pure."""
+    """Return True if the text is the name of one file, without any folder, drive or device. Pure."""
     kind = PureWindowsPath if windows else PurePosixPath
     if not _is_text(name) or name in ("", ".", "..") or kind(name).name != name:
         return False
@@ -189,13 +191,13 @@ def is_plain_name(name: str, *, windows: bool) -> bool:
 
 
 def is_roundabout(value: str, *, windows: bool) -> bool:
-    """Whether the text says where it leads in another way than by names from top to bottom. Pure."""
+    """Return True if the path holds ".." or, on Windows, an alias of a name. Pure."""
     parts = PurePath(value.replace("\\", "/")).parts
     return ".." in parts or (windows and any(_ALIAS.fullmatch(part) for part in parts))
 
 
 def _is_too_long(value: str, windows: bool) -> bool:
-    """Python says so in other ways than that there is no such file."""
+    """Return True if a path or a name in it is too long: Python's errors for these differ from a missing file's."""
     text = value if windows else os.fsencode(value).decode("latin-1")
     return len(text) > _LONGEST_PATH or max(map(len, re.split(r"[\\/]" if windows else "/", text))) > _LONGEST_NAME
 
@@ -208,17 +210,17 @@ def _is_text(value: str) -> bool:
 
 
 def real(path: Path) -> Path | None:
-    """The path with every link followed; None where links go round in a circle."""
+    """Resolve the path with every link followed; None if links form a circle."""
     try:
         found = path.resolve()
-        # Python 3.13 leaves such a link as it is.
+        # Python 3.13 returns a circular link unresolved.
         return None if found.is_symlink() else found
     except (OSError, RuntimeError):
         return None
 
 
 def _is_device(path: Path) -> bool:
-    """Opening one may wait for ever, or do something."""
+    """Return True for a device, pipe or socket: opening one may block for ever or have side effects."""
     in_memory = path.is_relative_to(_MEMORY_FOLDER)
     if not in_memory and any(path.is_relative_to(folder) for folder in _DEVICE_FOLDERS):
         return True
@@ -227,7 +229,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _mode(path: Path) -> int:
-    """What the path is, in the bits of stat; 0 where there is nothing to be seen."""
+    """Return the path's mode bits as stat reports them; 0 if it cannot be read."""
     try:
         return path.stat().st_mode
     except OSError:

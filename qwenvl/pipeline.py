@@ -27,7 +27,7 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
 
     Raises:
         ValueError, RuntimeError: their subclasses in checks, errors, faults and the rooms, which say what was asked,
-            why it cannot be and what to do; and whatever watch raises to cancel.
+            why it is not possible and what to do; and whatever watch raises to cancel.
     """
     answers: dict[int, Answer] = {}
     diagnosis = Diagnosis(request.diagnostics)
@@ -35,14 +35,15 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
         prompt.require_question(request)
         with diagnosis.phases("media"):
             pictures = media.pictures(request.images, watch.check)
-        each = request.image_mode != IMAGE_MODES[0] and bool(pictures)
-        shown = [[picture] for picture in pictures] if each else [pictures]
+        one_by_one = request.image_mode != IMAGE_MODES[0] and bool(pictures)
+        shown = [[picture] for picture in pictures] if one_by_one else [pictures]
         questions = (Question(number, some) for number, some in enumerate(shown))
-        reporter = Reporter(watch, answers.__setitem__, _raise, len(shown) if each else None, single=not each)
+        total = len(shown) if one_by_one else None
+        reporter = Reporter(watch, answers.__setitem__, _raise, total, single=not one_by_one)
         _answer(asked, questions, len(shown), reporter)
         stats = asked.stats()
     result = Result(tuple(answers[number] for number in sorted(answers)), stats)
-    watch.end("\n\n".join(each.text for each in result.answers))
+    watch.end("\n\n".join(answer.text for answer in result.answers))
     return result
 
 
@@ -59,15 +60,15 @@ def caption(
     """Ask the request's question about each picture, several at a time, while the next ones are being read.
 
     Args:
-        request: its images are not looked at; its videos are shown beside every picture.
+        request: its images are ignored; its videos are shown beside every picture.
         items: a name for messages, and a picture: a file's path, an IMAGE tensor, a PIL image, or a function that
-            returns one of these and is called in another thread. May be any length, and is read as it is needed.
-        batch_size: how many at a time; None takes what fits into the memory that is free.
+            returns one of these and is called in another thread. Any length; read lazily.
+        batch_size: pictures at a time; None takes what fits into free memory.
         done: called in this thread with the index of an item and its answer, as soon as its batch is finished.
-        failed: the same with the error of a picture that cannot be read or was not answered, which is left out.
+        failed: called likewise with the error of a picture that could not be read or answered; the run goes on.
 
     Returns:
-        The figures of all of it; None where there was nothing to answer.
+        The figures of the whole run; None if no picture could be asked about.
     """
     reporter = Reporter(watch, done, failed, length_hint(items) or None)
     expected = batch_size or MOST_ROWS
@@ -79,35 +80,35 @@ def caption(
 
 
 def _answer(asked: Session, questions: Iterable[Question | Outcome], expected: int, reporter: Reporter) -> bool:
-    """The five steps: read, load, encode, generate, report. What can be read is read ahead; videos are read by load.
+    """Run the five steps: read, load, encode, generate, report. Pictures are read ahead; videos are read by load.
 
     Args:
-        expected: how many questions there are, as far as memory is concerned.
+        expected: the number of questions to reserve memory for.
 
     Returns:
-        Whether there was one that could be read.
+        False if no question could be read.
     """
     readable = _readable(questions, reporter)
     first = next(readable, None)
     if first is None:
         return False
     asked.load(first, expected)
-    # No reference to the first one is kept: its pictures would stay in memory for the whole run.
+    # Keep no reference to the first question: its pictures would stay in memory for the whole run.
     waiting = chain(iter([first]), readable)
     del first
     for batch in asked.encode(waiting):
-        for outcome in asked.generate(batch, reporter):  # which looks at every token
+        for outcome in asked.generate(batch, reporter):  # reports every token
             reporter.finish(outcome)
     return True
 
 
 def _readable(questions: Iterable[Question | Outcome], reporter: Reporter) -> Iterator[Question]:
-    """The questions that can be asked; the others are told of."""
-    for each in questions:
-        if isinstance(each, Outcome):
-            reporter.finish(each)
+    """Yield the questions that could be read; report the others as failed."""
+    for question in questions:
+        if isinstance(question, Outcome):
+            reporter.finish(question)
         else:
-            yield each
+            yield question
 
 
 def _raise(number: int, error: Exception) -> None:

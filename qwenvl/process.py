@@ -1,4 +1,4 @@
-"""What outlives every run: one object owns all of it. Standard library only."""
+"""State that outlives every run, owned by one object, PROCESS. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakSet
 
-# Whoever waits for another run looks this often whether it was cancelled.
+# How often a run that waits for another one checks for a cancel.
 LOOK_EVERY_S = 0.1
 
 
 def _never() -> None:
-    """Nobody can cancel."""
+    """Never cancel."""
 
 
 class Turns:
-    """One run at a time, and what has to wait until none is under way."""
+    """A lock that lets one run work at a time, and calls that wait until no run is under way."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -27,24 +27,24 @@ class Turns:
         self._later: deque[Callable[[], None]] = deque()
 
     def take(self, check: Callable[[], None] = _never) -> None:
-        """Wait until no other thread works with a model, and begin a run.
+        """Wait until no other thread works with a model, then begin a run.
 
         Args:
-            check: called while this waits; raises to cancel.
+            check: called every LOOK_EVERY_S seconds of waiting; raises to cancel.
         """
         while not self._lock.acquire(timeout=LOOK_EVERY_S):
             check()
         self._running += 1
 
     def end(self) -> None:
-        """End the run; what had to wait for that is done."""
+        """End the run, and make the calls that waited for it."""
         self._running -= 1
         self._lock.release()
         self._do_later()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """A block during which no other thread works with a model; in the thread of a run it is part of that run."""
+        """Context manager that keeps other threads from working with a model; reentrant in the thread of a run."""
         try:
             with self._lock:
                 yield
@@ -52,9 +52,9 @@ class Turns:
             self._do_later()
 
     def when_idle(self, then: Callable[[], None]) -> None:
-        """Call then: now, or in the thread whose run is under way, at its end.
+        """Call then now if no run is under way; otherwise the running thread calls it at the end of its run.
 
-        Never waits. The garbage collector may call this, in any thread and in the middle of anything.
+        Never blocks, because the garbage collector may call this in any thread, at any point.
         """
         self._later.append(then)
         self._do_later()
@@ -66,13 +66,13 @@ class Turns:
                     return
                 self._later.popleft()()
             except IndexError:
-                return  # a garbage collection just now has done it
+                return  # a garbage collection in between has emptied the queue
             finally:
                 self._lock.release()
 
 
 class Shared:
-    """What many threads may use at a time, and one may change while no other uses it."""
+    """A lock that many users may hold at a time, and one changer while no user holds it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -80,7 +80,7 @@ class Shared:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """A block during which nobody changes it."""
+        """Context manager during which no other thread changes the guarded thing."""
         with self._changed:
             self._users += 1
         try:
@@ -92,7 +92,7 @@ class Shared:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """A block during which nobody else uses it."""
+        """Context manager during which no other thread uses the guarded thing."""
         with self._changed:
             self._changed.wait_for(lambda: self._users == 0)
             yield
@@ -102,12 +102,12 @@ class Models(Protocol):
     """A cache of models."""
 
     def clear(self) -> None:
-        """Let all of them go."""
+        """Unload all models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a run made its tokens."""
+    """How fast a run generated tokens, and the length of its prompt."""
 
     tokens_per_s: float
     prompt_tokens: int
@@ -118,17 +118,17 @@ class Process:
     """The state of this process that no run and no node owns.
 
     Attributes:
-        models: every cache of models: they share the devices, so what breaks one breaks all.
-        turns: who may work with models now. Of all caches: while transformers loads a model, torch's default precision
-            and its own way to make modules are others, for every thread. A second load meanwhile would leave them so,
-            and an answer would be computed with them.
-        told: what was said and is not said again.
+        models: every cache of models: they share the devices, so a lost GPU breaks all of them.
+        turns: the lock for work with models, one for all caches: while transformers loads a model, it changes torch's
+            default dtype and how modules are created, for every thread. Another load or an answer at the same time
+            would use these settings or leave them behind.
+        told: keys of messages that were logged and are not repeated.
         fastest: the best pace of each kind of run.
-        unknown_fields: by address and model, what an engine turned out not to know: asking again costs all pictures
-            of a question a second time.
-        pillow: its readers. How it takes a damaged file is one switch, which holds for every thread.
-        engine_kinds: by address and model, what kind of engine it is; "" where that cannot be told.
-        opens_thought: by address, model and the setting of thinking, whether an engine's prompts end in an open think
+        unknown_fields: by address and model, request fields that an engine does not know: sending them again would
+            cost a refused request with all pictures of the question.
+        pillow: the lock of its readers: how Pillow treats a damaged file is one switch for every thread.
+        engine_kinds: by address and model, the kind of engine; "" if it could not be determined.
+        opens_thought: by address, model and the setting thinking, True if the engine's prompts end in an open think
             block.
     """
 
@@ -142,7 +142,7 @@ class Process:
     opens_thought: dict[tuple[str, str, str], bool] = field(default_factory=dict)
 
     def is_new(self, *what: Hashable) -> bool:
-        """Whether this was not told before; from now on it was."""
+        """Return True the first time it is called with this key, False from then on."""
         new = what not in self.told
         self.told.add(what)
         return new

@@ -1,4 +1,4 @@
-"""What flows through the pipeline: a Request goes in, a Result comes out. Standard library only."""
+"""The data of the pipeline: a Request goes in, a Result comes out. Standard library only."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class LoadSpec:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> LoadSpec:
-        """Of values by the settings' names; those that are not there have their defaults."""
+        """Build it from values by the settings' names; missing ones take their defaults."""
         return cls(**values_of(cls, values))
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and when there are enough. settings.py says which value switches what off."""
+    """How the next token is chosen, and when an answer ends. settings.py holds the value that switches each off."""
 
     do_sample: bool = default("do_sample")
     temperature: float = default("temperature")
@@ -51,35 +51,35 @@ class Sampling:
     frequency_penalty: float = default("frequency_penalty")
     no_repeat_ngram_size: int = default("no_repeat_ngram_size")
     min_new_tokens: int = default("min_new_tokens")
-    # Tokens for thinking. Where there is such a limit, max_new_tokens counts the answer alone.
+    # The most tokens of thinking; max_new_tokens then counts the answer alone. 0 is no limit.
     thinking_budget: int = default("thinking_budget")
     # The answer ends before the first of these.
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
-        if not isinstance(self.stop, tuple) or not all(isinstance(each, str) and each for each in self.stop):
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise InvalidSettingError(f"stop must be a list of texts that are not empty, got {shown(self.stop)}.")
 
     def with_own(self, own: Mapping[str, Any]) -> Sampling:
-        """What a model's makers recommend, in place of what is set; what they do not name stays.
+        """Return a copy with the values that a model's makers recommend; those that they do not name stay.
 
         Args:
-            own: values by name. Those outside our ranges become the nearest that is inside, as a top_k of -1 for off.
+            own: values by name. One outside the setting's range becomes the nearest inside, as a top_k of -1 for off.
         """
-        known = [(each, own[each.name]) for each in _NUMBERS if isinstance(own.get(each.name), int | float)]
-        # NaN is no recommendation.
-        given: dict[str, Any] = {each.name: each.nearest(value) for each, value in known if value == value}
+        known = [(setting, own[setting.name]) for setting in _NUMBERS if isinstance(own.get(setting.name), int | float)]
+        # value == value leaves out NaN.
+        given: dict[str, Any] = {setting.name: setting.nearest(value) for setting, value in known if value == value}
         return replace(self, **given, do_sample=bool(own.get("do_sample", self.do_sample)))
 
     def __str__(self) -> str:
         if self.greedy:
             return "greedy"
-        return ", ".join(f"{each.name} {getattr(self, each.name):g}" for each in _NUMBERS if each.makers)
+        return ", ".join(f"{number.name} {getattr(self, number.name):g}" for number in _NUMBERS if number.makers)
 
     @property
     def greedy(self) -> bool:
-        """True where the best token is always taken, so that the seed has no effect."""
+        """True if the likeliest token is always taken, so that the seed has no effect."""
         return not self.do_sample or self.temperature == 0
 
     @property
@@ -88,20 +88,20 @@ class Sampling:
         return self.max_new_tokens + self.thinking_budget
 
 
-_NUMBERS = [each for each in settings_of(Sampling) if each.span]
+_NUMBERS = [setting for setting in settings_of(Sampling) if setting.span]
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What is shown of videos."""
+    """Which frames of videos the model sees, and at what size."""
 
-    # Frames a second that are shown.
+    # Frames a second that the model sees.
     sample_fps: float = default("sample_fps")
     max_frames: int = default("max_frames")
     max_frame_pixels: int = default("max_frame_pixels")
-    # Of all videos of a question together.
+    # The most tokens of all videos of a question together.
     max_video_tokens: int = default("max_video_tokens")
-    # Of video_frames, which has no times of its own.
+    # Frames a second of video_frames, which holds no times of its own.
     fps: float = default("fps")
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Frames:
 class Request:
     """One question. `images` maps the input's name, which errors repeat, to an IMAGE tensor or a picture file.
 
-    A model is shown the images, then video_frames, then video, then the file at video_path.
+    The model sees the images first, then video_frames, then video, then the file at video_path.
     """
 
     load: LoadSpec
@@ -127,7 +127,7 @@ class Request:
     image_resolution: str = default("image_resolution")
     # An IMAGE batch that is a video.
     video_frames: Any = None
-    # ComfyUI's VIDEO, or whatever else has its get_stream_source().
+    # ComfyUI's VIDEO, or any object with its get_stream_source().
     video: Any = None
     frames: Frames = Frames()
     thinking: str = default("thinking")
@@ -141,7 +141,7 @@ class Request:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], images: Mapping[str, Any]) -> Request:
-        """Of values by the settings' names; those that are not there have their defaults, and other names no effect."""
+        """Build it from values by the settings' names; missing ones take their defaults, other names are ignored."""
         return cls(
             load=LoadSpec.of(values),
             images=images,
@@ -152,7 +152,7 @@ class Request:
 
     @property
     def shows_something(self) -> bool:
-        """Whether there is anything to look at."""
+        """True if it has a picture or a video."""
         return bool(self.images) or self.shows_video
 
     @property
@@ -161,65 +161,65 @@ class Request:
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures a question is about, before they are read: a tensor of four sizes is a batch."""
+        """The number of pictures in one question, before they are read: a tensor of four dimensions is a batch."""
         if self.image_mode != default("image_mode"):
             return min(1, len(self.images))
-        shapes: list[Sequence[int]] = [getattr(each, "shape", ()) for each in self.images.values()]
+        shapes: list[Sequence[int]] = [getattr(picture, "shape", ()) for picture in self.images.values()]
         return sum(shape[0] if len(shape) == 4 else 1 for shape in shapes)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadStats:
-    """Which model answered, where, and what it was loaded as."""
+    """Which model answered, on which device, and how it was loaded."""
 
     model: str
     device: str
     dtype: str
     quantization: str
-    # Of the prompt, and of the tokens after it.
+    # How attention was computed: for the prompt, and for the tokens after it.
     attention: str
     decode_attention: str
-    # One sentence for each thing that was asked for and could not be had.
+    # One sentence for each thing that was asked for and was not possible.
     fallbacks: tuple[str, ...]
-    # 0 where the model was in memory already.
+    # 0 if the model was in memory already.
     load_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class PromptStats:
-    """What the model read."""
+    """The prompt: its tokens, the time it took, and how the model saw the pictures."""
 
     prompt_tokens: int
-    # Of these, how many were still in memory from the last question about the same pictures.
+    # How many of these were still in memory from the last question about the same pictures.
     reused_tokens: int
-    # From the start of the run to the first token, loading left out.
+    # From the start of the run to the first token, without loading.
     first_token_s: float
     prefill_s: float
-    # What the model's boxes and points count: "pixels" of a picture as it was seen, "0-1000"; "" where not known.
+    # The unit of the model's boxes and points: "pixels" of the picture as it was seen, "0-1000", or "" if unknown.
     coordinates: str = ""
-    # (width, height) at which each picture was seen, by answer; empty where nobody knows.
+    # (width, height) in pixels at which each picture was seen, by answer; empty if unknown.
     seen_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeStats:
-    """What the model wrote, and how its tokens were made."""
+    """What the model wrote, and how its tokens were generated."""
 
-    # How many answers there are, and the most that were made at a time.
+    # The number of answers, and the most that were generated at a time.
     answers: int
     batch_size: int
     new_tokens: int
-    # Of the token loop alone, all rows of a batch together: the first token belongs to the prefill.
+    # For the token loop alone, all rows of a batch together: the first token belongs to the prefill.
     decode_tokens_per_s: float
-    # Thoughts that the thinking budget ended.
+    # How many thoughts the thinking budget ended.
     thoughts_cut: int
-    # Which way tokens were made, and why not a faster one.
+    # The way in which tokens were generated, and why not a faster one.
     tier: str
     tier_reason: str
-    # What the tokens were chosen by, and whether the widgets or the model's makers set it.
+    # The sampling that was used, and its source: the widgets or the model's makers.
     sampling: Sampling
     sampling_from: str
-    # None where the seed had no effect.
+    # None if the seed had no effect.
     seed: int | None
 
 
@@ -230,14 +230,14 @@ class Stats:
     loaded: LoadStats
     prompt: PromptStats
     decode: DecodeStats
-    # On a GPU the most that this run held; elsewhere the most that the process ever did.
+    # On a GPU the most that this run held; elsewhere the most that the process has ever held.
     peak_bytes: int
     total_s: float
     # What diagnostics "full" measured, ready for JSON; None otherwise.
     diagnostics: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        """One flat object, indented for people."""
+        """Format it as one flat JSON object, indented."""
         figures = asdict(self)
         flat = {**figures.pop("loaded"), **figures.pop("prompt"), **figures.pop("decode"), **figures}
         return json.dumps(flat, indent=1, ensure_ascii=False)
@@ -256,9 +256,9 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about, beside the request's own text and videos."""
+    """The pictures of one question; its text and videos are the request's."""
 
-    # From 0.
+    # Counted from 0.
     number: int
     # PIL images in RGB.
     pictures: Sequence[Any]
@@ -266,7 +266,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer without the think block, and the think block."""
+    """An answer: its text without the think block, and the think block."""
 
     text: str
     thinking: str = ""
@@ -274,7 +274,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of the question of that number: an answer, or the error that says why there is none."""
+    """The answer to the question of that number, or the error that prevented it."""
 
     number: int
     result: Answer | Exception

@@ -1,4 +1,4 @@
-"""Whom questions are put to: a model here, or an engine elsewhere that is asked in the same way."""
+"""Sessions answer the questions of a run: with a model on this machine, or through an engine elsewhere."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ _, AFTER_THE_PROMPT, AFTER_THE_NODE = RELEASES
 
 
 class Session(Protocol):
-    """Whom the questions of one run are put to. Batch is its own affair: what encode makes and generate takes."""
+    """What answers the questions of one run. The type of a batch is up to the session."""
 
     def load(self, first: Question, expected: int) -> None:
-        """Make ready for about so many questions, of which the first is there."""
+        """Prepare for about `expected` questions, of which the first is given."""
 
     def encode(self, questions: Iterable[Question]) -> Iterator[Any]:
-        """The questions as the other side takes them, as many at a time as it can answer."""
+        """Yield batches of encoded questions, each as large as can be answered at a time."""
 
     def generate(self, batch: Any, reporter: Reporter) -> Iterator[Outcome]:
-        """Ask them, tell of every token, and give what came of each question as soon as it is known."""
+        """Answer a batch, report every token, and yield the outcome of each question as soon as it is known."""
 
     def stats(self) -> Stats:
-        """The figures of all that was asked."""
+        """Return the figures of the whole run."""
 
 
 @contextmanager
 def opened(
     request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int | None = None
 ) -> Iterator[Session]:
-    """Within the block, questions can be put to the model or engine that the request names.
+    """Context manager that opens a session with the model or engine that the request names.
 
     Args:
-        diagnosis: of the run.
-        most: questions at a time; None takes what fits.
+        diagnosis: collects the figures of the run.
+        most: the most questions at a time; None takes what fits.
     """
     if engine := catalog.engine(request.load.model):
         with EngineSession(engine, request, watch, diagnosis.began, most) as elsewhere:
             yield elsewhere
         return
     try:
-        # The session ends first and holds the model no longer: the turn may end with the model gone.
+        # The session ends first and drops the model: at its end, the turn may unload it.
         with (
             models.turn(request.load, request.release != AFTER_THE_NODE, watch.check),
             ModelSession(request, models, watch, diagnosis, most or MOST_ROWS) as here,
@@ -81,10 +81,10 @@ def opened(
 
 
 class ModelSession:
-    """A model on this machine, with all that one run measures of it.
+    """A session with a model on this machine, and what the run measures.
 
     Args:
-        most: questions at a time.
+        most: the most questions at a time.
     """
 
     def __init__(self, request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int) -> None:
@@ -95,10 +95,10 @@ class ModelSession:
         self._most = most
         self._videos: Sequence[media.Video] = ()
         self._model: ModelHandle | None = None
-        # What is begun once the model is there and ends with the last token.
+        # Contexts entered once the model is loaded, left after the last token.
         self._around = ExitStack()
         self._load_s = self._first_token_s = 0.0
-        self._made: list[Generation] = []
+        self._generations: list[Generation] = []
         self._seen_sizes: list[tuple[tuple[int, int], ...]] = []
         self._answers = self._batch_size = self._prompt_tokens = self._new_tokens = self._thoughts_cut = 0
 
@@ -106,11 +106,11 @@ class ModelSession:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Hold the model no longer."""
+        """Drop the model."""
         model, self._model = self._model, None
         self._around.__exit__(*error)
         if model is not None and self._batch_size > 1:
-            # Made for many rows, its buffers are too large to keep.
+            # Buffers for many rows are too large to keep.
             model.decoder.drop_buffers()
 
     @property
@@ -167,18 +167,18 @@ class ModelSession:
         return retry_with_memory(work, self._handle.decoder.drop_buffers, self._free_memory)
 
     def generate(self, batch: list[Prompt], reporter: Reporter) -> Iterator[Outcome]:
-        """In parts where memory runs out; what is finished stays finished, and what cannot be computed is left out."""
+        """Answer in smaller parts if memory runs out; finished answers stay, failed ones are yielded as errors."""
         again = False
         while batch:
             part = batch[: self._limit.most]
             writers, failed = self._decode_or_recover(part, reporter)
             if failed:
                 yield from failed
-                numbers = {each.number for each in failed}
-                batch = [each for each in batch if each.number not in numbers]
+                numbers = {outcome.number for outcome in failed}
+                batch = [asked for asked in batch if asked.number not in numbers]
             elif writers is not None:
-                for each, writer in zip(part, writers, strict=True):
-                    yield Outcome(each.number, writer.end() or why_no_answer(self._request))
+                for asked, writer in zip(part, writers, strict=True):
+                    yield Outcome(asked.number, writer.end() or why_no_answer(self._request))
                 batch, again = batch[len(part) :], False
             elif len(part) > 1:
                 self._limit.halve(len(part))
@@ -187,8 +187,8 @@ class ModelSession:
                 again = True
 
     def _decode_or_recover(self, part: list[Prompt], reporter: Reporter) -> tuple[list[Writer] | None, list[Outcome]]:
-        """The answers, in float32 where float16 overflows, or None where memory ran out; and an error for each prompt
-        for which no numbers can be computed, after which the others are to be tried again."""
+        """Decode, in float32 if float16 overflows. Returns the writers, None if memory ran out, and an error for each
+        prompt that gives NaN or infinity, after which the others have to be tried again."""
         try:
             return self._decode(part, reporter), []
         except NotFiniteError as error:
@@ -197,17 +197,17 @@ class ModelSession:
         if self._have_float32():
             return self._decode_or_recover(part, reporter)
         whys = why_not_finite(self._handle, unsound, len(part))
-        if not self._made and len(whys) == len(part):
-            raise whys[0]  # it is the model's fault, not that of a picture
+        if not self._generations and len(whys) == len(part):
+            raise whys[0]  # all fail, so the model is at fault, not a picture
         return None, [Outcome(part[row].number, why) for row, why in zip(unsound.rows, whys, strict=True)]
 
     def _have_float32(self) -> bool:
-        """Load the model anew in float32, if it was in float16 and there is room for it; whether it was."""
+        """Load the model again in float32 if it is in float16 and float32 fits; False if not."""
         start, spec = time.perf_counter(), self._request.load
         wider = in_float32(self._source, self._handle)
         if wider is None or not has_room(self._models, self._source, wider, 2 * self._need):
             return False
-        # Nobody may hold the model when it goes.
+        # Drop every reference to the model before it is unloaded.
         self._around.close()
         self._model = None
         self._models.forget(spec)
@@ -218,46 +218,46 @@ class ModelSession:
         return True
 
     def _decode(self, prompts: list[Prompt], reporter: Reporter) -> list[Writer] | None:
-        """The answers of the prompts, side by side; None where memory ran out, with all that was made given back."""
+        """Answer the prompts side by side; None if memory ran out, with everything that was allocated freed."""
         started, sampling, model = time.perf_counter(), self._request.sampling, self._handle
-        writers = [Writer(model.tokenizer, each.thinks, sampling) for each in prompts]
+        writers = [Writer(model.tokenizer, asked.thinks, sampling) for asked in prompts]
         try:
-            made = self._run_decoder(prompts, writers, reporter)
+            generations = self._run_decoder(prompts, writers, reporter)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
             model.decoder.drop_buffers()
             return None
-        if not self._made:
-            self._first_token_s = started - self._diagnosis.began - self._load_s + made[0].prefill_s
-        self._made += made
+        if not self._generations:
+            self._first_token_s = started - self._diagnosis.began - self._load_s + generations[0].prefill_s
+        self._generations += generations
         self._answers += len(prompts)
         self._batch_size = max(self._batch_size, len(prompts))
-        self._prompt_tokens += sum(each.tokens for each in prompts)
+        self._prompt_tokens += sum(asked.tokens for asked in prompts)
         self._new_tokens += sum(writer.tokens for writer in writers)
-        self._seen_sizes += [each.sizes for each in prompts]
-        self._thoughts_cut += sum(len(each.rows) for each in made[1:])
+        self._seen_sizes += [asked.sizes for asked in prompts]
+        self._thoughts_cut += sum(len(later.rows) for later in generations[1:])
         return writers
 
     def _run_decoder(self, prompts: list[Prompt], writers: list[Writer], reporter: Reporter) -> list[Generation]:
-        """One of all prompts, and one more of those whose thoughts were cut short."""
+        """Generate for all prompts, and once more for those whose thoughts the budget cut short."""
         sampling, seed = self._request.sampling, later_seed(self._seed, prompts[0].number)
         both = replace(sampling, max_new_tokens=sampling.longest)
         hear = TokenListener(writers, writers, reporter)
         decoder, check, dtype = self._handle.decoder, self._watch.check, self._handle.model.dtype
-        made = [decoder.generate(side_by_side(prompts, dtype), both, seed, hear, check, media_of(prompts))]
+        first = decoder.generate(side_by_side(prompts, dtype), both, seed, hear, check, media_of(prompts))
         if cut := [row for row, writer in enumerate(writers) if writer.over_budget]:
-            # A single row finds its prompt and its thought in memory still.
-            longer = [prompts[row].continued([*made[0].rows[row], *writers[row].close_thought()]) for row in cut]
+            # For a single row, prompt and thought are still in the cache.
+            longer = [prompts[row].continued([*first.rows[row], *writers[row].close_thought()]) for row in cut]
             rest = replace(sampling, min_new_tokens=max(0, sampling.min_new_tokens - sampling.thinking_budget))
             hear = TokenListener([writers[row] for row in cut], writers, reporter)
             seed = later_seed(seed, AFTER_A_CUT)
-            made.append(decoder.generate(side_by_side(longer, dtype), rest, seed, hear, check, media_of(longer)))
-        return made
+            return [first, decoder.generate(side_by_side(longer, dtype), rest, seed, hear, check, media_of(longer))]
+        return [first]
 
     def stats(self) -> Stats:
         self._around.close()
-        model, request, made = self._handle, self._request, self._made
+        model, request, generations = self._handle, self._request, self._generations
         no_effect = [reason] if (reason := prompt.why_no_switch(model, request)) else []
         for sentence in no_effect:
             log.warning("%s", sentence)
@@ -265,9 +265,9 @@ class ModelSession:
             loaded=load_stats(model, self._load_s, no_effect),
             prompt=PromptStats(
                 prompt_tokens=self._prompt_tokens,
-                reused_tokens=made[0].reused_tokens,
+                reused_tokens=generations[0].reused_tokens,
                 first_token_s=self._first_token_s,
-                prefill_s=sum(each.prefill_s for each in made),
+                prefill_s=sum(generation.prefill_s for generation in generations),
                 coordinates=family_of(model.family).coordinates,
                 seen_sizes=tuple(self._seen_sizes),
             ),
@@ -275,26 +275,26 @@ class ModelSession:
             peak_bytes=peak_bytes(model.machine.device),
             total_s=time.perf_counter() - self._diagnosis.began,
         )
-        return self._diagnosis.finish(stats, made, request.load)
+        return self._diagnosis.finish(stats, generations, request.load)
 
     def _decode_stats(self) -> DecodeStats:
-        made = self._made
-        steps, decode_s = sum(each.steps for each in made), sum(each.decode_s for each in made)
+        steps = sum(generation.steps for generation in self._generations)
+        decode_s = sum(generation.decode_s for generation in self._generations)
         return DecodeStats(
             answers=self._answers,
             batch_size=self._batch_size,
             new_tokens=self._new_tokens,
             decode_tokens_per_s=steps / decode_s if steps and decode_s > 0 else 0.0,
             thoughts_cut=self._thoughts_cut,
-            tier=made[0].tier,
-            tier_reason=made[0].tier_reason,
+            tier=self._generations[0].tier,
+            tier_reason=self._generations[0].tier_reason,
             sampling=self._request.sampling,
             sampling_from=self._request.sampling_from,
             seed=self._seed,
         )
 
     def _free_memory(self, again: bool) -> None:
-        """Where not even one answer fits: free what others hold, or raise if that was tried already."""
+        """Free the memory of other models when not even one answer fits; raise if that was tried already."""
         if again:
             raise self._source.out_of_memory("answer", self._need)
         self._models.free_memory(self._request.load, self._need)

@@ -1,7 +1,7 @@
-"""Every setting, declared once: widgets, flags, the Request, its checks and an engine's fields are made of it.
+"""Every setting, declared once: widgets, flags, the Request, its checks and an engine's fields come from here.
 
-Standard library only. What depends on the machine (its devices, models and presets) is filled in by
-nodes/widgets.py and cli/common.py.
+Standard library only. nodes/widgets.py and cli/common.py fill in what depends on the machine: its devices, models and
+presets.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from .checks import in_range, one_of
 
 QUANTIZATIONS = ("none", "4bit", "8bit")
 ATTENTIONS = ("sdpa", "flash_attention_2", "eager", "auto", "flash_attention_3", "flash_attention_4", "flex_attention")
-# Where a model runs, besides a device by its name in torch.
+# The values of the setting device, besides the names of devices in torch.
 AUTO, ALL_GPUS, ALL_GPUS_AND_CPU = "auto", "all GPUs", "all GPUs and CPU"
 MAX_SEED = 2**64 - 1
-# Whose temperature, top_p and the like are used.
+# The source of temperature, top_p and the like: the widgets, or the model's makers.
 SAMPLING_FROM = AS_SET, MODELS_OWN = ("as set", "model's own")
-# When a model that is kept loaded goes. Keeping none loaded means the last.
+# When a model that is kept loaded gives its memory back. keep_model_loaded off means the last.
 RELEASES = ("when ComfyUI needs memory", "after the prompt", "after the node")
-# How much a run tells of itself.
+# How much a run logs.
 DIAGNOSTICS = ("summary", "full", "off")
 # One question about all pictures, or the same question about each of them.
 IMAGE_MODES = ("together", "one answer per image")
-# Whether a model thinks before it answers; auto leaves it as it is.
+# Thinking before the answer; auto leaves it to the model.
 THINKING = ("auto", "on", "off")
-# Whether a model that is nowhere may be downloaded.
+# auto downloads a model that is not on this machine.
 DOWNLOADS = ("auto", "never")
-# What pictures are scaled to: at least and at most so many pixels. None leaves them to what the model was loaded with.
+# What pictures are scaled to: least and most pixels. None keeps the limits that the model was loaded with.
 RESOLUTIONS: dict[str, tuple[int, int] | None] = {
     "auto": None,
     "low (256x28x28)": (128 * 28 * 28, 256 * 28 * 28),
     "medium (512x28x28)": (256 * 28 * 28, 512 * 28 * 28),
     "high (768x28x28)": (512 * 28 * 28, 768 * 28 * 28),
     "ultra (1024x28x28)": (768 * 28 * 28, 1024 * 28 * 28),
-    # As they are, but for the smallest that can be cut into patches.
+    # Unscaled, except pictures too small to be cut into patches.
     "original": (56 * 56, 1 << 40),
 }
 # The commands of the command line: one question, or one about each picture of a folder.
@@ -45,37 +45,37 @@ ASK, CAPTION = "ask", "caption"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What there is to know of one setting. Its kind is ComfyUI's word for it: STRING, BOOLEAN, INT, FLOAT, COMBO."""
+    """The declaration of one setting. Its kind is ComfyUI's type: STRING, BOOLEAN, INT, FLOAT, COMBO, IMAGE, VIDEO."""
 
     name: str
     kind: str
-    # None where the machine decides it. Pictures and videos, which are connected, have none.
+    # None if the machine decides it, and for pictures and videos, which are connected.
     default: Any
     tooltip: str
     # Lowest and highest number.
     span: tuple[float, float] | None = None
-    # Empty where the machine decides them.
+    # Empty if the machine decides them.
     choices: tuple[str, ...] = ()
-    # The page folds it away until it is asked for: a first answer needs it not.
+    # The page folds it away, since a first answer does not need it.
     rare: bool = False
-    # What else the page is told.
+    # Further options for ComfyUI's page.
     page: Mapping[str, Any] = field(default_factory=dict)
-    # Of the QwenVL node alone, which is shown something.
+    # True for settings of the QwenVL node alone, which sees pictures and videos.
     looks: bool = False
-    # The commands that have it as a flag, and what they tell of it. Numbers tell their range.
+    # The commands that have it as a flag, and the flag's help text. The help of a number is its range.
     commands: tuple[str, ...] = ()
     help: str = ""
-    # Its name in the Request, where that is another one.
+    # Its name in the Request, if that differs.
     renamed: str = ""
-    # The value that switches it off, and what an engine takes for that, where it is another one.
+    # The value that switches it off, and the engine's value for off, if that differs.
     off: Any = None
     engine_off: Any = None
-    # Its field in a chat completion. It is sent where it is not off; always, where that is said.
+    # Its field in a chat completion. It is sent unless the setting is off; with `always`, then too.
     engine: str = ""
     always: bool = False
-    # Models come with a recommended value: "sampling" says whose is used, and an engine would use theirs.
+    # Models may come with a recommended value. The setting sampling chooses; an engine would use the model's.
     makers: bool = False
-    # Without effect where the likeliest token is always taken.
+    # Without effect if the likeliest token is always taken.
     drawn: bool = False
 
     @property
@@ -84,14 +84,14 @@ class Setting:
         return self.renamed or self.name
 
     def check(self, value: object) -> None:
-        """Raise InvalidSettingError where a number is outside of its range, or a choice is none of those there are."""
+        """Raise InvalidSettingError if a number is outside of its range, or a value is not among the choices."""
         if self.span is not None:
             in_range(self.name, value, *self.span)
         elif self.choices:
             one_of(self.name, value, self.choices)
 
     def nearest(self, value: float) -> float:
-        """The number within the range, and whole where the range is."""
+        """Return the number in the range that is nearest to the value; whole for INT."""
         low, high = self.span or (value, value)
         inside = min(max(value, low), high)
         return int(inside) if self.kind == "INT" else float(inside)
@@ -118,11 +118,11 @@ def _number(
 
 
 def _choice(name: str, choices: tuple[str, ...], tooltip: str, **more: Any) -> Setting:
-    """The first is the default."""
+    """Declare a COMBO; its first choice is the default."""
     return Setting(name, "COMBO", choices[0], tooltip, choices=choices, **{"commands": _EVERY, **more})
 
 
-# The order is that of the widgets, by which saved workflows hold their values: nothing here may move.
+# Nothing here may move: saved workflows hold the values of widgets in this order.
 # fmt: off
 REQUIRED = (
     _text("system", "Who the model is and how it should answer.", "You are a helpful assistant.",
@@ -162,7 +162,7 @@ REQUIRED = (
     _number("max_new_tokens", 512, (1, 32768), 1,
         "The answer is cut off after this many tokens. A model's thinking counts too.",
         engine="max_tokens", always=True),
-    # The page then offers fixed, increment, decrement and randomize, and saves the choice with the workflow.
+    # The option makes the page offer fixed, increment, decrement and randomize, and save the choice with the workflow.
     _number("seed", -1, (-1, MAX_SEED), 1, "-1 draws a new seed on every run; any other gives the same answer again.",
         page={"control_after_generate": True}, engine="seed"),
 )
@@ -180,19 +180,19 @@ OPTIONAL = (
     _choice("diagnostics", DIAGNOSTICS,
         "What a run writes to the log: a line of figures; in full also the time of each part, stalls, and the GPU's "
         "memory, clock, power and temperature; or nothing.",
-        rare=True, help="how much a run tells of itself in the log"),
+        rare=True, help="how much a run writes to the log"),
     _number("presence_penalty", 0.0, (-2.0, 2.0), 0.1,
         "Above 0 makes tokens that are in the answer already less likely. 0 is off.",
         rare=True, off=0.0, engine="presence_penalty", always=True),
     _number("frequency_penalty", 0.0, (-2.0, 2.0), 0.1,
-        "The same, as many times over as they are in the answer. 0 is off.",
+        "Like presence_penalty, but stronger the more often a token is in the answer. 0 is off.",
         rare=True, off=0.0, engine="frequency_penalty", always=True),
     _number("no_repeat_ngram_size", 0, (0, 100), 1,
-        "No row of so many tokens occurs twice, the question's included. 0 is off.", rare=True, off=0),
-    _number("min_new_tokens", 0, (0, 32768), 1, "The answer does not end before so many tokens.",
+        "No sequence of this many tokens occurs twice, the question's included. 0 is off.", rare=True, off=0),
+    _number("min_new_tokens", 0, (0, 32768), 1, "The answer does not end before this many tokens.",
         rare=True, off=0, engine="min_tokens"),
     _number("thinking_budget", 0, (0, 32768), 1,
-        "A model that thinks longer than so many tokens is told to answer now; max_new_tokens then counts the "
+        "A model that thinks longer than this many tokens is told to answer now; max_new_tokens then counts the "
         "answer alone. 0 is no limit.",
         rare=True, off=0, engine="thinking_token_budget"),
     _text("stop", "The answer ends before the first of these texts: one a line, \\n in it is a line break.",
@@ -232,7 +232,7 @@ OPTIONAL = (
     _number("max_frames", 64, (1, 2048), 1, "The most frames that it sees of a video.",
         rare=True, looks=True, commands=(ASK,)),
     _number("max_frame_pixels", 768 * 28 * 28, (28 * 28, 4096 * 28 * 28), 1,
-        "Larger frames are scaled down to so many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a "
+        "Larger frames are scaled down to this many pixels: 28 x 28 in two frames (32 x 32 with Qwen3-VL) are a "
         "token.",
         rare=True, looks=True, commands=(ASK,)),
     _number("max_video_tokens", 8192, (256, 262144), 1,
@@ -253,17 +253,17 @@ def default(name: str) -> Any:
 
 
 def settings_of(part: Any) -> list[Setting]:
-    """The settings that one of these classes holds."""
-    names = {each.name for each in fields(part)}
+    """Return the settings that are fields of a dataclass, or of an instance of one."""
+    names = {member.name for member in fields(part)}
     return [setting for setting in SETTINGS.values() if setting.attribute in names]
 
 
 def check(part: Any) -> None:
-    """Raise InvalidSettingError where one of these classes holds a value that its setting cannot have."""
+    """Raise InvalidSettingError if a field of a dataclass instance has a value that its setting cannot have."""
     for setting in settings_of(part):
         setting.check(getattr(part, setting.attribute))
 
 
 def values_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class takes of values by the settings' names."""
-    return {each.attribute: values[each.name] for each in settings_of(part) if each.name in values}
+    """Pick the values, by the settings' names, that are fields of the dataclass."""
+    return {setting.attribute: values[setting.name] for setting in settings_of(part) if setting.name in values}

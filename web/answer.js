@@ -1,16 +1,16 @@
-// The box on a node that holds its answer: what the node does, how fast, what the model thought, folded, the answer or
-// the error, and a button that copies it.
+// The answer box on a node: a line with the node's state and speed, the model's thinking (folded), the answer or the
+// error, and a copy button.
 
 import { addStyle, element } from "./element.js";
 import { size } from "./model_choices.js";
 import { word } from "./words.js";
 
 const WIDGET = "qwenvl_answer";
-// Of the answer with its line above it, in pixels.
+// Height in pixels of the answer with its line above it.
 const HEIGHT = 200;
 const SMALL_HEIGHT = 64;
 const THOUGHT_HEIGHT = 24;
-// Characters in the page: of a longer text the rest is only copied.
+// The most characters that are shown; the copy button copies the whole text.
 const LONGEST_SHOWN = 100_000;
 const COPIED_MS = 1500;
 
@@ -30,17 +30,17 @@ const STYLE = `
 .qwenvl-answer .text { flex: 1 1 auto; min-height: 0; overflow: auto; }
 .qwenvl-answer .rest { flex: none; color: var(--descrip-text); font-size: 11px; }
 .qwenvl-answer[data-state="error"] { border-color: #d33a2f; }
-/* Of its own colours: those of the page's palettes are too pale on some. */
+/* Own colours, since those of some page palettes are too pale. */
 .qwenvl-answer[data-state="error"] .status { background: #b3261e; color: #fff; border-radius: 3px; padding: 0 6px; }
 .qwenvl-answer[data-state="cancelled"] .text { color: var(--descrip-text); }
-/* Where nodes are HTML, they grow with what is in them. */
+/* Nodes drawn as HTML grow with their content. */
 [data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px; }
 [data-node-id] .qwenvl-answer.small { min-height: 0; }
 [data-node-id] .qwenvl-answer .text { max-height: 400px; }
 `;
 
 async function copy(text) {
-  // Over plain http from another machine the browser has no clipboard for pages, only this old way.
+  // Over plain http from another machine, browsers offer no clipboard API to pages, only execCommand.
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = element("textarea", { value: text });
   document.body.append(area);
@@ -86,20 +86,20 @@ const DOING = {
   loading: ({ model, size: bytes }) => [word("Loading {model}", { model }), size(bytes)],
   reading: (state) => [reading(state)],
   asking: ({ model }) => [word("Waiting for {model}", { model })],
-  thinking: (state) => [word("Thinking"), ...made(state)],
-  answering: (state) => [word("Answering"), ...made(state)],
-  done: (state) => made(state),
+  thinking: (state) => [word("Thinking"), ...progress(state)],
+  answering: (state) => [word("Answering"), ...progress(state)],
+  done: (state) => progress(state),
   cancelled: (state) =>
-    isMade(state) ? [word("Cancelled after {amount}", { amount: counted(state) })] : [word("Cancelled")],
+    isCounted(state) ? [word("Cancelled after {amount}", { amount: counted(state) })] : [word("Cancelled")],
   error: () => [word("Error")],
 };
 
-function isMade({ done, unit }) {
+function isCounted({ done, unit }) {
   return done != null && (unit === "tokens" || unit === "answers");
 }
 
-function made(state) {
-  if (!isMade(state)) return [];
+function progress(state) {
+  if (!isCounted(state)) return [];
   return state.per_s == null ? [counted(state)] : [counted(state), speed(state)];
 }
 
@@ -115,14 +115,14 @@ function build(isSmall) {
   return { area, status, button, thought, folded, text, rest };
 }
 
-/** The text in the page, its beginning where it is too long; while it is made, its end is in sight. */
-function fill({ text, rest }, said, isGrowing) {
+/** Show the text, cut if it is too long; while it is being written, keep its end in view. */
+function fill({ text, rest }, whole, isGrowing) {
   const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 20;
-  if (said === text.qwenvlText) return;
-  text.qwenvlText = said;
-  text.textContent = said.length > LONGEST_SHOWN ? said.slice(0, LONGEST_SHOWN) : said;
-  rest.hidden = said.length <= LONGEST_SHOWN;
-  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: said.length - LONGEST_SHOWN });
+  if (whole === text.qwenvlText) return;
+  text.qwenvlText = whole;
+  text.textContent = whole.length > LONGEST_SHOWN ? whole.slice(0, LONGEST_SHOWN) : whole;
+  rest.hidden = whole.length <= LONGEST_SHOWN;
+  rest.textContent = rest.hidden ? "" : word("{n} more characters: copy to have them", { n: whole.length - LONGEST_SHOWN });
   if (isGrowing && atEnd) text.scrollTop = text.scrollHeight;
 }
 
@@ -130,34 +130,34 @@ function addWidget(node, isSmall) {
   addStyle("qwenvl-answer-style", STYLE);
   const built = build(isSmall);
   const { area, status, button, thought, folded, text } = built;
-  let said = "";
+  let whole = "";
   const options = {
     serialize: false,
-    // The panel beside the workflow would take the box away from the node.
+    // Otherwise the panel beside the workflow would take the box away from the node.
     hideInPanel: true,
-    getValue: () => said,
-    setValue: () => {}, // nobody else writes it
+    getValue: () => whole,
+    setValue: () => {}, // only this file sets it
     getMinHeight: () => (isSmall ? SMALL_HEIGHT : HEIGHT + (folded.hidden ? 0 : THOUGHT_HEIGHT)),
   };
   const widget = node.addDOMWidget(WIDGET, "answer", area, options);
-  // Saved workflows are read by position: this is no value of theirs.
+  // Workflows save widget values by position, and this widget must not take one.
   widget.serialize = false;
   widget.label = word("Answer");
   folded.ontoggle = () => node.setDirtyCanvas(true, true);
   button.onclick = async () => {
-    await copy(said);
+    await copy(whole);
     button.textContent = word("Copied");
     setTimeout(() => (button.textContent = word("Copy")), COPIED_MS);
   };
   widget.show = (state) => {
-    said = state.text ?? "";
+    whole = state.text ?? "";
     const isGrowing = state.state === "answering";
     area.dataset.state = state.state;
     status.textContent = status.title = DOING[state.state]?.(state).join(" · ") ?? "";
-    button.hidden = !said;
+    button.hidden = !whole;
     thought.textContent = (state.thinking ?? "").slice(0, LONGEST_SHOWN);
     folded.hidden = !state.thinking;
-    fill(built, said, isGrowing);
+    fill(built, whole, isGrowing);
     if (!isGrowing && state.state === "done" && widget.wasGrowing) text.scrollTop = 0;
     widget.wasGrowing = isGrowing;
     node.setDirtyCanvas(true, true);
@@ -166,13 +166,13 @@ function addWidget(node, isSmall) {
   return widget;
 }
 
-/** Once: for the answer to have its height, and the rest what it had. */
+/** Make room for the answer, once; the other widgets keep their height. */
 function grow(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
 }
 
-/** @param isSmall for nodes that tell a line or two. */
+/** @param isSmall true for nodes that show a line or two. */
 export function show(node, state, isSmall) {
   const widget = node.widgets?.find(({ name }) => name === WIDGET) ?? addWidget(node, isSmall);
   widget.show(state);

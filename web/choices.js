@@ -1,11 +1,11 @@
-// The choices of lists in the page's language, where they are words: the values stay as they are, and so do workflows.
-// Pages that know no labels of values show the values.
+// Translates the choices of lists that are words. Their values stay as they are, so workflows do not change. Pages
+// without labels for values show the values.
 
 import { app } from "../../scripts/app.js";
 import { isTranslated, meaning } from "./words.js";
 
 const NODES = new Set();
-// Names of models are the same everywhere.
+// Names of models are not translated.
 const AS_THEY_ARE = new Set(["model", "control_after_generate"]);
 
 const label = (value) => (value == null ? "" : meaning(String(value)));

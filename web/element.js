@@ -1,9 +1,9 @@
-// HTML that the other files build.
+// Helpers with which the other files build HTML.
 
 export function element(name, attributes = {}, ...children) {
-  const made = Object.assign(document.createElement(name), attributes);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), attributes);
+  created.append(...children);
+  return created;
 }
 
 /** Add a style sheet once. */

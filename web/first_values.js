@@ -1,14 +1,14 @@
-// What a new node begins with. A node of a saved workflow takes its own values after this.
+// The first values of a new node. A node of a saved workflow gets its saved values after this.
 
 import { offer, preferredModel } from "./settings.js";
 import { word } from "./words.js";
 
 const CONTROL = "control_after_generate";
 
-/** Change what the page is told of a node before it makes any: the first thing one types into is the question. */
+/** Change a node's definition before the page creates nodes of it: the question becomes the first text to fill in. */
 export function declare(nodeData) {
   const { input } = nodeData;
-  // The answer is shown here, and the server runs it without a preview behind it.
+  // The node shows its answer itself, and the server runs it without a preview behind it.
   nodeData.output_node = true;
   const { system, text, prompt, model } = input?.required ?? {};
   offer(Array.isArray(model?.[0]) ? model[0] : (model?.[1]?.options ?? []));
@@ -18,8 +18,8 @@ export function declare(nodeData) {
 }
 
 export function firstValues(node) {
-  const widget = (name) => node.widgets?.find((each) => each.name === name);
-  // Anything else would replace -1, a new seed on every run, by a number of its own.
+  const widget = (name) => node.widgets?.find((candidate) => candidate.name === name);
+  // Any other choice would replace -1, which draws a new seed on every run.
   const control = widget(CONTROL);
   if (control) control.value = "fixed";
   const model = widget("model");

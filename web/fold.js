@@ -1,6 +1,6 @@
-// Shows few widgets at first: those marked as advanced are folded away until a button on the node is pressed. One stays
-// in sight while it holds something else than at first, or is connected. Pages that draw nodes as HTML do this by
-// themselves, with a button of their own; ours is for the canvas.
+// Folds widgets marked as advanced until a button on the node is pressed. A widget stays visible while its value is
+// changed or it is connected. Pages that draw nodes as HTML do this themselves, with their own button; this one is for
+// the canvas.
 
 import { word } from "./words.js";
 
@@ -10,26 +10,27 @@ function isConnected(node, widget) {
 
 function hide(widget, yes) {
   widget.hidden = yes;
-  // Older pages leave room for what is hidden; widgets have a margin of 4 below.
+  // Older pages keep the room of hidden widgets; -4 takes away the margin of 4 pixels below them too.
   if (yes) widget.computeSize = () => [0, -4];
   else delete widget.computeSize;
 }
 
-/** @param node a new one. */
+/** @param node a new node. */
 export function addFold(node, showAll) {
-  const firstValues = new Map((node.widgets ?? []).filter((each) => each.options?.advanced).map((each) => [each, each.value]));
+  const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+  const firstValues = new Map(advanced.map((widget) => [widget, widget.value]));
   if (!firstValues.size) return;
   // Prompts that are queued leave it out by its options.
   const options = { canvasOnly: true, serialize: false };
   const button = node.addWidget("button", "qwenvl_more", null, () => show(!node.showAdvanced, true), options);
-  // Saved workflows are read by position: this is no value of theirs.
+  // Workflows save widget values by position, and this widget must not take one.
   button.serialize = false;
 
   function isWanted(widget, value) {
     return node.showAdvanced || widget.value !== value || isConnected(node, widget);
   }
 
-  /** Make the node look as node.showAdvanced says, which pages save with it. */
+  /** Fold or unfold by node.showAdvanced, which pages save with the node. */
   function refold() {
     for (const [widget, value] of firstValues) hide(widget, !isWanted(widget, value));
     node.setDirtyCanvas(true, true);
@@ -51,7 +52,7 @@ export function addFold(node, showAll) {
     onConnectionsChange?.apply(this, arguments);
     refold();
   };
-  // Nobody tells when a panel or another script has changed a value, but what is changed is drawn anew.
+  // No event says that a panel or another script has changed a value, but a changed node is drawn again.
   node.onDrawBackground = function () {
     onDrawBackground?.apply(this, arguments);
     for (const [widget, value] of firstValues) {

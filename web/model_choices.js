@@ -1,23 +1,23 @@
-// What is to be said of a model before it runs: whether it is on this machine or how much would be downloaded, and
-// whether it fits into memory. The server has the figures; they are asked for anew when something may have changed.
+// Facts about a model before it runs: if it is on this machine or how much would be downloaded, and if it fits into
+// memory. The figures come from the server, and are fetched again when they may have changed.
 
 import { api } from "../../scripts/api.js";
 import { word } from "./words.js";
 
 const LARGE_DOWNLOAD = 1e9;
-// Of a prompt with a picture, beside the weights.
+// Bytes that a prompt with a picture needs in addition to the weights.
 const BESIDE = 0.6e9;
 
 let table = { models: {}, memory: {}, forbidden: null };
 
-/** @returns whether the server has told. */
+/** Fetch the figures. @returns true if the server answered. */
 export async function refreshChoices() {
   try {
     const response = await api.fetchApi("/qwenvl/choices");
     if (response.ok) table = await response.json();
     return response.ok;
   } catch {
-    return false; // the server is away; what was known stays
+    return false; // the server is unreachable; keep the old figures
   }
 }
 
@@ -25,7 +25,7 @@ export function isKnown(model) {
   return model in table.models;
 }
 
-/** Whether a run would download it. */
+/** Return true if a run would download the model. */
 export function isMissing(model) {
   return table.models[model]?.place === "hub";
 }
@@ -34,7 +34,7 @@ export function size(bytes) {
   return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
-/** A few words for a list, and whether it can run without a download. */
+/** Describe a model in a few words for a list; ready is true if it runs without a download. */
 export function mark(model) {
   const { place, disk } = table.models[model] ?? {};
   if (place === "here") return { ready: true, text: word("on this machine") };
@@ -63,13 +63,13 @@ function fit(model, quantization, device) {
 }
 
 /**
- * One line about the model that is chosen, and how grave it is: quiet, warning or bad. Nothing while nothing is known.
- * @param values of the node's widgets.
+ * Describe the chosen model in one line, with a tone: quiet, warning or bad. Nothing before the figures are there.
+ * @param values the values of the node's widgets.
  */
-export function told({ model, quantization, device, download }) {
+export function describe({ model, quantization, device, download }) {
   if (!Object.keys(table.models).length) return null;
   if (!isKnown(model)) return { tone: "bad", text: word("not in the list of this machine") };
   const parts = [where(model, download), fit(model, quantization, device)];
-  const tone = ["bad", "warning", "quiet"].find((each) => parts.some((part) => part.tone === each));
+  const tone = ["bad", "warning", "quiet"].find((name) => parts.some((part) => part.tone === name));
   return { tone, text: parts.map(({ text }) => text).filter(Boolean).join(" · ") };
 }

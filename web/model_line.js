@@ -1,11 +1,11 @@
-// Below the model on a node: whether it is on this machine and fits, and that the node sees no picture. On the canvas the
-// lines are drawn into room that the model's widget leaves, so that no widget is added between those that are saved by
-// position; where nodes are HTML, they are a widget of their own, the last. The list of models has its marks here too.
+// The lines below the model on a node: if it is on this machine and fits, and that the node sees no picture. On the
+// canvas they are drawn into room below the model's widget, so that no widget comes between those that are saved by
+// position; on nodes drawn as HTML they are a widget, the last one. The marks in the list of models are here too.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addStyle, element } from "./element.js";
-import { isKnown, mark, refreshChoices, told } from "./model_choices.js";
+import { isKnown, mark, refreshChoices, describe } from "./model_choices.js";
 import { word } from "./words.js";
 
 const NODES = new Set();
@@ -32,7 +32,7 @@ function isLinked(node, name) {
   return node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 }
 
-/** Whether something comes through the input: a node that is muted gives nothing, nor does a bypassed one without input. */
+/** Check that an input delivers something: a muted node does not, nor does a bypassed node without input. */
 function isGiven(node, { link }) {
   if (link == null) return false;
   const { origin_id: id } = node.graph?.getLink?.(link) ?? node.graph?.links?.get?.(link) ?? {};
@@ -51,12 +51,12 @@ function seesNothing(node) {
 function linesOf(node) {
   const value = (name) => widgetOf(node, name)?.value;
   const names = ["model", "quantization", "device", "download"];
-  const lines = isLinked(node, "model") ? [] : [told(Object.fromEntries(names.map((name) => [name, value(name)])))];
+  const lines = isLinked(node, "model") ? [] : [describe(Object.fromEntries(names.map((name) => [name, value(name)])))];
   if (seesNothing(node)) lines.push({ tone: "quiet", text: word("sees no picture: answers from the text alone") });
   return lines.filter(Boolean);
 }
 
-/** Keep the room below the model, and draw the lines there. */
+/** Reserve room below the model, and draw the lines there. */
 function drawBelow(node, widget) {
   widget.computeSize = (width) => [width, LiteGraph.NODE_WIDGET_HEIGHT + (isHtml() ? 0 : LINE * linesOf(node).length)];
   const { onDrawForeground } = node;
@@ -76,7 +76,7 @@ function drawBelow(node, widget) {
   };
 }
 
-/** The same as a widget, where nodes are HTML. */
+/** Show the lines as a widget, for nodes drawn as HTML. */
 function showAsHtml(node) {
   const there = widgetOf(node, WIDGET);
   if (!isHtml()) {
@@ -98,7 +98,7 @@ function showAsHtml(node) {
 function addWidget(node) {
   const options = { serialize: false, getMinHeight: () => 2 * LINE + 6, getMaxHeight: () => 2 * LINE + 6 };
   const widget = node.addDOMWidget(WIDGET, "note", element("div", { className: "qwenvl-model" }), options);
-  // Saved workflows are read by position: this is no value of theirs.
+  // Workflows save widget values by position, and this widget must not take one.
   widget.serialize = false;
   return widget;
 }
@@ -123,7 +123,7 @@ async function refresh() {
   if (await refreshChoices()) updateAll();
 }
 
-/** Tell of each model in the list of models that has opened: every entry says where the model is. */
+/** Add to every entry of the opened list of models where that model is. */
 function markMenu(menu) {
   const entries = [...menu.querySelectorAll(".litemenu-entry")];
   const models = entries.filter((entry) => isKnown(entry.dataset.value));
@@ -143,7 +143,7 @@ function watchMenus() {
   observer.observe(document.body, { childList: true });
 }
 
-/** Where nodes are HTML, the list asks for a label of each value; on the canvas that would cost its field for a search. */
+/** Label the entries on nodes drawn as HTML; on the canvas, labels would remove the list's search field. */
 function labelAsHtml(widget) {
   const label = (model) => (model && isKnown(model) ? `${model} · ${mark(model).text}` : (model ?? ""));
   Object.defineProperty(widget.options, "getOptionLabel", {

@@ -1,5 +1,5 @@
-// A tab in the sidebar: which models of this pack are in memory, how large each is, since when, and a button that lets it
-// go. It asks the server only while it is open.
+// A tab in the sidebar that lists the models of this pack in memory: size, time of loading, and a button that unloads
+// one. It polls the server only while it is open.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -7,7 +7,7 @@ import { addStyle, element } from "./element.js";
 import { word } from "./words.js";
 
 const REFRESH_MS = 2000;
-// What the server calls the place of a model that is on no device.
+// The server's name for the place of a model that is parked in RAM.
 const WAITING = "RAM, waiting";
 
 const STYLE = `
@@ -32,16 +32,16 @@ function since(seconds) {
   return word("since {clock} ({hours} h {minutes} min)", { clock, hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
-/** Whether it has begun, whether it waits for the end of a run, and what is to be said of it. */
+/** Unload a model. @returns waits: true if it unloads only after the current run; text: a few words about it. */
 async function unload(model) {
   const response = await api.fetchApi("/qwenvl/unload", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ model }),
   });
-  if (!response.ok) return { waits: false, told: word("Refused ({status})", { status: response.status }) };
+  if (!response.ok) return { waits: false, text: word("Refused ({status})", { status: response.status }) };
   const waits = (await response.json()).unloads === "after this run";
-  return { waits, told: waits ? word("Unloads after this run") : word("Unloads now") };
+  return { waits, text: waits ? word("Unloads after this run") : word("Unloads now") };
 }
 
 function row({ key, model, quantization, devices, bytes, since: loadedAt }, going) {
@@ -50,8 +50,8 @@ function row({ key, model, quantization, devices, bytes, since: loadedAt }, goin
   button.title = word("Give its memory back. While a prompt runs, this waits until it has ended.");
   button.onclick = async () => {
     button.disabled = true;
-    const { waits, told } = await unload(key);
-    button.textContent = told;
+    const { waits, text } = await unload(key);
+    button.textContent = text;
     if (waits) going.add(key);
   };
   const precision = quantization === "none" ? word("unquantized") : quantization;
@@ -71,7 +71,7 @@ function render(container) {
   const list = element("div");
   const area = element("div", { className: "qwenvl-models" }, element("h3", { textContent: word("QwenVL models") }), list);
   container.replaceChildren(area);
-  const going = new Set(); // those that go when a run has ended
+  const going = new Set(); // models that unload when a run has ended
   let shown = "";
   async function refresh() {
     if (!area.isConnected) return;
@@ -83,12 +83,12 @@ function render(container) {
       return;
     }
     const { models } = await response.json();
-    for (const key of going) if (!models.some((each) => each.key === key)) going.delete(key);
+    for (const key of going) if (!models.some((model) => model.key === key)) going.delete(key);
     const state = JSON.stringify([models, Math.floor(Date.now() / 60000)]);
-    if (state === shown) return; // or a button would be replaced while it is pressed
+    if (state === shown) return; // otherwise a button would be replaced while it is pressed
     shown = state;
     const nothing = element("p", { textContent: word("None is in memory. A node loads its model when it runs.") });
-    list.replaceChildren(...(models.length ? models.map((each) => row(each, going)) : [nothing]));
+    list.replaceChildren(...(models.length ? models.map((model) => row(model, going)) : [nothing]));
   }
   setTimeout(refresh); // when the container is in the page
 }
@@ -96,7 +96,7 @@ function render(container) {
 const ID = "qwenvl-models";
 let isShown = false;
 
-/** Have the tab in the sidebar, or not. */
+/** Add the tab to the sidebar, or remove it. */
 export function showSidebar(isWanted) {
   const page = app.extensionManager;
   if (isWanted === isShown || !page?.registerSidebarTab) return;

@@ -1,12 +1,12 @@
-// The templates in the page's language: notes by paragraphs, and titles of nodes and groups. Only where a note of ours is
-// found as it was written: what somebody has changed stays.
+// Translates templates: notes by paragraphs, and titles of nodes and groups. Only if one of the pack's notes is found
+// unchanged; what a user has changed stays.
 
 import { app } from "../../scripts/app.js";
 import { isTranslated, meaning } from "./words.js";
 
 const HEADING = /^(## |\d {2})(.*)$/s;
 
-/** A paragraph, a heading or a title. */
+/** Translate a paragraph, a heading or a title. */
 function translated(text) {
   const [, before, rest] = text.match(HEADING) ?? [];
   return before ? before + meaning(rest) : meaning(text);
@@ -15,9 +15,9 @@ function translated(text) {
 function translate(graph) {
   const notes = graph.nodes.filter(({ type }) => type === "MarkdownNote").map((node) => node.widgets?.[0]);
   const texts = notes.map((widget) => String(widget?.value ?? ""));
-  const said = texts.map((text) => text.split("\n\n").map(translated).join("\n\n"));
-  if (said.every((each, place) => each === texts[place])) return;
-  notes.forEach((widget, place) => widget && (widget.value = said[place]));
+  const meanings = texts.map((text) => text.split("\n\n").map(translated).join("\n\n"));
+  if (meanings.every((text, place) => text === texts[place])) return;
+  notes.forEach((widget, place) => widget && (widget.value = meanings[place]));
   for (const node of graph.nodes) if (node.title) node.title = translated(node.title);
   for (const group of graph.groups ?? []) group.title = translated(group.title);
 }

@@ -1,5 +1,5 @@
-// What the pack does in ComfyUI's page: values of saved workflows come to their widgets (carry_over.js), rare settings are
-// folded (fold.js), new nodes have their first values (first_values.js), and every node shows what it does and its answer
+// The pack's extension of ComfyUI's page: assigns the values of saved workflows to widgets (carry_over.js), folds rare
+// settings (fold.js), sets the first values of new nodes (first_values.js), and shows every node's state and answer
 // (states.js: what and in which workflow; answer.js: how).
 
 import { app } from "../../scripts/app.js";
@@ -10,7 +10,7 @@ import { addFold } from "./fold.js";
 import { beforeQueued, keep, SETTINGS } from "./settings.js";
 import { NODES, watch } from "./states.js";
 
-/** The widgets whose values are saved, in the order in which they are. */
+/** List the widgets whose values are saved, in saving order. */
 function saved(node) {
   return (node.widgets ?? []).filter(({ serialize }) => serialize !== false).map(({ name, value }) => ({ name, value }));
 }

@@ -1,5 +1,5 @@
-// Which workflow a prompt was queued from: what comes of it is shown there and nowhere else. The same node ids are in
-// many workflows, and two tabs may even hold one workflow with one id, so it is the tab that tells them apart.
+// Remembers which workflow a prompt was queued from, so that its results are shown only there. Many workflows have the
+// same node ids, and two tabs may hold one workflow with one id, so workflows are identified by their tab.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -7,7 +7,7 @@ import { api } from "../../scripts/api.js";
 const STORE = "QwenVL.runs";
 const REMEMBERED = 200;
 
-// Prompt id -> the tab that it was queued from, or the tab's path where that was before the page was loaded anew.
+// Prompt id -> the tab that it was queued from, or the tab's path if the page was reloaded since.
 const queued = new Map();
 let queueing = Promise.resolve();
 
@@ -19,12 +19,12 @@ function tabs() {
   return app.extensionManager?.workflow;
 }
 
-/** What stands for the workflow in sight: its tab. Pages that know no tabs have one workflow at a time, with an id. */
+/** Return the key of the visible workflow: its tab. Pages without tabs have one workflow at a time: return its id. */
 export function placeInSight() {
   return tabs()?.activeWorkflow ?? wholeGraph().id;
 }
 
-/** The workflow that a prompt belongs to, as in placeInSight(). Of a prompt that another page has queued, its id. */
+/** Return the workflow of a prompt, as placeInSight() does; its id if another page queued the prompt. */
 export function placeOf(prompt, workflow) {
   const known = queued.get(prompt);
   return known === undefined ? workflow : (placeAt(known) ?? known);
@@ -34,7 +34,7 @@ export function isInSight(place) {
   return Boolean(place) && (place === placeInSight() || place === wholeGraph().id);
 }
 
-/** A path in place of a tab: what can be kept while the page is loaded anew. */
+/** Replace a tab by its path, which can be kept while the page reloads. */
 export function written(place) {
   return place?.path ?? place;
 }
@@ -43,16 +43,16 @@ export function placeAt(path) {
   return tabs()?.openWorkflows?.find?.((tab) => tab.path === path);
 }
 
-/** Resolves when it is known where the prompts belong that are being queued now. */
+/** Resolve once the workflows of the prompts that are being queued now are known. */
 export function whenQueued() {
   return queueing;
 }
 
 /**
- * See every prompt that the page queues.
+ * Watch every prompt that the page queues.
  *
- * @param prepare called with what will be sent, before it is.
- * @param refused called with the workflow and what ComfyUI says is wrong, by node, where it is.
+ * @param prepare called with the prompt before it is sent.
+ * @param refused called with the workflow and ComfyUI's errors by node, {} if there are none.
  */
 export function watchQueue(prepare, refused) {
   const { queuePrompt } = api;
@@ -77,9 +77,9 @@ export function watchQueue(prepare, refused) {
 }
 
 /**
- * See every workflow that comes into sight, or comes anew, as when something is undone.
+ * Watch every workflow that becomes visible, or is loaded again, for example by undo.
  *
- * @param begin called before its nodes are made. @param end called when they are there and its tab is the open one.
+ * @param begin called before its nodes are created. @param end called when they exist and its tab is the open one.
  */
 export function watchWorkflows(begin, end) {
   const { loadGraphData } = app;
@@ -96,13 +96,13 @@ export function watchWorkflows(begin, end) {
   });
 }
 
-/** Keep something while the page is loaded anew: what give() gives at its end, take() is given at once. */
+/** Keep a value over a reload of the page: give() returns it at the end, and take() gets it at once afterwards. */
 export function overReloads(give, take) {
   let before = {};
   try {
     before = JSON.parse(sessionStorage.getItem(STORE) ?? "{}");
   } catch {
-    console.warn("QwenVL: what was kept of the page before is no JSON.");
+    console.warn("QwenVL: the data kept over the reload is not valid JSON.");
   }
   sessionStorage.removeItem(STORE);
   for (const [prompt, path] of before.queued ?? []) queued.set(prompt, path);
@@ -112,7 +112,7 @@ export function overReloads(give, take) {
     try {
       sessionStorage.setItem(STORE, JSON.stringify({ queued: paths, kept: give() }));
     } catch (error) {
-      console.warn(`QwenVL: answers are not kept: ${error}`); // the browser has no room
+      console.warn(`QwenVL: answers are not kept: ${error}`); // the browser's storage is full
     }
   });
 }

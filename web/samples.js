@@ -1,11 +1,11 @@
-// The templates ask about a small picture or video, so that they run at once and one of the user's takes its place by being
-// chosen. It is put into ComfyUI's input folder when a workflow is opened that names it, and never before.
+// The samples that the templates ask about, small pictures and a video, so that templates run at once; the user then
+// chooses another file. A workflow that names one has it copied to ComfyUI's input folder when it is opened.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const SAMPLES = new Set(["QwenVL sample.png", "QwenVL sample 2.png", "QwenVL sample.mp4"]);
-// Node -> its widget that names a file.
+// Node type -> its widget that names a file.
 const LOADERS = { LoadImage: "image", LoadVideo: "file" };
 
 async function isThere(name) {
@@ -23,7 +23,7 @@ async function upload(name) {
   await api.fetchApi("/upload/image", { method: "POST", body: form });
 }
 
-/** Have the lists of new nodes offer it, as after the page's own uploads. */
+/** Add the file to the lists of new nodes, as the page does after its own uploads. */
 function offer(type, name) {
   const given = LiteGraph.registered_node_types[type]?.nodeData?.input?.required?.[LOADERS[type]];
   for (const list of [given?.[0], given?.[1]?.options]) if (Array.isArray(list) && !list.includes(name)) list.push(name);

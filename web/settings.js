@@ -10,7 +10,7 @@ const MODEL = "QwenVL.Model";
 const DOWNLOADS = "QwenVL.Downloads";
 const KEEP = "QwenVL.KeepAnswers";
 const SIDEBAR = "QwenVL.Sidebar";
-// Characters of an answer that a workflow's file is given.
+// The most characters of an answer that are saved in a workflow's file.
 const LONGEST_KEPT = 100_000;
 
 const models = new Set();
@@ -57,7 +57,7 @@ export const SETTINGS = [
   setting(MODEL, word("Model of new nodes"), undefined, { type: "combo", defaultValue: "", options: listed }),
 ];
 
-/** Models that a node offers. */
+/** Add models that a node offers to the choices of the setting "Model of new nodes". */
 export function offer(names) {
   for (const name of names) models.add(name);
 }
@@ -66,7 +66,7 @@ export function preferredModel() {
   return get(MODEL);
 }
 
-/** Put a node's answer into what is saved of it, where the user wants that. */
+/** Add a node's answer to its saved data if the user has set that. */
 export function keep(node, info) {
   delete info.qwenvl_answer;
   if (!get(KEEP)) return;
@@ -74,7 +74,7 @@ export function keep(node, info) {
   if (state === "done" && text?.length <= LONGEST_KEPT) info.qwenvl_answer = { state, text, thinking };
 }
 
-/** Ask the user about those of the models that a run would download. */
+/** Return true if no wanted model has to be downloaded, or if the user agrees to the download. */
 async function mayFetch(wanted) {
   await refreshChoices();
   const missing = wanted.filter(isMissing);
@@ -86,7 +86,7 @@ async function mayFetch(wanted) {
   return Boolean(await dialog.confirm({ title: "QwenVL", message, itemList }));
 }
 
-/** @param prompt what is about to be queued: nodes that may not download anything are told so in it. */
+/** @param prompt the prompt about to be queued; download is set to never in nodes that may not download. */
 export async function beforeQueued(prompt) {
   const policy = get(DOWNLOADS);
   if (policy !== "ask" && policy !== "never") return;

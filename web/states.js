@@ -1,5 +1,5 @@
-// What every node of ours shows: what it does, its answer, or why there is none. Kept for each workflow, so that it is
-// there again when the user comes back to it, undoes something, or loads the page anew.
+// What every node of this pack shows: its state, its answer or its error. Kept for each workflow, so that it is shown
+// again when the user returns to the workflow, undoes something, or reloads the page.
 
 import { api } from "../../scripts/api.js";
 import { isInSight, overReloads, placeAt, placeInSight, placeOf, wholeGraph, written } from "./runs.js";
@@ -9,22 +9,22 @@ const ANSWERING = ["QwenVL", "Qwen", "Qwen2.5VL", "Qwen2.5", "Qwen2VL"];
 const TELLING = ["QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions"];
 const FINAL = new Set(["done", "cancelled", "error"]);
 const WORKFLOWS_KEPT = 30;
-// Of a text, while the page is loaded anew.
+// The most characters of a text that are kept over a reload of the page.
 const LONGEST_KEPT = 20_000;
 const LOOKED_THROUGH = 20;
 
-/** The nodes that are asked something. */
+/** The nodes that answer questions. */
 export const NODES = new Set(ANSWERING);
 const OURS = new Set([...ANSWERING, ...TELLING]);
 
-// Workflow -> id that a node runs under -> what it shows.
+// Workflow -> execution id of a node -> what it shows.
 const kept = new Map();
 let order = 0;
-// Whether the workflow in sight has all its nodes, and its tab is the open one.
+// True once the visible workflow has all its nodes and its tab is the open one.
 let isSettled = false;
 let show = () => {};
 
-/** Every node of ours with the id that it runs under: those of a subgraph begin with the subgraph's. */
+/** Yield every node of this pack with its execution id, which begins with the ids of the subgraphs around it. */
 export function* ours(graph = wholeGraph(), prefix = "") {
   for (const node of graph?.nodes ?? []) {
     if (OURS.has(node.type)) yield [`${prefix}${node.id}`, node];
@@ -33,7 +33,7 @@ export function* ours(graph = wholeGraph(), prefix = "") {
 }
 
 function nodeAt(id) {
-  return [...ours()].find(([each]) => each === String(id))?.[1];
+  return [...ours()].find(([known]) => known === String(id))?.[1];
 }
 
 function put(place, id, prompt, change) {
@@ -48,14 +48,14 @@ function put(place, id, prompt, change) {
   if (node) show(node, state);
 }
 
-/** What the node shows: of its tab, or of prompts that were queued elsewhere from the same workflow. */
+/** Return the newest state of a node, from its tab or from prompts that other pages queued from the same workflow. */
 function stateOf(id) {
   const known = [placeInSight(), wholeGraph().id].map((place) => kept.get(place)?.get(id)).filter(Boolean);
   return known.sort((a, b) => b.order - a.order)[0];
 }
 
 export function stateOfNode(node) {
-  const [id] = [...ours()].find(([, each]) => each === node) ?? [];
+  const [id] = [...ours()].find(([, candidate]) => candidate === node) ?? [];
   return id === undefined ? undefined : stateOf(id);
 }
 
@@ -72,16 +72,16 @@ function figures({ done, unit, per_s: perSecond }) {
 }
 
 const HEARD = {
-  "qwenvl.progress": ({ node, prompt_id: prompt, workflow, ...told }) =>
-    put(placeOf(prompt, workflow), node, prompt, { workflow, ...told }),
+  "qwenvl.progress": ({ node, prompt_id: prompt, workflow, ...state }) =>
+    put(placeOf(prompt, workflow), node, prompt, { workflow, ...state }),
   executed({ node, prompt_id: prompt, output }) {
     const place = placeOf(prompt, workflowOf(prompt));
     if (!output?.text || !place) return;
     const before = kept.get(place)?.get(node);
-    // What has told nothing yet may be another pack's.
+    // A node without progress so far may belong to another pack.
     if (!before && !(isInSight(place) && nodeAt(node))) return;
     const answer = answerOf(output);
-    // From the cache: how it was made is what it was.
+    // The same answer from ComfyUI's cache keeps its old figures.
     const same = before && before.prompt !== prompt && before.text === answer.text;
     put(place, node, prompt, same ? { ...figures(before), ...answer } : answer);
   },
@@ -104,21 +104,21 @@ function workflowOf(prompt) {
   return undefined;
 }
 
-/** ComfyUI refuses a prompt with a list of what is wrong by node, the same sentence for several inputs at times. */
+/** Show ComfyUI's errors for a refused prompt on their nodes; a sentence that comes for several inputs once. */
 function showRefused(place, errors) {
   for (const [id, { errors: found = [], class_type: type }] of Object.entries(errors)) {
     if (!OURS.has(type)) continue;
     const sentences = found.map(({ message, details, extra_info: more }) => {
       const name = more?.input_name;
-      const said = String(details ?? "");
-      const reason = name && said.startsWith(`${name} - `) ? said.slice(name.length + 3) : said;
-      return reason && reason !== name ? reason : [message, said].filter(Boolean).join(": ");
+      const detail = String(details ?? "");
+      const reason = name && detail.startsWith(`${name} - `) ? detail.slice(name.length + 3) : detail;
+      return reason && reason !== name ? reason : [message, detail].filter(Boolean).join(": ");
     });
     put(place, id, `refused ${order}`, failed([...new Set(sentences)].join("\n")));
   }
 }
 
-/** Of the newest run that has something to tell of the node. */
+/** Read the outcome for a node from a run of the history; undefined if the run says nothing about it. */
 function outcome(id, { outputs, status }) {
   for (const [kind, { node_id: node, exception_message: message }] of status?.messages ?? []) {
     if (String(node) !== id) continue;
@@ -130,7 +130,7 @@ function outcome(id, { outputs, status }) {
 
 const looked = new Set();
 
-/** What became of the nodes in sight in runs that this page has not seen end. */
+/** Look up the outcome of visible nodes in runs whose end this page has missed. */
 async function lookThroughHistory() {
   const place = placeInSight();
   const open = [...ours()].filter(([id]) => !FINAL.has(kept.get(place)?.get(id)?.state));
@@ -143,13 +143,13 @@ async function lookThroughHistory() {
     return there && (there === place || there === wholeGraph().id);
   });
   for (const [id] of open) {
-    const [prompt, found] = mine.map(([prompt, run]) => [prompt, outcome(id, run)]).find(([, each]) => each) ?? [];
+    const [prompt, found] = mine.map(([prompt, run]) => [prompt, outcome(id, run)]).find(([, state]) => state) ?? [];
     if (found) put(place, id, prompt, found);
   }
   await endWhatIsGone(place);
 }
 
-/** What still seems to run and is in no queue any more was ended with the server. */
+/** Mark as cancelled what seems to run but is in no queue any more: it ended with the server. */
 async function endWhatIsGone(place) {
   const going = [...(kept.get(place) ?? [])].filter(([, { state }]) => !FINAL.has(state));
   if (!going.length) return;
@@ -163,7 +163,7 @@ async function fetched(path) {
   return response.ok ? response.json() : {};
 }
 
-/** Show what belongs to the workflow in sight on its nodes. */
+/** Show the states of the visible workflow on its nodes. */
 async function showAll() {
   isSettled = true;
   adopt(placeInSight());
@@ -174,7 +174,7 @@ async function showAll() {
   await lookThroughHistory();
 }
 
-/** What is kept by the path of a tab from before the page was loaded anew belongs to the tab. */
+/** Move to the tab what was kept under the tab's path from before a reload. */
 function adopt(tab) {
   const before = kept.get(tab?.path);
   if (!before) return;
@@ -193,7 +193,7 @@ function taken(all) {
   for (const [path, id, { prompt, ...state }] of all) put(placeAt(path) ?? path, id, prompt, state);
 }
 
-/** @param shown called with a node and what it shows now. @param prepare see runs.js. */
+/** @param shown called with a node and its new state. @param prepare see watchQueue in runs.js. */
 export function watch(shown, prepare) {
   show = shown;
   watchQueue(prepare, showRefused);

@@ -1,6 +1,6 @@
-// The words of these scripts in the page's language: word("Copy"). The English is the key. The translations of every
-// language are in words.json, which `python3 tests/texts` makes of locales/<language>/texts.json; it finds the words
-// themselves in these files, so each stands in the call as one plain string.
+// Translates the words of these scripts to the page's language: word("Copy"). The English text is the key. words.json
+// holds all translations; `python3 tests/texts` builds it from locales/<language>/texts.json, and finds the English
+// texts in these files, so every call of word() must hold one plain string.
 
 import { app } from "../../scripts/app.js";
 
@@ -9,7 +9,7 @@ async function load() {
     const response = await fetch(new URL("words.json", import.meta.url), { cache: "no-cache" });
     return response.ok ? await response.json() : {};
   } catch {
-    return {}; // English will do
+    return {}; // fall back to English
   }
 }
 
@@ -19,17 +19,17 @@ function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 }
 
-/** Whether the page's language is one that there are words of. */
+/** Return true if there are translations for the page's language. */
 export function isTranslated() {
   return language() in TABLE;
 }
 
-/** A choice, a title or a paragraph, which the nodes and templates say and not these scripts. */
+/** Translate a choice, a title or a paragraph of the nodes and templates. */
 export function meaning(text) {
   return TABLE[language()]?.[text] ?? text;
 }
 
-/** @param values what stands for {names} in it. @returns the English where there is no translation. */
+/** @param values replacements for {names} in the text. @returns the English text if it has no translation. */
 export function word(english, values = {}) {
   return meaning(english).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }

@@ -1,4 +1,4 @@
-"""A folder of pictures, start to end: python -m qwenvl caption FOLDER --prompt "Describe this image." """
+"""The command that captions a folder of pictures: python -m qwenvl caption FOLDER --prompt "Describe this image." """
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..request import Answer, Request
 from ..settings import CAPTION
 from . import common
 
-# Held while a folder is captioned, and while those below it are.
+# Lock files: held while a folder is captioned, and while the folders below it are captioned too.
 _LOCK, _LOCK_BELOW = ".qwenvl-captions.lock", ".qwenvl-captions-below.lock"
-# tqdm turns the rate over where it is below one; always in this direction, two runs can be compared.
+# tqdm shows seconds per image for rates below one. Always images per second keeps two runs comparable.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_noinv_fmt}]"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 every picture has its caption, 1 some have none, 2 an error that stopped it all, 130 cancelled."""
+    """Run the command; exit status 0 all captioned, 1 some pictures failed, 2 an error stopped it, 130 cancelled."""
     options = _parser().parse_args(arguments)
     return common.status_of(lambda: _run(options), options)
 
@@ -80,14 +80,14 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.waiting:
         folder.require_writable({captions[picture].parent for picture in outcome.waiting})
         turn.take()
-        # A run that has ended just now may have made them.
+        # Look again: a run that ended just now may have written them.
         outcome = _without_one(captions, options.folder, options.overwrite)
     try:
         if len(outcome.waiting) > len(outcome.failures):
             _write_captions(request, options.batch_size, captions, outcome)
     finally:
         turn.end()
-        # After Ctrl-C and errors too.
+        # Done after Ctrl-C and errors too.
         if options.jsonl:
             _write_jsonl(options.jsonl, options.folder, captions, outcome.failures)
         outcome.report(had_one=len(pictures) - len(outcome.waiting))
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _without_one(captions: dict[Path, Path], root: Path, overwrite: bool) -> Outcome:
-    """The pictures that have no caption; one that can have none, as its name is too long, costs itself only."""
+    """Find the pictures without a caption; one whose name is too long for a caption file counts as failed."""
     outcome = Outcome([], root)
     for picture, file in captions.items():
         try:
@@ -108,7 +108,7 @@ def _without_one(captions: dict[Path, Path], root: Path, overwrite: bool) -> Out
 
 
 class _Turn:
-    """A folder is captioned by one run at a time: two would do all of its pictures twice."""
+    """The locks that let one run at a time caption a folder: two would caption every picture twice."""
 
     def __init__(self, root: Path, folders: Iterable[Path], recursive: bool) -> None:
         root = root.resolve()
@@ -118,11 +118,11 @@ class _Turn:
         self._root = root
 
     def take(self) -> None:
-        """Raise FolderError where another run captions these pictures; what is left of one that was killed is none."""
+        """Take the locks; raise FolderError if another run holds one. Lock files of a killed run do not count."""
         try:
             taken = all(lock.take() for lock in self._locks)
         except OSError as error:
-            log.warning("whether another run makes captions in %s cannot be told (%s)", self._root, error.strerror)
+            log.warning("cannot check if another run makes captions in %s (%s)", self._root, error.strerror)
             return
         if not taken or any(FileLock(path).is_held() for path in self._others):
             self.end()
@@ -138,7 +138,7 @@ class _Turn:
 
 @dataclass
 class Outcome:
-    """What became of the pictures that had no caption."""
+    """The pictures that had no caption, and what the run did with them."""
 
     waiting: list[Path]
     root: Path
@@ -146,7 +146,7 @@ class Outcome:
     failures: dict[Path, str] = field(default_factory=dict)
 
     def report(self, had_one: int) -> None:
-        """The pictures without a caption, and why, to standard error; the sum to standard output."""
+        """Print failed pictures and reasons to standard error, and the counts to standard output."""
         for picture, error in self.failures.items():
             name = str(picture.relative_to(self.root))
             common.say(f"no caption: {error if name in error else f'{name}: {error}'}", file=sys.stderr)
@@ -156,8 +156,8 @@ class Outcome:
 
 
 def _write_captions(request: Request, batch_size: int | None, captions: dict[Path, Path], outcome: Outcome) -> None:
-    """Every caption is on the disk as soon as it is made."""
-    # With them comes torch, which takes seconds.
+    """Caption the waiting pictures; each caption is on the disk as soon as it is finished."""
+    # Imported here because they import torch, which takes seconds.
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -188,7 +188,7 @@ def _write_captions(request: Request, batch_size: int | None, captions: dict[Pat
 
 
 class _BesideBar:
-    """The bar says how far it is, and the files hold what was written. Ctrl-C comes as an exception."""
+    """A watch that shows downloads on the bar and nothing else. Ctrl-C comes as an exception."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -198,7 +198,7 @@ class _BesideBar:
     def stage(self, state: str, **facts: Any) -> None: ...
 
     def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
-        """A download, before the first picture."""
+        """Show a download, which comes before the first picture."""
         self._bar.set_postfix_str("" if done == total else printable(text, ""))
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
@@ -209,7 +209,7 @@ class _BesideBar:
 
 
 def _write_jsonl(file: Path, root: Path, captions: dict[Path, Path], failures: Container[Path]) -> None:
-    """A line for each picture that has a caption, from the files: what earlier runs wrote is there too."""
+    """Write a line for each picture that has a caption file, those of earlier runs included."""
     lines = [
         {"file_name": picture.relative_to(root).as_posix(), "text": text.read_text(encoding="utf-8", errors="replace")}
         for picture, text in captions.items()

@@ -1,4 +1,4 @@
-"""What the commands of the command line have in common: flags of models and sampling, the log, the exit status."""
+"""Code shared by the commands of the command line: flags of models and sampling, the log, the exit status."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ..prompting import presets
 from ..request import Request
 from ..settings import AUTO, RESOLUTIONS, SETTINGS, Setting
 
-# "low (256x28x28)" is low here.
+# On the command line, "low (256x28x28)" is called low.
 _RESOLUTIONS = {name.split()[0]: name for name in RESOLUTIONS}
-# The last two are what shells make of an interrupt and of a pipe that nobody reads any more.
+# Exit statuses. The last two are those that shells give an interrupt and a broken pipe.
 DONE, SOME_FAILED, FAILED, CANCELLED, UNREAD = 0, 1, 2, 130, 141
-# Ways of Python to write, all of which fail for a character that the encoding has not. Others were chosen by somebody.
+# Error handlers of Python that fail on characters the encoding lacks. Any other one was chosen by the user.
 _BYTES_OR_ESCAPES = "qwenvl.bytes_or_escapes"
 _FAILING = ("strict", "surrogateescape", "surrogatepass")
 
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    """A flag for each setting that the command has, and what is printed besides the answer."""
-    # What a setting is on this machine, and on the command line, where that is something else.
+    """Add a flag for each setting of the command, and --verbose and --debug."""
+    # What differs from the setting's declaration on this machine and on the command line.
     here: dict[str, dict[str, Any]] = {
         "model": {"default": catalog.DEMO},
         "preset": {"default": presets.NONE, "metavar": "NAME"},
         "download": {"default": default_policy()},
-        # Which there are takes torch to know.
+        # No choices: listing the devices would import torch.
         "device": {"metavar": "DEVICE", "help": f"{AUTO}, cpu, or a GPU by its name, as cuda:1 (default: %(default)s)"},
         "image_resolution": {"choices": _RESOLUTIONS},
         "stop": {"action": "append", "default": [], "metavar": "TEXT"},
@@ -52,24 +52,24 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def _flag(setting: Setting) -> dict[str, Any]:
-    """What argparse is told of a setting. Pure."""
-    told: dict[str, Any] = {"default": setting.default, "help": setting.help or None}
+    """Build the options of add_argument for a setting. Pure."""
+    options: dict[str, Any] = {"default": setting.default, "help": setting.help or None}
     if setting.kind == "BOOLEAN":
-        return {**told, "action": argparse.BooleanOptionalAction}
+        return {**options, "action": argparse.BooleanOptionalAction}
     if setting.span is not None:
         low, high = setting.span
         kind = int if setting.kind == "INT" else float
-        return {**told, "type": kind, "metavar": "N", "help": f"{low} to {high} (default: %(default)s)"}
-    return {**told, "choices": setting.choices} if setting.choices else told
+        return {**options, "type": kind, "metavar": "N", "help": f"{low} to {high} (default: %(default)s)"}
+    return {**options, "choices": setting.choices} if setting.choices else options
 
 
 def request(
     options: argparse.Namespace, question: str, images: Mapping[str, Any], at_once: int | None = None
 ) -> Request:
-    """The request that the flags describe, with the preset around the question.
+    """Build the request that the flags describe, with the preset around the question.
 
     Args:
-        at_once: how many pictures a question will be about, where they are not among the images.
+        at_once: the number of pictures of a question, if they are not among the images.
     """
     system, text = presets.find(options.preset).fill(options.system, question)
     written = {
@@ -78,15 +78,15 @@ def request(
         "stop": tuple(options.stop),
         "image_resolution": _RESOLUTIONS[options.image_resolution],
     }
-    made = Request.of({**vars(options), **written}, images)
-    presets.require_shown(options.preset, made.pictures_at_once if at_once is None else at_once, made.shows_video)
-    return made
+    asked = Request.of({**vars(options), **written}, images)
+    presets.require_shown(options.preset, asked.pictures_at_once if at_once is None else at_once, asked.shows_video)
+    return asked
 
 
 def write_every_character() -> None:
-    """From now on this process writes what the encoding of its output has not as \\u4e00, in place of failing.
+    """Have this process write characters that its output encoding lacks as \\u4e00, instead of failing.
 
-    A code page of Windows and the encoding of a file or a pipe there hold few characters, and an answer may hold any.
+    On Windows, consoles, files and pipes often have an encoding of few characters, and an answer may hold any.
     """
     codecs.register_error(_BYTES_OR_ESCAPES, _bytes_or_escapes)
     for stream in (sys.stdout, sys.stderr):
@@ -96,7 +96,7 @@ def write_every_character() -> None:
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """A file's name that Python could not read becomes its bytes again, as before; the rest is escaped."""
+    """Write a file name that Python could not decode as its bytes, like surrogateescape; escape everything else."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -104,37 +104,37 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def tell_of_escapes(text: str) -> None:
-    """Say on standard error that what was written is not what was answered, and how it would be."""
+    """Print a note on standard error if characters of the answer were written as escapes, and how to avoid it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
         print(
-            f"note: standard output is {encoding}, which has not every character of the answer: those are written as "
+            f"note: standard output is {encoding}, which lacks some characters of the answer: they are written as "
             "\\u4e00. Set PYTHONIOENCODING=utf-8 to have them as they are.",
             file=sys.stderr,
         )
 
 
 class Parser(argparse.ArgumentParser):
-    """What a shell makes of * may be any names."""
+    """An argument parser that escapes its errors: they repeat file names that the shell expanded from *."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message, ""))
 
 
 def say(text: str, keep: str = "", **where: Any) -> None:
-    """Print it: names of files, models and presets, and what engines say, may hold orders to the terminal.
+    """Print a text escaped: names of files and models and messages of engines may hold control characters.
 
     Args:
         keep: control characters that stay as they are.
-        where: as print takes it.
+        where: keyword arguments of print.
     """
     print(printable(text, keep), **where)
 
 
 def status_of(work: Callable[[], int], options: argparse.Namespace) -> int:
-    """Do the work with the log that was asked for. Errors become one line on standard error, and a status."""
+    """Do the work with the log that the options ask for; return its status. An error becomes one line and a status."""
     talks = options.verbose or options.diagnostics == "full"
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
@@ -164,7 +164,7 @@ def _without_errors(work: Callable[[], int], debug: bool) -> int:
 
 
 def written(work: Callable[[], int]) -> int:
-    """Do the work and write all of its output. Where nobody reads that any more, as behind `| head`, it ends there."""
+    """Do the work and flush its output; return UNREAD if the reader is gone, as behind `| head`."""
     try:
         status = work()
     except BrokenPipeError:
@@ -184,8 +184,8 @@ def written(work: Callable[[], int]) -> int:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Python flushes once more at its end, and would tell of the same failure in a traceback."""
-    with suppress(OSError, ValueError):  # it is no file
+    """Redirect the stream to nowhere: Python flushes it at exit, and would print a traceback of the same failure."""
+    with suppress(OSError, ValueError):  # the stream has no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -1,4 +1,4 @@
-"""The doctor's first look: which packages are not installed. It needs none of them itself."""
+"""The doctor's first step: which packages are not installed. It imports none of them itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..packages import NEEDED, missing
 
 
 def examine(model: str, say: Callable[[str], None]) -> bool:
-    """Tell what is not installed, and then, where that can run, the whole report of doctor.py.
+    """Print which packages are not installed, and then the report of doctor.py, if that can be imported.
 
     Returns:
-        Whether nothing grave was found.
+        False if something grave was found.
     """
     lacks = missing()
     for module, lack in lacks.items():

@@ -1,1 +1,1 @@
-"""All that is known of ComfyUI: folders, memory, cancel, progress, live text. Begin with host.py."""
+"""The interface to ComfyUI: folders, memory, cancel, progress, live text. Begin with host.py."""

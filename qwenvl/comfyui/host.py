@@ -1,4 +1,4 @@
-"""Where ComfyUI is met: its folders, its device, its queue. Without ComfyUI, plain defaults."""
+"""Access to ComfyUI: its folders, devices, server and queue. Without ComfyUI, plain defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..paths import are_confined, real
 
-# The one place that imports it; what else is in this room takes it from here.
+# The only import of ComfyUI; the other files of this room take its names from here.
 try:
     import comfy.model_management as model_management
 except ModuleNotFoundError:  # the command line, the tests, the benchmarks
@@ -27,25 +27,25 @@ else:
     from comfy_execution.utils import get_executing_context
     from server import PromptServer
 
-# The names under which ComfyUI may know folders of models that we can run; downloads go to the first.
+# ComfyUI's names for folders that may hold models for this pack; downloads go to the first.
 MODEL_FOLDERS = ("LLM", "llm", "text_encoders")
-# Names by which a reverse proxy is asked for, with commas.
+# The environment variable with the host names of reverse proxies, separated by commas.
 HOSTS = "QWENVL_HOSTS"
 _PACK = Path(__file__).resolve().parents[2]
-# ComfyUI tells nobody that a prompt has ended, so its queue is looked at this often while somebody wants to know.
+# ComfyUI has no event for the end of a prompt, so its queue is polled this often while a call waits for one.
 PROMPT_POLL_S = 0.25
 
 
 def is_there() -> bool:
-    """Whether this is ComfyUI's process."""
+    """Return True in ComfyUI's process."""
     return model_management is not None
 
 
 def model_roots() -> list[Path]:
-    """Folders that hold model folders, the one for new downloads first.
+    """List the folders that hold model folders, the one for new downloads first.
 
-    Without ComfyUI: those of its models folder if the pack lies in its custom_nodes, else of one in the pack; of an
-    installed package (pip install .), among what the user's programs fetch.
+    Without ComfyUI, they are below ComfyUI's models folder if the pack lies in its custom_nodes, below
+    ~/.cache/qwenvl if the package was installed (pip install .), else in the pack.
     """
     if model_management is None:
         installed = (_PACK / "qwenvl" / "shipped").is_dir()
@@ -63,7 +63,7 @@ def model_roots() -> list[Path]:
 
 
 def user_folder() -> Path:
-    """Where the user keeps presets and models of their own: among the files that updates leave alone."""
+    """Return the folder for the user's own presets and models, which updates do not touch."""
     if model_management is None:
         return Path.home() / ".config" / "qwenvl"
     return Path(folder_paths.get_user_directory()) / "default" / "qwenvl"
@@ -74,10 +74,10 @@ def preset_folder() -> Path:
 
 
 def own_files(name: str) -> list[Path]:
-    """Where a file that only the machine's owner may write is looked for; the last is the one to write.
+    """List the paths of a file that only the machine's owner may write, in order of reading; write to the last.
 
-    ComfyUI's server lets everybody write into the folder of the user "default", and nobody into those that begin with
-    "__". So where others may reach it, only such a one counts.
+    ComfyUI's server lets any client write into the folder of the user "default", but not into folders that begin with
+    "__". So if others can reach the server, only such a folder is trusted.
     """
     ours = user_folder() / name
     if model_management is None:
@@ -87,13 +87,13 @@ def own_files(name: str) -> list[Path]:
 
 
 def is_preset_folder(folder: Path) -> bool:
-    """Whether the real path lies there, by whatever spelling: some disks know no capitals."""
+    """Return True if the real path is in the preset folder; ignores case, as some disks do."""
     presets, given = (Path(str(path).casefold()) for path in (real(preset_folder()) or preset_folder(), folder))
     return given.is_relative_to(presets)
 
 
 def own_names() -> set[str]:
-    """The names, in small letters, by which browsers may ask for this ComfyUI, beside localhost and addresses."""
+    """Return the host names, in lower case, of this ComfyUI, besides localhost and addresses."""
     machine = socket.gethostname().lower()
     short = machine.partition(".")[0]
     given = f"{args.listen},{os.environ.get(HOSTS, '')}" if model_management is not None else ""
@@ -101,7 +101,7 @@ def own_names() -> set[str]:
 
 
 def reachable() -> list[Path] | None:
-    """The folders that a widget may name files in; None for all: whoever queues prompts sits at this machine."""
+    """List the folders in which widgets may name files; None for all, if only this machine can queue prompts."""
     if model_management is None or not are_confined(args.listen, getattr(args, "enable_cors_header", None)):
         return None
     return [
@@ -116,23 +116,23 @@ def reachable() -> list[Path] | None:
 
 
 def reading_bases() -> list[Path]:
-    """What a relative path of something to read starts from, best first."""
+    """List the folders that a relative path to read starts from, best first."""
     here = Path.cwd()
     return [here] if model_management is None else [Path(folder_paths.get_input_directory()), here]
 
 
 def writing_bases() -> list[Path]:
-    """What a relative path of something to write starts from."""
+    """List the folders that a relative path to write starts from."""
     return [Path.cwd()] if model_management is None else [Path(folder_paths.get_output_directory())]
 
 
 def device() -> str | None:
-    """The device that ComfyUI runs models on; None to choose one ourselves."""
+    """Return the device that ComfyUI runs models on; None without ComfyUI."""
     return None if model_management is None else str(model_management.get_torch_device())
 
 
 def free_bytes(device: str) -> int:
-    """What can still be allocated there: on the device, or in RAM."""
+    """Return the bytes that can still be allocated on a device, or in RAM if it has no memory of its own."""
     import torch
 
     if model_management is not None:
@@ -143,14 +143,14 @@ def free_bytes(device: str) -> int:
 
 
 def free_ram() -> int:
-    """Bytes of RAM that can be had without swapping."""
+    """Return the bytes of RAM available without swapping."""
     import psutil
 
     return psutil.virtual_memory().available
 
 
 def total_bytes(device: str) -> int:
-    """All the memory that the device has, or all RAM."""
+    """Return the bytes of memory of a device in total, or of RAM if it has none of its own."""
     import torch
 
     if model_management is not None:
@@ -163,20 +163,20 @@ def total_bytes(device: str) -> int:
 
 
 def server() -> Any:
-    """ComfyUI's web server; None where there is none."""
+    """Return ComfyUI's web server; None without one."""
     return None if model_management is None else getattr(PromptServer, "instance", None)
 
 
 def registered_nodes() -> Mapping[str, type]:
-    """ComfyUI's nodes of all packs that are read by now, by id. Empty without ComfyUI."""
+    """Return the node classes of all packs loaded so far, by id. Empty without ComfyUI."""
     if model_management is None:
         return {}
-    # By its name in sys.modules: it is read by then, and its name is that of a file of ours.
+    # Looked up, not imported: ComfyUI's module is called nodes, like a file of this pack.
     return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
 
 
 def when_server_starts(then: Callable[[], None]) -> None:
-    """Call then once every pack is read and the server begins to listen; never without a server."""
+    """Call then once all packs are loaded and the server begins to listen; never without a server."""
     app = getattr(server(), "app", None)
     if app is None:
         return
@@ -188,7 +188,7 @@ def when_server_starts(then: Callable[[], None]) -> None:
 
 
 def nothing_to_do() -> list[Any]:
-    """A list output that keeps the nodes behind it from running, without an error. Without ComfyUI, an empty list."""
+    """Return a list output that keeps the nodes behind it from running, without an error; [] without ComfyUI."""
     return [] if model_management is None else [ExecutionBlocker(None)]
 
 
@@ -196,7 +196,7 @@ def when_prompt_ends(what: Hashable, then: Callable[[], Any]) -> None:
     """Call then, from another thread, when the prompt that is running now leaves ComfyUI's queue.
 
     Args:
-        what: names it, as in when_gone.
+        what: the key of the call, as in when_gone.
     """
     context = get_executing_context() if model_management is not None else None
     if context is not None:
@@ -204,7 +204,7 @@ def when_prompt_ends(what: Hashable, then: Callable[[], Any]) -> None:
 
 
 def after_prompt(what: Hashable, then: Callable[[], Any]) -> None:
-    """The same, or at once where no prompt of ComfyUI's runs."""
+    """Call then when the running prompt leaves ComfyUI's queue, or now if no prompt runs."""
     if model_management is None or get_executing_context() is None:
         then()
     else:
@@ -219,13 +219,13 @@ def when_gone(prompts: Collection[str], what: Hashable, then: Callable[[], Any])
     """Call then, from another thread, when none of the prompts runs any more.
 
     Args:
-        what: names it: of what is asked for many times while the same prompts run, only the last one is called.
+        what: the key of the call: of several calls with one key and the same prompts, only the last is made.
     """
     _WAITING.add(frozenset(prompts), what, then)
 
 
 class _Waiting:
-    """What is to be done when prompts have ended. One thread waits for all of it, and only while there is something."""
+    """Calls to make when prompts have ended. One thread waits for all of them, and runs only while there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -249,12 +249,12 @@ class _Waiting:
         finally:
             with self._lock:
                 self._thread = None
-                # One that raised costs the others nothing.
+                # After a call that raised, go on with the others.
                 if self._held:
                     self._start()
 
     def _do_due(self) -> bool:
-        """Whether something is left to wait for."""
+        """Make the calls that are due; return True if others still wait."""
         running = running_prompts()
         while then := self._next_due(running):
             then()

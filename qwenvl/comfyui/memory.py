@@ -1,4 +1,4 @@
-"""Our models among ComfyUI's own, as its memory manager sees them."""
+"""Registration of this pack's models with ComfyUI's memory manager."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ _Base: Any = object if model_management is None else host.ModelPatcher
 
 
 class Resident(Protocol):
-    """A model of ours that may be in memory: as much of it as a memory manager has to know."""
+    """What a memory manager has to know of one of this pack's models, in memory or not."""
 
-    # Of its weights on all devices, in bytes; and when it was last used, by time.monotonic().
+    # Bytes of its weights on all devices, and when it was last used, by time.monotonic().
     size: int
     used_at: float
 
     @property
     def spec(self) -> Hashable:
-        """What was asked for: no two are alike."""
+        """The load settings, unique to the model."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The model's name for logs."""
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it is or will be, in equal parts."""
+        """The devices that it is or will be on, in equal parts."""
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it is on its devices now."""
+        """True if it is on its devices now."""
 
     def bring(self) -> None:
-        """Have it on its devices."""
+        """Put it on its devices."""
 
     def give_way(self, for_good: bool = False) -> None:
-        """Leave them for others: to RAM where that is allowed, else for good."""
+        """Leave its devices: move to RAM if that is allowed, else (or if for_good) unload."""
 
 
 def memory_manager() -> ComfyMemory | None:
-    """What a model cache registers its models with; None without ComfyUI."""
+    """Return the manager with which a model cache registers its models; None without ComfyUI."""
     return None if model_management is None else ComfyMemory()
 
 
 class _Holder(torch.nn.Module):
-    """What ComfyUI takes for the model: it sets attributes that a transformers model refuses."""
+    """A stand-in for the model: ComfyUI sets attributes that a transformers model refuses."""
 
     device: torch.device
 
 
 def _holder(resident: Resident) -> _Holder:
-    """One whose class has the model's name: ComfyUI's log calls a model by its class."""
+    """Create a stand-in whose class has the model's name, because ComfyUI logs a model by its class."""
     return type(printable(resident.name, ""), (_Holder,), {})()
 
 
@@ -66,8 +66,8 @@ class _Patcher(_Base):
     def __init__(self, resident: Resident, device: torch.device, size: int) -> None:
         super().__init__(_holder(resident), load_device=device, offload_device=torch.device("cpu"), size=size)
         self.resident = resident
-        # How many of ours were used after this one. ComfyUI evicts first what is least completely loaded, so a
-        # missing byte for each makes it take the least recently used first.
+        # How many of our models were used after this one. ComfyUI evicts the least completely loaded model first, so
+        # reporting this many bytes too few makes it evict the least recently used one.
         self.age = 0
 
     def loaded_size(self) -> int:
@@ -83,10 +83,10 @@ class _Patcher(_Base):
         return self.size
 
     def partially_unload(self, *_: Any, **__: Any) -> int:
-        return 0  # nothing by halves: ComfyUI then calls detach
+        return 0  # no partial unloading: ComfyUI then calls detach
 
     def detach(self, unpatch_all: bool = True) -> Any:
-        # Without unpatch_all it is bookkeeping, which happens at every use.
+        # Without unpatch_all it is only bookkeeping, which happens at every use.
         if unpatch_all:
             self.resident.give_way()
             self.model.device = self.offload_device
@@ -95,15 +95,14 @@ class _Patcher(_Base):
 
 
 class ComfyMemory:
-    """Our models among ComfyUI's own: it makes room for them, and takes them away when others need it."""
+    """This pack's models in ComfyUI's memory manager, which makes room for them and evicts them for others."""
 
     def __init__(self) -> None:
-        # ComfyUI itself holds them by weak references only.
-        # One for each device that a model is on.
+        # One patcher for each device of a model. Kept here because ComfyUI holds weak references only.
         self._patchers: dict[Hashable, list[_Patcher]] = {}
 
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
-        """Make room for the model and a request, and have the model loaded."""
+        """Make room for the model and request_bytes, and load the model."""
         if _in_ram(resident):
             self._free_ram(resident, [other for other in others if _in_ram(other)], request_bytes)
         if resident.spec not in self._patchers:
@@ -119,27 +118,27 @@ class ComfyMemory:
         )
 
     def free_memory(self, resident: Resident, request_bytes: int) -> None:
-        """Have so many bytes free beside the model, by moving everything else."""
+        """Free request_bytes on the model's devices by evicting other models."""
         patchers = self._patchers[resident.spec]
         own = [
             loaded
             for loaded in model_management.current_loaded_models
-            if any(loaded.model is each for each in patchers)
+            if any(loaded.model is patcher for patcher in patchers)
         ]
         for patcher in patchers:
             model_management.free_memory(request_bytes, patcher.load_device, keep_loaded=own)
 
     def forget(self, resident: Resident) -> None:
-        """The model is gone: ComfyUI drops its entry when the patcher's holder is no more."""
+        """Drop the patchers of an unloaded model: ComfyUI drops its entry once their stand-ins are collected."""
         self._patchers.pop(resident.spec, None)
 
     def reaches(self, resident: Resident) -> bool:
-        """Whether ComfyUI's "Unload Models" takes it: older versions look at one device only, none at RAM."""
+        """Return True if ComfyUI's "Unload Models" reaches it: older versions check one device, none checks RAM."""
         every = getattr(model_management, "get_all_torch_devices", lambda: [model_management.get_torch_device()])()
         return all(torch.device(device) in every for device in resident.devices)
 
     def _free_ram(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
-        """ComfyUI frees nothing on a CPU, so models that do not fit in RAM beside each other go here."""
+        """Unload other models in RAM, least recently used first, until this one fits: ComfyUI frees no RAM itself."""
         needed = 0 if resident.is_loaded else resident.size
         for other in sorted(others, key=lambda other: other.used_at):
             if host.free_ram() > 1.1 * needed + request_bytes:

@@ -1,8 +1,8 @@
-"""A prompt whose only aim is an answer of ours is run, though nothing is connected to the node.
+"""Prompts whose only result is an answer of this pack's nodes, with nothing connected behind them.
 
-ComfyUI runs what an output node needs, and refuses a prompt that has none. Our nodes are none themselves: ComfyUI runs
-every output node that it is sent, so those of a branch that a switch leaves out, and those that lie about unconnected,
-would be run too. Where there is no other output, one is put behind them.
+ComfyUI refuses a prompt without an output node. The pack's nodes are not output nodes, because ComfyUI runs every
+output node of a prompt, also those that are unconnected or in a branch that a switch leaves out. So if a prompt has no
+other output node, a preview is put behind the pack's nodes.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 
 from . import host
 
-# ComfyUI's own, which takes anything.
+# ComfyUI's own output node, which takes any type.
 PREVIEW = "PreviewAny"
 _SUFFIX = "-answer"
 
 
 def take_answers_for_outputs(names: Collection[str]) -> None:
-    """Have ComfyUI's server do so for the nodes of these names, where there is a server."""
+    """Have ComfyUI's server put previews behind the nodes of these names; does nothing without a server."""
     add = getattr(host.server(), "add_on_prompt_handler", None)
     if add is not None:
         add(lambda queued: with_outputs(queued, names, _known()))
 
 
 def _known() -> Mapping[str, Any]:
-    """All node classes of ComfyUI, by name. It has them in a module that is called as ours is."""
+    """Return ComfyUI's node classes by name, from sys.modules, as a file of this pack is called nodes too."""
     return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
 
 
 def with_outputs(queued: dict[str, Any], names: Collection[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with a preview behind each node of these names if nothing else is an output, or behind each of them
-    that is asked for by itself."""
+    """Put a preview, in place, behind each node of these names if the prompt has no other output node; if the prompt
+    asks for certain nodes only (partial_execution_targets), behind those of them that it asks for."""
     prompt, targets = queued.get("prompt"), queued.get("partial_execution_targets")
     if not isinstance(prompt, dict) or PREVIEW not in known:
         return queued

@@ -1,8 +1,8 @@
-"""What a node tells ComfyUI's page while it runs, and how it hears of a cancel.
+"""The watch of a running node: sends progress to ComfyUI's page, and checks for a cancel.
 
-A page is sent the event "qwenvl.progress", which carries the prompt and the workflow that it belongs to. ComfyUI's own
-event for text goes by the node's id alone, so it would be shown by whatever has that id in the workflow that is in
-sight: it is for programs that queue prompts without a workflow, and they are sent both.
+Pages get the event "qwenvl.progress", which names the prompt and its workflow. ComfyUI's own text event names the
+node's id alone, so the page would show it on any node with that id in the open workflow. It is sent in addition to
+clients that queue prompts without a workflow.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from . import host
 from .host import model_management
 
 EVENT = "qwenvl.progress"
-# Each event replaces the whole text on the node, so more of them would only cost bandwidth.
+# Every event replaces the whole text on the node, so more of them would only cost bandwidth.
 LIVE_TEXT_INTERVAL_S = 0.2
-# Characters of a text that are sent while it is made: an engine may answer in megabytes.
+# The most characters that are sent of a text: an engine may answer in megabytes.
 LIVE_TEXT_LIMIT = 20_000
-# Before what a model thinks, in ComfyUI's own event: it is not part of the answer.
+# Put before the thinking in ComfyUI's own event, as it is not part of the answer.
 THINKING_MARK = "[thinking]"
-# Where less is sent than there is.
+# Marks where a text was cut.
 CUT_MARK = "…"
 
 
 class Live:
-    """What goes on, how much is made of it, and how fast since some was first seen."""
+    """What a node is doing, how much of it is done, and how fast since the first count."""
 
     def __init__(self) -> None:
         self.state = "starting"
@@ -42,59 +42,59 @@ class Live:
         self._per_s: float | None = None
 
     def stage(self, state: str, facts: Mapping[str, Any]) -> None:
-        """Something else goes on now; what was counted was of another kind."""
+        """Begin another state, and restart the count."""
         self.state, self._facts = state, facts
         self._begin()
 
     def count(self, state: str, done: int, unit: str, total: int | None = None) -> None:
-        """So many of them are there now."""
+        """Record that `done` units are done now."""
         if unit != self._unit:
             self.stage(state, {})
         now = time.monotonic()
         self.state, self._done, self._unit, self._total = state, done, unit, total
-        # What came before the first count is not counted: reading pictures would make the first tokens look slow.
+        # The speed starts at the first count: otherwise reading pictures would make the first tokens look slow.
         start, before = self._first = self._first or (now, done)
         if done > before and now > start:
             self._per_s = (done - before) / (now - start)
 
-    def told(self) -> dict[str, Any]:
-        """The same as the page is told it."""
-        made = {"done": self._done, "total": self._total, "unit": self._unit, "per_s": self._per_s}
-        return {"state": self.state, **self._facts, **made}
+    def fields(self) -> dict[str, Any]:
+        """Build the fields that are sent to the page."""
+        counts = {"done": self._done, "total": self._total, "unit": self._unit, "per_s": self._per_s}
+        return {"state": self.state, **self._facts, **counts}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where what a node tells is shown."""
+    """Where a node's progress is shown."""
 
     prompt_id: str
     node_id: str | None
-    # Which page queued the prompt; None for nobody's.
+    # The client id of the page that queued the prompt; None if it has none.
     browser: str | None
-    # The id of the workflow that it was queued from, which may be empty; None where there was none.
+    # The id of the workflow that it was queued from, which may be empty; None without a workflow.
     workflow: str | None
 
 
 def place() -> Place:
-    """Of the node that is running now."""
+    """Find the place of the node that is running now."""
     server, context = host.PromptServer.instance, host.get_executing_context()
     prompt_id, node_id = (context.prompt_id, context.node_id) if context else ("", server.last_node_id)
     for _, running, _, extra, *_ in list(server.prompt_queue.currently_running.values()):
         if running == prompt_id:
             return Place(prompt_id, node_id, extra.get("client_id"), _workflow_of(extra))
-    # The server's own client_id is that of the prompt that began last.
+    # The server's client_id belongs to the prompt that began last.
     return Place(prompt_id, node_id, server.client_id, None)
 
 
 def _workflow_of(extra: Mapping[str, Any]) -> str | None:
-    """Whoever queues a prompt may write there what he likes."""
+    """Read the workflow's id from the client's extra data, which may hold anything."""
     info = extra.get("extra_pnginfo")
     workflow = info.get("workflow") if isinstance(info, dict) else None
     return str(workflow.get("id") or "") if isinstance(workflow, dict) else None
 
 
 def end_of(text: str) -> str:
-    """The last of it, where it is too much to be sent again and again."""
+    """Cut the text to its last LIVE_TEXT_LIMIT characters, for sending it many times."""
     return text if len(text) <= LIVE_TEXT_LIMIT else CUT_MARK + text[-LIVE_TEXT_LIMIT:]
 
 
@@ -103,7 +103,7 @@ def beginning_of(text: str) -> str:
 
 
 class NodeWatch:
-    """Progress bar, live text and cancel of the node that is running now."""
+    """The watch of the node that is running now: progress bar, live text and cancel."""
 
     def __init__(self, max_new_tokens: int) -> None:
         self._bar: Any = None
@@ -123,7 +123,7 @@ class NodeWatch:
             model_management.throw_exception_if_processing_interrupted()
 
     def stage(self, state: str, **facts: Any) -> None:
-        """Called when something begins that takes its time, of which nothing is counted."""
+        """Show that something begins that takes time and is not counted."""
         self._live.stage(state, facts)
         self._send("")
 
@@ -140,21 +140,21 @@ class NodeWatch:
             self._send("", instead=text)
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
-        """Called after every token with the number of them, the whole answer so far, and the thought before it."""
+        """Show, after every token, the number of tokens, the whole answer so far, and the thinking before it."""
         self._live.count("thinking" if thinking and not text else "answering", new_tokens, "tokens")
         if self._move(new_tokens, self._max_new_tokens):
             self._thinking = end_of(thinking)
             self._send(end_of(text))
 
     def advance(self, done: int, total: int | None, text: str) -> None:
-        """Called with many answers: how many are finished of how many, and the latest."""
+        """Show, for many answers, how many are finished, how many there are (None if unknown), and the latest."""
         self._live.count("answering", done, "answers", total)
         if self._move(done, total):
             text = end_of(text)
             self._send(text, instead=f"{done} of {total}\n\n{text}" if total else f"{done}\n\n{text}")
 
     def end(self, text: str) -> None:
-        """Called once with the final answer. Nothing can cancel it any more."""
+        """Show the final answer, once. A cancel has no effect any more."""
         if self._bar:
             self._bar.update_absolute(self._bar.total, self._bar.total)
         self._live.state = "done"
@@ -162,7 +162,7 @@ class NodeWatch:
         self._send(text, instead=text)
 
     def _move(self, value: int, total: int | None) -> bool:
-        """Move the bar; whether it is time to tell more."""
+        """Move the bar; return True if it is time to send another event."""
         self.check()
         if self._bar:
             self._bar.update_absolute(value, total or self._max_new_tokens)
@@ -170,18 +170,19 @@ class NodeWatch:
         return state != self._live.state or time.monotonic() - when >= LIVE_TEXT_INTERVAL_S
 
     def _send(self, text: str, instead: str = "") -> None:
-        """
+        """Send the text to the page that queued the prompt.
+
         Args:
-            instead: what those are told who have no page of ours.
+            instead: what clients without a workflow get in place of the text.
         """
         shown = self._place
-        # Sent to no page in particular, all would show it.
+        # An event without a client id would go to all pages.
         if shown is None or shown.node_id is None or shown.browser is None:
             return
         self._sent = (time.monotonic(), self._live.state)
         server, thinking = host.PromptServer.instance, self._thinking
         where = {"node": shown.node_id, "prompt_id": shown.prompt_id, "workflow": shown.workflow}
-        server.send_sync(EVENT, {**where, **self._live.told(), "text": text, "thinking": thinking}, shown.browser)
+        server.send_sync(EVENT, {**where, **self._live.fields(), "text": text, "thinking": thinking}, shown.browser)
         plain = instead or (f"{THINKING_MARK} {thinking}\n\n{text}" if thinking else text)
         if plain and shown.workflow is None:
             server.send_progress_text(plain, shown.node_id, shown.browser)

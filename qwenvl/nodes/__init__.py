@@ -1,1 +1,1 @@
-"""What ComfyUI's page sees: widgets and lists in, the small nodes and the sidebar. Begin with widgets.py."""
+"""What ComfyUI's page shows: widgets, lists as inputs, the small nodes and the sidebar. Begin with widgets.py."""

@@ -1,4 +1,4 @@
-"""The node QwenVL Boxes: an answer with boxes and its picture in; the picture with boxes, a mask, the boxes out."""
+"""The node QwenVL Boxes: takes an answer and its picture; returns the picture with boxes, a mask, and the boxes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from .lists import first
 
 
 class BoxesError(ValueError):
-    """Answers cannot be paired with pictures."""
+    """The number of answers does not fit the number of pictures."""
 
 
 class QwenVLBoxes:
-    """INPUT_IS_LIST: a batch has one text for each of its pictures, which ComfyUI would not pair by itself."""
+    """The node that draws boxes.
+
+    INPUT_IS_LIST, because a batch comes with a text for each of its pictures, which ComfyUI itself would not pair.
+    """
 
     DESCRIPTION = (
         "Draw the boxes and points that a Qwen model found. Ask the QwenVL node to locate something and to answer in "
@@ -93,7 +96,7 @@ class QwenVLBoxes:
         image_resolution: Sequence[str] = tuple(RESOLUTIONS),
     ) -> dict[str, Any]:
         image = checked({"image": ("IMAGE", {})}, {"image": image})["image"]
-        text = [text_of("text", each) for each in text]
+        text = [text_of("text", answer) for answer in text]
         one_of("coordinates", first(coordinates), boxes.COORDINATES)
         one_of("image_resolution", first(image_resolution), tuple(RESOLUTIONS))
         batches = [media.pictures({"image": batch}) for batch in image]
@@ -103,15 +106,15 @@ class QwenVLBoxes:
                 f"There are {len(text)} texts for {count} pictures. Connect the image that the QwenVL node was asked "
                 "about; with several pictures set its image_mode to 'one answer per image'."
             )
-        runs = [run for each in stats if (run := _read(each))]
+        runs = [run for text_of_stats in stats if (run := _read(text_of_stats))]
         known = coordinates_of(runs[0]) if runs else ""
         how = _Counting(coordinates[0], known, RESOLUTIONS[image_resolution[0]] or PICTURE_PIXELS)
         asked = zip(text if len(text) == count else text * count, _sizes(runs, count), strict=True)
         marked = [[(picture, *_found(picture, *next(asked), how)) for picture in batch] for batch in batches]
-        told = [line for batch in marked for _, _, line in batch]
-        NodeWatch(1).end("\n".join(told))
+        lines = [line for batch in marked for _, _, line in batch]
+        NodeWatch(1).end("\n".join(lines))
         return {
-            "ui": {"text": told},
+            "ui": {"text": lines},
             "result": (
                 [_tensor(boxes.draw(picture, marks) for picture, marks, _ in batch) for batch in marked],
                 [_tensor(boxes.mask(picture.size, marks) for picture, marks, _ in batch) for batch in marked],
@@ -122,20 +125,20 @@ class QwenVLBoxes:
 
 @dataclass(frozen=True, slots=True)
 class _Counting:
-    """What the numbers of an answer count."""
+    """The unit of an answer's numbers, and how to find it out."""
 
-    # As the widget says, and as the stats say of the model's family.
+    # The widget's value, and the unit of the model's family according to the stats, "" if they do not say.
     coordinates: str
     known: str
-    # What pictures were scaled to, where the stats do not say: at least and at most so many pixels.
+    # The least and most pixels that pictures were scaled to, used if the stats do not say.
     pixels: tuple[int, int]
 
     def unit(self, marks: Sequence[boxes.Mark], size: tuple[int, int], seen: tuple[int, int] | None) -> tuple[int, int]:
-        """How far the numbers reach to the right and down.
+        """Return the (x, y) that stands for the picture's right and lower edge in the answer.
 
         Args:
-            size: (width, height) of the picture.
-            seen: the same as the model saw it; None where the stats do not say.
+            size: (width, height) of the picture in pixels.
+            seen: (width, height) as the model saw it; None if the stats do not say.
         """
         thousand = (boxes.THOUSAND, boxes.THOUSAND)
         if self.coordinates == "0-1000" or not marks:
@@ -144,7 +147,7 @@ class _Counting:
         return seen if self.coordinates == "pixels" or boxes.counts_pixels(marks, seen, self.known) else thousand
 
     def _seen(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the picture as Qwen2.5-VL's processor scales it."""
+        """Compute (width, height) of the picture as Qwen2.5-VL's processor scales it."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         low, high = self.pixels
@@ -155,7 +158,7 @@ class _Counting:
 def _found(
     picture: Image.Image, answer: str, seen: tuple[int, int] | None, how: _Counting
 ) -> tuple[list[boxes.Mark], str]:
-    """What the answer found in the picture, in its pixels, and a line about it."""
+    """Read the answer's boxes and points, place them in the picture's pixels, and describe them in a line."""
     marks, problems = boxes.read(answer)
     placed, outside = boxes.place(marks, how.unit(marks, picture.size, seen), picture.size)
     if not marks:
@@ -168,18 +171,18 @@ def _found(
 
 
 def coordinates_of(stats: Mapping[str, Any]) -> str:
-    """What the family of the model that answered counts: "pixels", "0-1000", or "" where the stats do not say."""
+    """Read the unit of the model's family from the stats: "pixels", "0-1000", or "" if they do not say."""
     found = stats.get("coordinates")
     return found if found in boxes.COORDINATES[1:] else ""
 
 
 def seen_sizes_of(stats: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """(width, height) of each picture as the model saw it, in their order; [] where the stats do not say."""
+    """Read (width, height) of each picture as the model saw it from the stats, in order; [] if they do not say."""
     answers = stats.get("seen_sizes")
     if not isinstance(answers, list):
         return []
-    # A list for each answer, of one picture or of several.
-    sizes = [_size(each) for answer in answers for each in (answer if isinstance(answer, list) else [answer])]
+    # The sizes are listed by answer, each about one picture or several.
+    sizes = [_size(value) for answer in answers for value in (answer if isinstance(answer, list) else [answer])]
     known = [size for size in sizes if size]
     return known if len(known) == len(sizes) else []
 
@@ -190,13 +193,13 @@ def _size(value: object) -> tuple[int, int] | None:
 
 
 def _sizes(runs: Sequence[Mapping[str, Any]], count: int) -> Sequence[tuple[int, int] | None]:
-    """At what size each of so many pictures was seen; None for all where the stats are of other pictures."""
+    """Find the size at which each of `count` pictures was seen; None for all if the stats hold another number."""
     found = [size for stats in runs for size in seen_sizes_of(stats)]
     return found if len(found) == count else [None] * count
 
 
 def _read(stats: str) -> dict[str, Any]:
-    """A run's stats; {} with a warning where they are none."""
+    """Parse a run's stats; {} with a warning if they are not stats of a QwenVL node."""
     try:
         found = parse(stats.encode(errors="replace"), SETTINGS)
     except (ValueError, AttributeError, RecursionError):
@@ -208,5 +211,5 @@ def _read(stats: str) -> dict[str, Any]:
 
 
 def _tensor(pictures: Iterable[Image.Image]) -> torch.Tensor:
-    """(B, H, W, C) from RGB, (B, H, W) from grey; float in [0, 1]."""
+    """Stack pictures to floats in [0, 1]: (B, H, W, C) from RGB, (B, H, W) from grey."""
     return torch.stack([torch.from_numpy(np.asarray(picture).astype(np.float32) / 255) for picture in pictures])

@@ -1,4 +1,4 @@
-"""What the page tells of the models in a list: which are here, how large each is, and how much memory there is."""
+"""Facts for the page's list of models: which are on this machine, how large they are, and how much memory there is."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..models.download import default_policy, why_forbidden
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, QUANTIZATIONS
 
 
-def told() -> dict[str, Any]:
-    """As JSON holds it: the models of both nodes by name, bytes of memory by device, why nothing can be downloaded."""
+def facts() -> dict[str, Any]:
+    """Collect, for JSON: all models by name, bytes of memory by device, and why downloads are forbidden, if so."""
     roots = host.model_roots()
     return {
         "models": {name: _model(model, roots) for name, model in catalog.all_models(roots).items()},
@@ -44,12 +44,12 @@ def _model(model: Model, roots: Sequence[Path]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _bytes_in_memory(folder: Path, _changed: int) -> dict[str, int]:
-    """By quantization, of a whole model that no table knows."""
-    return {each: model_bytes(folder, torch.bfloat16, each) for each in QUANTIZATIONS}
+    """Compute the bytes in memory, by quantization, of a model whose sizes are not built in."""
+    return {quantization: model_bytes(folder, torch.bfloat16, quantization) for quantization in QUANTIZATIONS}
 
 
 def _memory(choice: str) -> int:
-    """All that a device has, whatever of it is in use: ComfyUI makes room."""
+    """Sum the total bytes of the chosen devices, memory in use included: ComfyUI makes room."""
     every = {
         AUTO: (host.device() or "cpu",),
         ALL_GPUS: gpus(),

@@ -9,7 +9,7 @@ from ..log import log
 
 
 def warn_of_clashes(ours: Mapping[str, type]) -> None:
-    """Log a line for each pack with one of our ids: those read before ours now, those read later when ComfyUI starts.
+    """Log a line for each other pack with one of our ids: now for packs read before ours, at server start for others.
 
     Args:
         ours: the nodes of this pack by id; not registered yet.

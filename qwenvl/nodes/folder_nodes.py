@@ -1,4 +1,4 @@
-"""The nodes QwenVL Load Folder and QwenVL Save Captions: pictures of a folder in, text files beside them out."""
+"""The nodes QwenVL Load Folder and QwenVL Save Captions: load a folder's pictures, write text files beside them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXISTING = ("skip", "overwrite")
 
 
 class QwenVLLoadFolder:
-    """Pictures of different sizes cannot be a batch, so they are a list."""
+    """The node that loads a folder's pictures, as a list, since pictures of different sizes cannot be a batch."""
 
     DESCRIPTION = (
         "Load the pictures of a folder as a list, with their names. Thousands of them, which do not fit into memory "
@@ -94,7 +94,7 @@ class QwenVLLoadFolder:
         try:
             states = [(file.name, file.stat()) for file in _listed(**values)[1]]
         except (OSError, ValueError):
-            return ""  # what is wrong is said when the node runs
+            return ""  # the error is raised when the node runs
         return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
 
     def load(
@@ -116,15 +116,18 @@ class QwenVLLoadFolder:
             watch.update(number, f"{number} of {len(files)} pictures")
         if not images and not had_one:
             raise FolderError(f"folder: {shown(folder)} holds no picture that can be read, like {shown(pattern)}.")
-        told = [f"{len(images)} pictures"]
-        told += [f"{had_one} left out, with a caption"] if had_one else []
-        told += [f"unreadable: {', '.join(unreadable)}"] if unreadable else []
-        watch.end("; ".join(told))
+        parts = [f"{len(images)} pictures"]
+        parts += [f"{had_one} left out, with a caption"] if had_one else []
+        parts += [f"unreadable: {', '.join(unreadable)}"] if unreadable else []
+        watch.end("; ".join(parts))
         return images or host.nothing_to_do(), names or host.nothing_to_do(), str(where)
 
 
 class QwenVLSaveCaptions:
-    """INPUT_IS_LIST: all texts and names are seen together, so that none is lost unnoticed."""
+    """The node that saves captions.
+
+    INPUT_IS_LIST, to compare the numbers of texts and names: otherwise a text could be lost unnoticed.
+    """
 
     DESCRIPTION = "Write each text into a file of its own, named after its picture: a.png gets a.txt."
     CATEGORY = "QwenVL"
@@ -175,24 +178,24 @@ class QwenVLSaveCaptions:
                 "writes there. Choose another folder."
             )
         files = _caption_files(where, [require_text("names", name) for name in names])
-        captions = [text_of("text", each) for each in text]
+        captions = [text_of("text", caption) for caption in text]
         try:
             make_folder(where)
             written = [_save(file, caption, existing[0]) for file, caption in zip(files, captions, strict=True)]
         except OSError as error:
             raise FolderError(f"folder: captions cannot be written to {str(where)!r} ({error}).") from error
-        told = _told(where, written)
-        if written and all(isinstance(each, LongNameError) for each in written):
-            raise FolderError(told)
-        NodeWatch(1).end(told)
-        log.info("%s", told)
-        return {"ui": {"text": [told]}}
+        summary = _summary(where, written)
+        if written and all(isinstance(result, LongNameError) for result in written):
+            raise FolderError(summary)
+        NodeWatch(1).end(summary)
+        log.info("%s", summary)
+        return {"ui": {"text": [summary]}}
 
 
 def _listed(
     folder: str, pattern: str, sort: str, limit: int, skip_captioned: bool = False
 ) -> tuple[Path, list[Path], int]:
-    """The folder that the widget names, its pictures, and how many more were left out because they have a caption."""
+    """List the widget's folder: its path, its pictures, and how many were left out because they have a caption."""
     given = {"folder": folder, "pattern": pattern, "sort": sort, "limit": limit, "skip_captioned": skip_captioned}
     declared = QwenVLLoadFolder.INPUT_TYPES()
     valid = checked({**declared["required"], **declared["optional"]}, given)
@@ -209,19 +212,19 @@ def _listed(
 
 
 def _captioned(where: Path) -> set[Path]:
-    """The pictures of a folder that have a caption file beside them. Which name that has, all of them decide."""
+    """Find the pictures with a caption file; its name depends on all pictures of the folder, so all are looked at."""
     return {picture for picture, file in caption_files(find_pictures(where)).items() if _has_one(file)}
 
 
 def _has_one(file: Path) -> bool:
     try:
         return is_there(file)
-    except LongNameError:  # whoever writes captions tells of it
+    except LongNameError:  # reported when the caption is written
         return False
 
 
 def _require_memory(files: list[Path]) -> None:
-    """Say it before the machine runs out of memory."""
+    """Raise FolderError if the pictures together do not fit in free RAM."""
     needed, free = sum(map(_bytes_of, files)), host.free_ram()
     if needed > free:
         raise FolderError(
@@ -235,11 +238,11 @@ def _bytes_of(file: Path) -> int:
         with open_picture(file) as picture:
             return picture.width * picture.height * _BYTES_PER_PIXEL
     except BROKEN_PICTURE:
-        return 0  # it will be left out
+        return 0  # the picture will be left out
 
 
 def _save(file: Path, caption: str, existing: str) -> bool | LongNameError:
-    """Whether it was written now, or why it cannot be: a name that is too long costs its picture only."""
+    """Write a caption: True if written, False if one was kept, the error if the file's name is too long."""
     try:
         if existing == EXISTING[0] and is_there(file):
             return False
@@ -250,14 +253,14 @@ def _save(file: Path, caption: str, existing: str) -> bool | LongNameError:
     return True
 
 
-def _told(where: Path, written: Sequence[bool | LongNameError]) -> str:
-    told = f"{written.count(True)} captions written to {where}, {written.count(False)} were there and stayed"
-    failed = [str(each) for each in written if isinstance(each, LongNameError)]
-    return f"{told}; {len(failed)} could not be: {failed[0]}" if failed else told
+def _summary(where: Path, written: Sequence[bool | LongNameError]) -> str:
+    counts = f"{written.count(True)} captions written to {where}, {written.count(False)} were there and stayed"
+    failed = [str(result) for result in written if isinstance(result, LongNameError)]
+    return f"{counts}; {len(failed)} could not be: {failed[0]}" if failed else counts
 
 
 def _caption_files(where: Path, names: list[str]) -> list[Path]:
-    """A file in the folder for each name. Names are a node's output, so they may be anything."""
+    """Choose the caption file for each picture name; raise FolderError for names that are not plain or not unique."""
     for name in names:
         if not paths.is_plain_name(name, windows=os.name == "nt"):
             raise FolderError(f"names: {shown(name)} is not a file's name. Connect the names of QwenVL Load Folder.")

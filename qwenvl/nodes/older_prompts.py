@@ -1,4 +1,4 @@
-"""API prompts of older packs: they name fewer inputs than the nodes have today, and a picture by another name."""
+"""Completion of API prompts of older packs, which lack inputs of today's nodes and call image1 image."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from ..comfyui import host
 
-# Every pack had these, so a prompt without them is a mistake, which ComfyUI tells.
+# Every older pack had these, so a prompt without them is a mistake, which ComfyUI reports.
 ALWAYS_NAMED = ("text", "prompt", "model")
 
 
 def take_them(nodes: Mapping[str, Any]) -> None:
-    """Have ComfyUI's server complete what is queued for these nodes, where there is a server."""
+    """Have ComfyUI's server complete queued prompts that use these nodes; does nothing without a server."""
     add = getattr(host.server(), "add_on_prompt_handler", None)
     if add is not None:
         add(lambda queued: complete(queued, nodes))
 
 
 def complete(queued: dict[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same prompt, with what these nodes require besides a question and a model: defaults where it names none."""
+    """Fill in, in place, what these nodes lack: defaults of required inputs except question and model; image1."""
     prompt = queued.get("prompt")
     for node in prompt.values() if isinstance(prompt, dict) else ():
         if isinstance(node, dict) and str(node.get("class_type")) in nodes and isinstance(node.get("inputs"), dict):

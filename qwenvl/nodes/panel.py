@@ -1,4 +1,4 @@
-"""What the page asks the server of models: which are in memory, to let one go, and what the list offers."""
+"""HTTP routes for the page: list the models in memory, unload one, and describe the models that can be chosen."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..request import LoadSpec
 from . import choices
 
 JSON = "application/json"
-# A name with its settings; no more than a few hundred characters.
+# Limits of an unload request: a model's name and settings take a few hundred characters.
 _ASKED = bounded_json.Limit(1 << 16, 1 << 10)
 _PORT = re.compile(r":\d+$")
 
 
 def add_routes(models: ModelCache) -> None:
-    """GET /qwenvl/models, GET /qwenvl/choices and POST /qwenvl/unload, where there is a server."""
+    """Add GET /qwenvl/models, GET /qwenvl/choices and POST /qwenvl/unload to ComfyUI's server, if there is one."""
     routes = getattr(host.server(), "routes", None)
     if routes is None:
         return
-    from aiohttp import web  # ComfyUI has it; nobody else needs it here
+    from aiohttp import web  # imported here because only ComfyUI's server needs it
 
     @routes.get("/qwenvl/models")
     @_guarded
@@ -36,13 +36,13 @@ def add_routes(models: ModelCache) -> None:
     @routes.get("/qwenvl/choices")
     @_guarded
     async def get_choices(_: web.Request) -> web.Response:
-        # Disks are looked at, and may be slow.
-        return web.json_response(await asyncio.to_thread(choices.told))
+        # In a thread, because it reads disks, which may be slow.
+        return web.json_response(await asyncio.to_thread(choices.facts))
 
     @routes.post("/qwenvl/unload")
     @_guarded
     async def unload(request: web.Request) -> web.Response:
-        # A page elsewhere can send a form without asking first, but no JSON.
+        # Another site's page can send a form without a CORS preflight, but not JSON.
         if request.content_type != JSON:
             return web.Response(status=403, text=f"only {JSON} is taken")
         try:
@@ -51,7 +51,7 @@ def add_routes(models: ModelCache) -> None:
         except (ValueError, RecursionError):
             return web.Response(status=400, text="that is no JSON")
         wanted = asked.get("model") if isinstance(asked, dict) else None
-        spec = next((each.spec for each in models.residents if key(each.spec) == wanted), None)
+        spec = next((resident.spec for resident in models.residents if key(resident.spec) == wanted), None)
         if spec is None:
             return web.json_response({"error": f"no model {shown(wanted)} is in memory"}, status=404)
         running = host.running_prompts()
@@ -60,7 +60,7 @@ def add_routes(models: ModelCache) -> None:
 
 
 async def _body(request: Any) -> bytes:
-    """What was sent, up to a byte more than is taken: ComfyUI lets a request have 100 MB."""
+    """Read the body up to one byte over the limit: ComfyUI itself accepts 100 MB."""
     body = b""
     while len(body) <= _ASKED.size and (block := await request.content.read(_ASKED.size + 1 - len(body))):
         body += block
@@ -68,7 +68,7 @@ async def _body(request: Any) -> bytes:
 
 
 def _guarded(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """The same handler of requests, for those that may ask."""
+    """Wrap a request handler so that it answers 403 to browsers that another site may control."""
 
     async def guarded(request: Any) -> Any:
         if reason := why_refused(request.headers, host.own_names()):
@@ -81,7 +81,7 @@ def _guarded(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitab
 
 
 def why_refused(headers: Mapping[str, str], own_names: Collection[str]) -> str | None:
-    """Why the browser that asks may be in another one's hands, or None."""
+    """Return why another site may control the browser that sent the request, or None."""
     if is_cross_site(headers):
         return "another site's page asks"
     name = headers.get("Host", "")
@@ -91,14 +91,14 @@ def why_refused(headers: Mapping[str, str], own_names: Collection[str]) -> str |
 
 
 def is_foreign_name(name: str, own_names: Collection[str]) -> bool:
-    """Whether a browser may have been led here by a name that is somebody else's (DNS rebinding).
+    """Return True if the host name may belong to another site that resolves it to this machine (DNS rebinding).
 
-    To the browser, the page under that name is ComfyUI's own then, and sends no other Origin. An address cannot lead
-    elsewhere, nor can localhost.
+    The browser then takes that site's page for ComfyUI's own, so its Origin looks right. Addresses and localhost are
+    safe: no site can redirect them.
 
     Args:
-        name: what Host says.
-        own_names: of this machine and its proxies, in small letters.
+        name: the request's Host header.
+        own_names: names of this machine and its proxies, in lower case.
     """
     name = _PORT.sub("", name.strip().lower()).removesuffix(".")
     try:
@@ -109,12 +109,12 @@ def is_foreign_name(name: str, own_names: Collection[str]) -> bool:
 
 
 def is_cross_site(headers: Mapping[str, str]) -> bool:
-    """Whether another site's page sent the request.
+    """Return True if another site's page sent the request.
 
-    ComfyUI itself refuses those where it is reached as localhost. With --listen, under another name, it compares no
-    Origin; with --enable-cors-header it refuses nobody, and every page may read the answers.
+    ComfyUI refuses such requests only if it is reached as localhost. With --listen, under another name, it does not
+    compare the Origin; with --enable-cors-header it refuses no page, and every page may read the answers.
     """
-    if "Origin" not in headers:  # without it, a page elsewhere cannot read an answer
+    if "Origin" not in headers:  # without it, another site's page cannot read the answer
         return False
     own, origin = headers.get("Host", "").lower(), headers["Origin"].lower().partition("://")[2]
     # A proxy may leave the port out of Host, or write one that an origin leaves out.
@@ -124,12 +124,12 @@ def is_cross_site(headers: Mapping[str, str]) -> bool:
 
 
 def key(spec: LoadSpec) -> str:
-    """One of those that are in memory, by its settings."""
+    """Return the text that identifies a model in memory: its name and settings."""
     return " / ".join((spec.model, spec.quantization, spec.attention, spec.device))
 
 
 def listed(models: ModelCache) -> list[dict[str, Any]]:
-    """What there is, as the page shows it: the most recently loaded last."""
+    """List the models in memory for the page, the most recently loaded last."""
     return [
         {
             "key": key(resident.spec),

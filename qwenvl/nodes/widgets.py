@@ -18,15 +18,15 @@ STATS_TOOLTIP = "JSON: what was loaded and how, tokens, seconds, tokens a second
 Widget = tuple[Any, dict[str, Any]]
 Inputs = dict[str, dict[str, Widget]]
 
-# The picture inputs of both generations of workflows, in the order in which they are shown.
+# The picture inputs of older and newer workflows, in the order in which the model sees them.
 PICTURES = ("image", "image1", "image2", "image3", "image4")
 
 
 def widget(setting: Setting, **here: Any) -> Widget:
-    """As INPUT_TYPES holds it.
+    """Build a setting's entry for INPUT_TYPES.
 
     Args:
-        here: what this machine says in place of what is declared.
+        here: options of this machine that replace the declared ones.
     """
     options: dict[str, Any] = {"tooltip": setting.tooltip, **setting.page}
     if setting.kind not in ("IMAGE", "VIDEO"):
@@ -48,22 +48,22 @@ PICTURE, BYPASS = _WIDGETS["image1"], _WIDGETS["bypass"]
 
 
 def inputs(models: dict[str, catalog.Model], looks: bool) -> Inputs:
-    """INPUT_TYPES of a node that asks one of these models.
+    """Build INPUT_TYPES of a node that asks one of these models.
 
     Args:
-        looks: whether it is shown pictures and videos.
+        looks: True if the node takes pictures and videos.
     """
-    # Read anew for every look at a node: the user's files may have changed.
+    # Read every time, since the user's files may have changed.
     first = (builtin.vision() if looks else builtin.text())[0]
     offered = {**_WIDGETS, "model": widget(SETTINGS["model"], choices=models, default=first.name), "preset": _presets()}
     return {
-        group: {each.name: offered[each.name] for each in settings if looks or not each.looks}
+        group: {setting.name: offered[setting.name] for setting in settings if looks or not setting.looks}
         for group, settings in (("required", REQUIRED), ("optional", OPTIONAL))
     }
 
 
 def stops(text: str) -> tuple[str, ...]:
-    """The lines of the stop widget."""
+    """Split the stop widget's text into lines, with \\n in a line as a line break."""
     return tuple(line.replace("\\n", "\n") for line in text.splitlines() if line)
 
 

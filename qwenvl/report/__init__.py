@@ -1,3 +1,3 @@
-"""What a machine and a run tell of themselves: facts and figures in, findings and sentences out. Begin with findings.py
-for the machine, with diagnostics.py for a run.
+"""Diagnosis of the machine and of a run: facts and figures become findings and sentences. Begin with findings.py for
+the machine, with diagnostics.py for a run.
 """

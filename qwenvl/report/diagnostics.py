@@ -1,4 +1,4 @@
-"""What a run tells of itself: phase times, tokens, attention, memory, GPU; and why it was slow. Off the hot path."""
+"""The figures of a run: phase times, tokens, attention, memory, GPU; and why it was slow. Not on the hot path."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .slowness import why_slow
 from .stalls import StackSampler, pace, telling_s
 
 FULL, OFF = DIAGNOSTICS[1:]
-# What torch keeps from other programs without using it is worth a warning from here on.
+# Warn if torch reserves more GPU memory than this without using it.
 UNUSED_BYTES = 1 << 30
-# The log names so many stalls, the statistics all.
+# The most stalls in the log; the stats hold all.
 STALLS_TOLD = 5
 
 
 class Phases:
-    """Adds up how long the named parts of a run took: with phases("media"): ..."""
+    """Sums of the seconds that the named parts of a run took: with phases("media"): ..."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -42,13 +42,13 @@ class Phases:
 
 
 class Diagnosis:
-    """The figures of one run, as many as were asked for.
+    """Collects and logs the figures of one run, as many as the level asks for.
 
     Args:
         level: summary, full or off.
 
     Attributes:
-        began: when the run began, on time.perf_counter()'s clock.
+        began: when the run began, by time.perf_counter().
     """
 
     def __init__(self, level: str) -> None:
@@ -62,7 +62,7 @@ class Diagnosis:
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        """A block in which the model generates."""
+        """Context manager that watches the model while it generates."""
         if self._level != FULL:
             yield
             return
@@ -74,28 +74,29 @@ class Diagnosis:
             yield
             self._after = _look_at(model.device)
 
-    def finish(self, stats: Stats, made: Sequence[Generation], spec: LoadSpec) -> Stats:
-        """Log what was asked for; returns the statistics with the figures of all generations in them."""
+    def finish(self, stats: Stats, generations: Sequence[Generation], spec: LoadSpec) -> Stats:
+        """Log what the level asks for; return the stats, at level full with the figures of all generations."""
         if self._level == OFF:
             return stats
         if self._level == FULL:
-            stats = replace(stats, diagnostics=self._figures(stats, made))
+            stats = replace(stats, diagnostics=self._figures(stats, generations))
         log.info("%s", stats)
         for line in in_words(stats.diagnostics or {}):
             log.info("%s", line)
         _warn_of_unused(self._after)
-        if reason := why_slow(spec, stats, made, lambda: self._after or _look_at(torch.device(stats.loaded.device))):
+        device = torch.device(stats.loaded.device)
+        if reason := why_slow(spec, stats, generations, lambda: self._after or _look_at(device)):
             log.warning("%s", reason)
         return stats
 
-    def _figures(self, stats: Stats, made: Sequence[Generation]) -> dict[str, Any]:
+    def _figures(self, stats: Stats, generations: Sequence[Generation]) -> dict[str, Any]:
         unknown = {self._after["not_read"], *_not_observed(stats, self._kernels)} - {""}
         for reason in sorted(unknown):
             if PROCESS.is_new("diagnostics", reason):
                 log.info("diagnostics: %s", reason)
         return {
-            "phases_s": _phases(self.phases.seconds, stats, made),
-            "tokens": pace([each.times for each in made], self._sampler),
+            "phases_s": _phases(self.phases.seconds, stats, generations),
+            "tokens": pace([generation.times for generation in generations], self._sampler),
             "attention": {"asked_for": stats.loaded.attention, "allowed": sdpa.allowed(), "ran": dict(self._kernels)},
             "memory": {"before": self._before["memory"], "after": self._after["memory"]},
             "gpu": {"before": self._before["gpu"], "after": self._after["gpu"]},
@@ -103,20 +104,20 @@ class Diagnosis:
         }
 
 
-def _phases(measured: Mapping[str, float], stats: Stats, made: Sequence[Generation]) -> dict[str, float]:
-    """In the order in which they come. What is told of a token between two of them is no part of the decode."""
+def _phases(measured: Mapping[str, float], stats: Stats, generations: Sequence[Generation]) -> dict[str, float]:
+    """Return seconds by phase, in order. Showing a token's text counts as detokenise, not as decode."""
     tower = measured.get("vision_tower", 0.0)
-    telling = sum(telling_s(each.times) for each in made)
-    last = sum(each.times[-1].told - each.times[-1].arrived for each in made)
-    decode = sum(each.decode_s for each in made)
+    showing = sum(telling_s(generation.times) for generation in generations)
+    last = sum(generation.times[-1].told - generation.times[-1].arrived for generation in generations)
+    decode = sum(generation.decode_s for generation in generations)
     return {
         "media": measured.get("media", 0.0),
         "load": stats.loaded.load_s,
         **{name: measured.get(name, 0.0) for name in ("template", "processor", "transfer")},
         "vision_tower": tower,
-        "prefill": sum(each.prefill_s for each in made) - tower,
-        "decode": max(0.0, decode - (telling - last)),
-        "detokenise": telling,
+        "prefill": sum(generation.prefill_s for generation in generations) - tower,
+        "decode": max(0.0, decode - (showing - last)),
+        "detokenise": showing,
     }
 
 
@@ -128,7 +129,7 @@ def _not_observed(stats: Stats, kernels: Mapping[str, str]) -> Iterator[str]:
 
 
 def _look_at(device: torch.device, before: bool = False) -> dict[str, Any]:
-    """Memory and GPU now; `before` starts the peak anew."""
+    """Read memory and GPU state now; with `before`, reset the peak of memory first."""
     if device.type != "cuda":
         reason = f"GPU memory, clocks, power and temperature are not read on {device.type}"
         return {"memory": None, "gpu": None, "not_read": reason}
@@ -165,7 +166,7 @@ def _vision_time(model: Any, phases: Phases) -> Iterator[None]:
 
 
 class _Clock:
-    """Times the vision tower, which is over only when the device is done with it."""
+    """A clock for the vision tower that waits for the device at its start and end."""
 
     def __init__(self, device: torch.device, phases: Phases) -> None:
         self._device, self._phases = device, phases
@@ -185,7 +186,7 @@ class _Clock:
 
 
 def in_words(figures: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of a full diagnosis for the log."""
+    """Format the figures of a full diagnosis as lines for the log."""
     if not figures:
         return
     seconds = figures["phases_s"].items()
@@ -203,13 +204,13 @@ def in_words(figures: Mapping[str, Any]) -> Iterator[str]:
 def _token_lines(tokens: Mapping[str, Any]) -> Iterator[str]:
     if not tokens:
         return
-    stalls = sorted(tokens["stalls"], key=lambda each: -each["ms"])
+    stalls = sorted(tokens["stalls"], key=lambda stall: -stall["ms"])
     yield (
         f"tokens: shortest {tokens['shortest_ms']:.1f} ms, median {tokens['median_ms']:.1f} ms, "
         f"longest {tokens['longest_ms']:.1f} ms, {len(stalls)} over twice the median"
     )
     for stall in stalls[:STALLS_TOLD]:
-        meanwhile = ", ".join(stall["meanwhile"]) or "too short to be looked at"
+        meanwhile = ", ".join(stall["meanwhile"]) or "too short to see what went on"
         where = f"token {stall['after_token']}"
         if stall["generation"] > 1:
             where += f" of generation {stall['generation']}"

@@ -1,4 +1,4 @@
-"""What this machine is: facts, found without using it. No CUDA context is started for them."""
+"""Facts about this machine, found without starting a CUDA context."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from ..packages import version_of, why_not_imported
 from . import nvml
 
-# Each by the names under which it may be installed.
+# Package -> the names of the distributions that provide it.
 PACKAGES = {
     "transformers": ("transformers",),
     "accelerate": ("accelerate",),
@@ -32,20 +32,20 @@ PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU and what kernels for it are called: sm_120 on NVIDIA's, gfx942 on AMD's."""
+    """A GPU: its name and its architecture, such as sm_120 (NVIDIA) or gfx942 (AMD)."""
 
     name: str
     arch: str
 
     @property
     def capability(self) -> tuple[int, int] | None:
-        """NVIDIA's compute capability."""
+        """The compute capability of a GPU of NVIDIA's, else None."""
         return capability_of(self.arch)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A machine, as far as it is known without using it."""
+    """Facts about a machine: torch, GPUs, driver and packages."""
 
     torch: str
     # What torch was built for: CUDA, HIP, and the architectures whose kernels it holds.
@@ -54,12 +54,12 @@ class Facts:
     archs: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
-    # "mps" or "xpu" where torch offers that.
+    # "mps" or "xpu" if torch offers it.
     other_device: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
     # As in "cuda128", "rocm64", "cpu".
     bitsandbytes_builds: tuple[str, ...] = ()
-    # Why its compiled part cannot be imported; "" where it can, or where nobody tried.
+    # Why the compiled part of flash-attn cannot be imported; "" if it can, or if it was not tried.
     flash_attn_error: str = ""
     python: str = "3.12.0"
     system: str = "Linux x86_64"
@@ -67,7 +67,7 @@ class Facts:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether torch was built for the GPUs that are there."""
+        """True if there are GPUs and torch was built with CUDA or ROCm."""
         return bool(self.gpus and (self.cuda or self.hip))
 
     def has(self, package: str) -> bool:
@@ -75,10 +75,10 @@ class Facts:
 
 
 def probe(thorough: bool = False) -> Facts:
-    """The facts of this machine.
+    """Collect the facts of this machine.
 
     Args:
-        thorough: also import the compiled part of flash-attn, which takes a second and tells whether it fits torch.
+        thorough: also import the compiled part of flash-attn, which takes a second and shows if it fits torch.
     """
     portable = Path(sys.executable).parent.name == "python_embeded"
     return Facts(
@@ -99,24 +99,24 @@ def probe(thorough: bool = False) -> Facts:
 
 
 def capability_of(arch: str) -> tuple[int, int] | None:
-    """sm_120 -> (12, 0); None for an architecture that is not NVIDIA's."""
+    """Parse an architecture: sm_120 -> (12, 0); None if it is not NVIDIA's."""
     found = re.fullmatch(r"sm_(\d+)(\d)[af]?", arch)
     return (int(found[1]), int(found[2])) if found else None
 
 
 def _archs() -> tuple[str, ...]:
-    # torch.cuda.get_arch_list() is empty in older versions of torch where CUDA does not start.
+    # In older versions of torch, torch.cuda.get_arch_list() is empty if CUDA does not start.
     flags = getattr(torch._C, "_cuda_getArchFlags", None)
     return tuple((flags() or "").split()) if flags else ()
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    # torch's own answer would start a context, so it is asked only where there is one.
+    # Asking torch would start a context, so it is asked only if one exists.
     if torch.cuda.is_initialized():
-        each = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return tuple(
             Gpu(gpu.name, gpu.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{gpu.major}{gpu.minor}")
-            for gpu in each
+            for gpu in found
         )
     if torch.version.hip:
         return ()
@@ -144,5 +144,5 @@ def _bitsandbytes_builds() -> tuple[str, ...]:
 
 
 def _flash_attn_error() -> str:
-    # Not installed, or the build for AMD, which has another name.
+    # Without a spec it is not installed, or it is the build for AMD, whose module has another name.
     return why_not_imported("flash_attn_2_cuda") if find_spec("flash_attn_2_cuda") else ""

@@ -1,6 +1,6 @@
-"""What is wrong or missing on a machine, what it costs, and the command that mends it.
+"""Findings: what is wrong or missing on a machine, what it costs, and the command that fixes it.
 
-Pure functions of its facts, so every machine can be tested on any other.
+Pure functions of a machine's facts, so tests can check any machine on any other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..process import PROCESS
 from .facts import Facts, Gpu, capability_of, probe
 
 OLDEST = {"torch": (2, 4), "transformers": (4, 57, 1)}
-# The oldest driver that starts any version of this CUDA (NVIDIA's minor version compatibility).
+# CUDA's major version -> the oldest driver for any of its minor versions (NVIDIA's minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 BLACKWELL_DRIVER = 570
 WHEELS = "https://download.pytorch.org/whl"
@@ -35,7 +35,7 @@ Severity = Literal["critical", "warning", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it could be. `mend` is "" where there is nothing to be done."""
+    """Something wrong or missing. `mend` is the command that fixes it, "" if there is no fix."""
 
     severity: Severity
     what: str
@@ -47,22 +47,22 @@ class Finding:
 
 
 def findings(facts: Facts, family: str = "", linear_attention: bool = False) -> list[Finding]:
-    """Everything that is not as it could be, the gravest first. Pure.
+    """List everything that is wrong or missing, the gravest first. Pure.
 
     Args:
-        family: model_type of the model that will run, "" where that is not known.
-        linear_attention: whether most layers of that family are linear attention.
+        family: model_type of the model that will run, "" if unknown.
+        linear_attention: True if most layers of that family are linear attention.
     """
     checks = (_too_old, _torch_without_gpu, _driver, _conv3d, _accelerate, _bitsandbytes, _flash_attn)
-    found = [each for check in checks for each in check(facts)]
+    found = [finding for check in checks for finding in check(facts)]
     if linear_attention:
         found += _linear_attention(facts, family)
     order = ("critical", "warning", "info")
-    return sorted(found, key=lambda each: order.index(each.severity))
+    return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
 def in_a_line(facts: Facts) -> str:
-    """Python, torch, GPUs and driver. Pure."""
+    """Format Python, torch, GPUs and driver in a line. Pure."""
     parts = [f"Python {'.'.join(facts.python.split('.')[:2])}", f"torch {facts.torch}"]
     parts += [f"{gpu.name}, {gpu.arch}" for gpu in facts.gpus]
     parts += [f"driver {facts.driver}"] if facts.driver else []
@@ -70,22 +70,22 @@ def in_a_line(facts: Facts) -> str:
 
 
 def startup_report() -> None:
-    """One line when all is well, and one more for everything that is not."""
+    """Log one line about the machine, and one for each finding."""
     facts = probe()
     log.info("ready (%s)", in_a_line(facts))
     for finding in findings(facts):
-        tell(finding)
+        _log(finding)
 
 
 def tell_of(family: str, linear_attention: bool) -> None:
-    """Once for each family of models: what they lack here to be fast."""
+    """Log what a family of models lacks here to be fast, once for each family."""
     if linear_attention and PROCESS.is_new("family", family):
         for finding in _linear_attention(probe(), family):
-            tell(finding)
+            _log(finding)
 
 
-def tell(finding: Finding) -> None:
-    """To the log; what costs nothing is for those who ask for more."""
+def _log(finding: Finding) -> None:
+    """Log a finding at the level of its severity, info at debug."""
     {"critical": log.critical, "warning": log.warning, "info": log.debug}[finding.severity]("%s", finding)
 
 
@@ -98,7 +98,7 @@ def _too_old(facts: Facts) -> Iterator[Finding]:
 
 
 def _torch_without_gpu(facts: Facts) -> Iterator[Finding]:
-    """A GPU whose kernels this torch does not hold."""
+    """Find GPUs for which this torch holds no kernels."""
     for gpu in facts.gpus:
         what = f"{gpu.name} ({gpu.arch}) is here, and torch {facts.torch} "
         if not facts.on_gpu:
@@ -183,7 +183,7 @@ def _lacking(severity: Severity, lack: Lack, cost: str, facts: Facts) -> Finding
 def _linear_attention(facts: Facts, family: str) -> Iterator[Finding]:
     if not facts.on_gpu:
         return
-    # The first is written in Triton, which torch brings along on Linux only.
+    # flash-linear-attention is written in Triton, which torch installs on Linux only.
     triton = "triton-windows " if facts.system.startswith("Windows") and not facts.has("triton") else ""
     commands = {
         "flash-linear-attention": f"{facts.pip} install -U {triton}flash-linear-attention",
@@ -197,19 +197,19 @@ def _linear_attention(facts: Facts, family: str) -> Iterator[Finding]:
 
 
 def _torch_for(facts: Facts, gpu: Gpu | None) -> str:
-    """The command that installs a torch for the GPU, one that the driver can start."""
+    """Return the command that installs a torch for the GPU that the driver supports."""
     capability = gpu.capability if gpu else None
     driver = release(facts.driver)[0] if facts.driver else 0
     index = "cu130" if driver >= OLDEST_DRIVER[13] else "cu128"
     if capability and capability < (7, 5):
-        index = "cu126"  # the last that holds kernels for GPUs before Turing
+        index = "cu126"  # the last with kernels for GPUs before Turing
     names = "torch torchvision torchaudio"
-    # Without the first half pip keeps what is there wherever its version is not lower.
+    # Without uninstalling first, pip keeps an installed torch whose version is not lower.
     return f"{facts.pip} uninstall -y {names} && {facts.pip} install {names} --index-url {WHEELS}/{index}"
 
 
 def _serves(archs: tuple[str, ...], gpu: Gpu) -> bool:
-    """Kernels for X.y run on X.z where z >= y; those for sm_120a on 12.0 alone."""
+    """Return True if the kernels run on the GPU: those for X.y run on X.z if z >= y, those for sm_120a on 12.0 only."""
     if gpu.capability is None:
         return True
     for arch in archs:

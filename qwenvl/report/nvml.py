@@ -1,4 +1,4 @@
-"""What NVIDIA's driver tells of itself and of its GPUs. It is asked through NVML, which starts no CUDA context."""
+"""Driver and GPU state of NVIDIA's GPUs, read through NVML, which starts no CUDA context."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-# Bits of NVML's clock event reasons that mean that the clock is lower than it could be. The lowest bit, idle, is none.
+# The bits of NVML's clock event reasons that mean a lowered clock. The lowest bit, idle, does not.
 HELD_BACK = {
     0x2: "clocks that were set by hand",
     0x4: "the power limit",
@@ -22,7 +22,7 @@ HELD_BACK = {
 
 
 def driver() -> str | None:
-    """The version of the NVIDIA driver, None where there is none that answers."""
+    """Return the version of the NVIDIA driver; None if no driver answers."""
     nvml, _ = _start()
     if nvml is not None:
         return _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
@@ -34,7 +34,7 @@ def driver() -> str | None:
 
 
 def gpus() -> list[tuple[str, tuple[int, int]]]:
-    """Name and compute capability of every NVIDIA GPU."""
+    """List name and compute capability of every NVIDIA GPU."""
     nvml, _ = _start()
     found = []
     for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0 if nvml else 0):
@@ -46,13 +46,13 @@ def gpus() -> list[tuple[str, tuple[int, int]]]:
 
 
 def state(uuid: str) -> tuple[dict[str, Any], str]:
-    """Clock, power, temperature and what holds the clock back, now, of one GPU.
+    """Read clock (MHz), power (W), temperature (°C) and what holds the clock back, now, of one GPU.
 
     Args:
         uuid: as torch or NVML writes it.
 
     Returns:
-        The figures, None for each that this GPU does not tell; or nothing and the reason.
+        The figures, None where this GPU does not report one, and ""; or {} and the reason.
     """
     nvml, reason = _start()
     if nvml is None:
@@ -72,7 +72,7 @@ def state(uuid: str) -> tuple[dict[str, Any], str]:
 
 
 def _held_back_by(nvml: Any, handle: Any) -> list[str] | None:
-    # NVML gave its throttle reasons a new name; drivers and packages of before know the old one only.
+    # NVML renamed its throttle reasons; older drivers and packages know the old name only.
     for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
         bits = _ask(nvml, name, handle)
         if bits is not None:
@@ -82,7 +82,7 @@ def _held_back_by(nvml: Any, handle: Any) -> list[str] | None:
 
 @lru_cache(maxsize=1)
 def _start() -> tuple[Any, str]:
-    """NVML, ready to be asked; or None, and why. It stays open: the process needs it again at the next run."""
+    """Start NVML; return it, or None and the reason. It stays open, since the next run needs it again."""
     try:
         import pynvml
     except ModuleNotFoundError:
@@ -95,7 +95,7 @@ def _start() -> tuple[Any, str]:
 
 
 def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
-    """The answer, None where this GPU, driver or package has none."""
+    """Call a function of NVML; None if this GPU, driver or package does not support it."""
     try:
         return getattr(nvml, function)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -103,5 +103,5 @@ def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
 
 
 def _text(value: str | bytes | None) -> str | None:
-    """Older versions of the package answer in bytes."""
+    """Decode a text: older versions of the package return bytes."""
     return value.decode() if isinstance(value, bytes) else value

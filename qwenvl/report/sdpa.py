@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels are allowed, and which one ran: seen at work, in one layer of a run."""
+"""Which of torch's attention kernels are allowed, and which one ran, observed in one layer of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..decoding.step_attention import allowed_kernels, without_cudnn
 
-# The operator that scaled_dot_product_attention ends in, and what the kernel is called.
+# The operator that scaled_dot_product_attention dispatches to -> the kernel's name.
 KERNELS = {
     "_scaled_dot_product_flash_attention": "flash",
     "_scaled_dot_product_flash_attention_for_cpu": "flash",
@@ -24,20 +24,20 @@ KERNELS = {
 
 
 def allowed() -> list[str]:
-    """The kernels that torch may choose from on a GPU while the pack computes."""
+    """List the kernels that torch may choose from on a GPU while the pack computes."""
     with without_cudnn():
         return allowed_kernels()
 
 
 @contextmanager
 def observed(model: Any) -> Iterator[dict[str, str]]:
-    """Within the block, the first layer of the vision tower and of the text part are looked at, once each.
+    """Context manager that watches the first call of the first layer of the vision tower and of the text part.
 
     Yields:
-        "vision_tower" and "prefill" -> the kernel, as soon as it ran; nothing where no such kernel did.
+        "vision_tower" and "prefill" -> the kernel, once it ran; a part is missing if no known kernel ran in it.
     """
     kernels: dict[str, str] = {}
-    # Others have no such kernel, and some of their operators cannot be watched.
+    # Other implementations use no such kernel, and some of their operators cannot be watched.
     parts = ("vision_tower", "prefill") if model.config._attn_implementation == "sdpa" else ()
     layers = {part: layer for part in parts if (layer := _first_layer(model, part))}
     for part, layer in layers.items():
@@ -50,19 +50,19 @@ def observed(model: Any) -> Iterator[dict[str, str]]:
 
 
 def _first_layer(model: torch.nn.Module, part: str) -> torch.nn.Module | None:
-    """The first with attention of this kind: newer families begin with linear attention."""
+    """Find the part's first layer with softmax attention: newer families begin with linear attention."""
     for name, module in model.named_modules():
         of_part = ("visual" in name.split(".")) == (part == "vision_tower")
         attends = hasattr(module, "self_attn") or hasattr(module, "attn")
-        # An instance that has its own forward belongs to accelerate, which spreads it over devices.
+        # accelerate sets an own forward on instances that it spreads over devices: leave these alone.
         if of_part and attends and "forward" not in vars(module):
             return module
     return None
 
 
 class _LookOnce:
-    """A layer's forward, watched the first time. No function within a function: in the traceback of an error its frame
-    would hold the layer by what it closes over."""
+    """A layer's forward whose first call is watched. A class, not a closure: in the traceback of an error, the frame
+    of a closure would keep the layer alive."""
 
     def __init__(self, layer: torch.nn.Module, part: str, kernels: dict[str, str]) -> None:
         self._layer, self._part, self._kernels = layer, part, kernels
@@ -80,7 +80,7 @@ class _Seeing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.scaled_dot_product_attention.default:
-            with self:  # one level down is where torch has chosen
+            with self:  # torch chooses the kernel one level down
                 return func.decompose(*args, **(kwargs or {}))
         if kernel := KERNELS.get(func.__name__.split(".")[0]):
             self._kernels[self._part] = kernel

@@ -1,4 +1,4 @@
-"""Whether a run was much slower than the same model before, and the likeliest reason."""
+"""Detection of runs that are much slower than earlier ones of the same model, with the likeliest reason."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..process import PROCESS, Pace
 from ..request import LoadSpec, Stats
 from .stalls import pace, telling_s
 
-# Slow is under one part in so many of what was reached before.
+# A run is slow if its speed times this is below the best speed so far.
 SLOW = 3
-# Fewer tokens than this say little; the first interval is left out, since a step is captured in it.
+# Fewer tokens than this are not judged. The first interval is left out, since a step is captured in it.
 LEAST_TOKENS = 16
 
 
@@ -23,47 +23,48 @@ def why_slow(
     looked: Callable[[], Mapping[str, Any]],
     busy: Callable[[], float] | None = None,
 ) -> str | None:
-    """A sentence if this run was slow; remembers the fastest.
+    """Explain in a sentence why this run was slow; None if it was not. Remembers the fastest run.
 
     Args:
-        generations: of the run; the longest counts.
-        looked: memory and GPU, as diagnostics reads them; asked for a slow run only.
-        busy: how much of the CPU others use now, 0 to 100; asked for a slow run only.
+        generations: those of the run; the longest is judged.
+        looked: returns memory and GPU as diagnostics reads them; called for a slow run only.
+        busy: returns the share of the CPU in use, 0 to 100; called for a slow run only.
     """
-    made = max(generations, key=lambda each: len(each.times))
-    counted = made.times[1:]
+    longest = max(generations, key=lambda generation: len(generation.times))
+    counted = longest.times[1:]
     if len(counted) < LEAST_TOKENS:
         return None
     run = Pace((len(counted) - 1) / (counted[-1].arrived - counted[0].arrived), stats.prompt.prompt_tokens)
-    key = (spec, stats.decode.tier, len(made.rows))
+    key = (spec, stats.decode.tier, len(longest.rows))
     best = PROCESS.fastest.setdefault(key, run)
     if run.tokens_per_s > best.tokens_per_s:
         PROCESS.fastest[key] = run
     if run.tokens_per_s * SLOW >= best.tokens_per_s:
         return None
-    reason = _of_tokens(made) or _of_gpu(looked()) or _of_others(run, best, (busy or _cpu_percent)())
+    reason = _of_tokens(longest) or _of_gpu(looked()) or _of_others(run, best, (busy or _cpu_percent)())
     return f"{spec.model} made {run.tokens_per_s:.1f} tokens/s, and {best.tokens_per_s:.1f} before: {reason}"
 
 
-def _of_tokens(made: Generation) -> str | None:
-    """Reasons that the times of the tokens prove."""
-    whole_s = made.times[-1].told - made.times[0].arrived
-    if telling_s(made.times) > whole_s / 2:
-        return f"showing the text took {telling_s(made.times):.1f} of {whole_s:.1f} s, so the program around it is busy"
-    tokens = pace([made.times])
-    longest = max(tokens["stalls"], key=lambda each: each["ms"], default=None)
-    lost_s = sum(each["ms"] - tokens["median_ms"] for each in tokens["stalls"]) / 1000
+def _of_tokens(generation: Generation) -> str | None:
+    """Find a reason in the times of the tokens: slow display, or stalls; None if they show neither."""
+    whole_s = generation.times[-1].told - generation.times[0].arrived
+    showing_s = telling_s(generation.times)
+    if showing_s > whole_s / 2:
+        return f"showing the text took {showing_s:.1f} of {whole_s:.1f} s, so the program around it is busy"
+    tokens = pace([generation.times])
+    longest = max(tokens["stalls"], key=lambda stall: stall["ms"], default=None)
+    lost_s = sum(stall["ms"] - tokens["median_ms"] for stall in tokens["stalls"]) / 1000
     if longest and lost_s > whole_s / 2:
         return (
             f"{len(tokens['stalls'])} stalls took {lost_s:.1f} of {whole_s:.1f} s, the longest of "
             f"{longest['ms'] / 1000:.1f} s after token {longest['after_token']}; "
-            "diagnostics full tells what went on meanwhile"
+            "diagnostics full shows what went on meanwhile"
         )
     return None
 
 
 def _of_gpu(looked: Mapping[str, Any]) -> str | None:
-    """Reasons that the GPU tells."""
+    """Find a reason in the GPU's clock or free memory; None if both are fine or unknown."""
     gpu, memory = looked["gpu"] or {}, looked["memory"] or {}
     clock, most = gpu.get("clock_mhz"), gpu.get("max_clock_mhz")
     if clock and most and clock < most / 2:
@@ -84,7 +85,7 @@ def _of_others(run: Pace, best: Pace, busy: float) -> str:
 
 
 def _cpu_percent() -> float:
-    """Of all cores, while this process waits here for a tenth of a second."""
+    """Measure the load of all cores, 0 to 100, while this process waits for a tenth of a second."""
     import psutil
 
     return psutil.cpu_percent(0.1)

@@ -1,4 +1,4 @@
-"""When tokens came: how evenly, where they stalled, and what else the process did meanwhile."""
+"""The pace of tokens: how evenly they came, where they stalled, and what else the process did meanwhile."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..decoding.rows import TokenTime
 # An interval over this many times the median is a stall.
 STALL = 2
 LOOK_EVERY_S = 0.05
-# A thread whose innermost function is in one of these files of Python's waits for something.
+# A thread whose innermost function is in one of these files of Python's is waiting.
 WAITING = {"threading.py", "selectors.py", "queue.py", "socket.py", "ssl.py", "thread.py", "connection.py"}
 
 
 class StackSampler:
-    """A thread that looks, a few times a second, at what all the others do; and the garbage collector's times.
+    """A thread that samples the stacks of all others, every LOOK_EVERY_S seconds, and times garbage collections.
 
-    It costs the token loop nothing but the moments in which Python changes threads.
+    It costs the token loop only Python's switches between threads.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class StackSampler:
         self._thread.join()
 
     def between(self, start: float, end: float) -> list[str]:
-        """What went on in that time, in the order in which it was first seen."""
+        """List what went on between two times of time.perf_counter(), in the order in which it was first seen."""
         found = [f"garbage collection for {1000 * (b - a):.0f} ms" for a, b in self._collections if start < b <= end]
         looks = [places for at, places in self._looks if start <= at <= end]
         if not looks and end - start > 3 * LOOK_EVERY_S:
@@ -58,7 +58,7 @@ class StackSampler:
             self._looks.append((time.perf_counter(), self._places()))
 
     def _places(self) -> list[str]:
-        """Where each thread is now. The frames must not outlive this one: they hold everything that a run holds."""
+        """List where each thread is now. Keeps no frame, because frames keep everything alive that a run holds."""
         names = {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
         names[self._watched] = "this run"
         names.pop(threading.get_ident(), None)
@@ -77,18 +77,18 @@ class StackSampler:
 
 
 def pace(generations: Sequence[Sequence[TokenTime]], sampler: StackSampler | None = None) -> dict[str, Any]:
-    """How evenly tokens came.
+    """Measure how evenly tokens came.
 
     Args:
-        generations: of each, the times of its tokens.
-        sampler: who looked on, if anybody did.
+        generations: the times of the tokens of each generation.
+        sampler: what watched the process meanwhile, if anything did.
 
     Returns:
         shortest_ms, median_ms, longest_ms; and stalls, each with the numbers of the generation and of the token after
-        which it came, its length, the part of it in which others were told of that token, and what was seen
-        meanwhile. Empty where no token followed another.
+        which it came, its length, how much of it went to showing that token, and what was seen meanwhile. Empty if no
+        token followed another.
     """
-    intervals = [each for times in generations for each in _intervals_ms(times)]
+    intervals = [interval for times in generations for interval in _intervals_ms(times)]
     if not intervals:
         return {}
     median = statistics.median(intervals)
@@ -101,8 +101,8 @@ def pace(generations: Sequence[Sequence[TokenTime]], sampler: StackSampler | Non
 
 
 def telling_s(times: Sequence[TokenTime]) -> float:
-    """How long others were told of tokens: text made of them, progress and live text shown."""
-    return sum(each.told - each.arrived for each in times)
+    """Sum the seconds spent showing tokens: decoding their text, updating progress and live text."""
+    return sum(token.told - token.arrived for token in times)
 
 
 def _intervals_ms(times: Sequence[TokenTime]) -> list[float]:

@@ -221,7 +221,7 @@ def test_what_another_run_made_just_now_is_not_made_again(folder, capsys, monkey
 def test_a_folder_where_no_lock_can_be_made_is_captioned_all_the_same(folder, caplog):
     (folder / ".qwenvl-captions.lock").symlink_to(folder / "elsewhere.txt")
     assert ask(folder) == 0
-    assert "cannot be told" in caplog.text
+    assert "cannot check if another run" in caplog.text
     assert set(captions(folder)) == {"1.txt", "2.txt", "10.txt"}
 
 

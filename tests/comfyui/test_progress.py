@@ -11,12 +11,12 @@ def counted(monkeypatch, *counts, unit="tokens"):
     for seconds, done in counts:
         monkeypatch.setattr(progress.time, "monotonic", lambda seconds=seconds: seconds)
         made.count("answering", done, unit)
-    return made.told()
+    return made.fields()
 
 
 def test_before_anything_is_made_nothing_is_claimed():
     nothing = {"done": None, "total": None, "unit": "", "per_s": None}
-    assert progress.Live().told() == {"state": "starting", **nothing}
+    assert progress.Live().fields() == {"state": "starting", **nothing}
 
 
 def test_one_token_has_no_speed_yet(monkeypatch):
@@ -44,18 +44,18 @@ def test_bytes_are_not_the_first_tokens(monkeypatch):
     for seconds, state, done, unit in ((1.0, "downloading", 5000, "bytes"), (9.0, "answering", 1, "tokens")):
         monkeypatch.setattr(progress.time, "monotonic", lambda seconds=seconds: seconds)
         made.count(state, done, unit)
-    assert (made.told()["done"], made.told()["per_s"]) == (1, None)
+    assert (made.fields()["done"], made.fields()["per_s"]) == (1, None)
 
 
 def test_what_goes_on_is_told_until_something_else_does(monkeypatch):
     made = progress.Live()
     nothing = {"done": None, "total": None, "unit": "", "per_s": None}
     made.stage("loading", {"model": "A", "size": 5})
-    assert made.told() == {"state": "loading", "model": "A", "size": 5, **nothing}
+    assert made.fields() == {"state": "loading", "model": "A", "size": 5, **nothing}
     made.count("thinking", 1, "tokens")
-    assert (made.told()["state"], "size" in made.told()) == ("thinking", False)
+    assert (made.fields()["state"], "size" in made.fields()) == ("thinking", False)
     made.count("answering", 2, "tokens")
-    assert (made.told()["state"], made.told()["done"]) == ("answering", 2)
+    assert (made.fields()["state"], made.fields()["done"]) == ("answering", 2)
 
 
 @pytest.fixture

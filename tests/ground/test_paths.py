@@ -199,7 +199,7 @@ def test_a_setting_that_is_none_is_strict_and_told_of_once(monkeypatch, caplog):
     monkeypatch.setenv(paths.SETTING, "storng")
     assert all(paths.are_confined("127.0.0.1") for _ in range(3))
     assert [record.message for record in caplog.records if "taken as strict" in record.message] == [
-        "[QwenVL] QWENVL_PATHS is 'storng', which is none of auto, strict: taken as strict"
+        "[QwenVL] QWENVL_PATHS is 'storng', not one of auto, strict: taken as strict"
     ]
 
 
