@@ -14,7 +14,7 @@ from .own_step import OwnStep
 from .prefill import Check, Inputs, Prefill, checked, extend, forward
 
 # New tokens for which there is room at first: an answer of the default length. For a longer one the buffer grows, and
-# its steps are captured again; memory for the longest answer was reserved before the run in any case.
+# its steps are captured again; memory for the longest answer was requested before the run in any case.
 HEADROOM = 512
 # Larger buffers than this are given back after the run.
 KEPT_CAPACITY = LARGEST_DOUBLING
@@ -122,7 +122,7 @@ class OwnStepLanes:
         return self._step.attention.at(self.span() if static and self._kv is not None else None).name
 
     def simplify(self) -> bool:
-        """Switch off flash decoding after a failed capture; False if the step did not use it."""
+        """Switch off flash decoding after a failed capture; False if it was not in use."""
         return self._step.attention.all_as_short()
 
     def as_chosen(self) -> None:

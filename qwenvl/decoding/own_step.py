@@ -242,7 +242,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _fuse(*modules: nn.Linear) -> nn.Linear | None:
-    """Fuse linear layers that read the same input into one, whose weight theirs become views of; None if not plain."""
+    """Fuse linear layers with the same input: their weights become views of the fused one. None if one is not plain."""
     if not all(_is_plain(module) for module in modules):
         return None
     # A second OwnStep of the same model uses the same fused layer.

@@ -221,7 +221,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose from (B, V) logits: (B,) int64; NO_TOKEN if a row's largest logit is NaN, infinity or -infinity."""
         logits = logits.float()
-        # Computed on the device and read with the token, so that the host does not wait. NaN is every maximum.
+        # Computed on the device and read with the token, so that the host does not wait. NaN counts as the largest.
         sound = logits.amax(dim=-1).isfinite()
         logits = self._filtered(logits)
         chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
