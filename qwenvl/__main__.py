@@ -36,7 +36,7 @@ class TerminalWatch:
     def stage(self, state: str, **facts: Any) -> None:
         """The log says it."""
 
-    def report(self, done: int, total: int, text: str) -> None:
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
         # On a terminal only: in a file every state of the line would stay, and the log has it too.
         if sys.stderr.isatty():
             print(f"\r{printable(text, ''):<79}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -66,8 +66,9 @@ function time(seconds) {
   return rounded > 90 ? word("{n} min left", { n: Math.round(rounded / 60) }) : word("{n} s left", { n: rounded });
 }
 
-function download({ done, total, per_s: perSecond }) {
-  const amount = word("Downloading {n} of {total}", { n: size(done), total: size(total) });
+function download({ state, done, total, per_s: perSecond }) {
+  const amounts = { n: size(done), total: size(total) };
+  const amount = state === "checking" ? word("Checking {n} of {total}", amounts) : word("Downloading {n} of {total}", amounts);
   if (!perSecond) return [amount];
   return [amount, `${size(perSecond)}/s`, time((total - done) / perSecond)];
 }
@@ -80,6 +81,7 @@ function reading({ pictures, videos }) {
 
 const DOING = {
   starting: () => [word("Starting")],
+  checking: download,
   downloading: download,
   loading: ({ model, size: bytes }) => [word("Loading {model}", { model }), size(bytes)],
   reading: (state) => [reading(state)],

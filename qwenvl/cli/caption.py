@@ -197,7 +197,7 @@ class _BesideBar:
 
     def stage(self, state: str, **facts: Any) -> None: ...
 
-    def report(self, done: int, total: int, text: str) -> None:
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
         """A download, before the first picture."""
         self._bar.set_postfix_str("" if done == total else printable(text, ""))
 

@@ -127,9 +127,15 @@ class NodeWatch:
         self._live.stage(state, facts)
         self._send("")
 
-    def report(self, done: int, total: int, text: str) -> None:
-        """Called while a model is downloaded: how many of how many bytes are there, and a line that says so."""
-        self._live.count("downloading", done, "bytes", total)
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
+        """Show how many of how many bytes of a model are there, and a line that says so.
+
+        Args:
+            state: "downloading", or "checking" while files that lie there already are read.
+        """
+        if state != self._live.state:
+            self._live.stage(state, {})
+        self._live.count(state, done, "bytes", total)
         if self._move(done, total):
             self._send("", instead=text)
 

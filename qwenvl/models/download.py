@@ -45,7 +45,7 @@ class DownloadWatch(Protocol):
     def check(self) -> None:
         """Raise to cancel."""
 
-    def report(self, done: int, total: int, text: str) -> None:
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
         """How many of how many bytes are there, and a line that says so."""
 
 
@@ -144,7 +144,7 @@ class _Progress:
     def _report_check(self, checked: int) -> None:
         """Gigabytes that somebody put there are read before anything comes, which takes minutes."""
         text = f"Checking the files of {self._name} that are there: {amount(checked, self._to_check)}"
-        self._watch.report(checked, self._to_check, text)
+        self._watch.report(checked, self._to_check, text, "checking")
         if time.monotonic() - self._logged_at >= _LOG_S:
             self._logged_at = time.monotonic()
             log.info("%s", text)

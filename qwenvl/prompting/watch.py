@@ -23,8 +23,12 @@ class Watch(Protocol):
                 "asking" model.
         """
 
-    def report(self, done: int, total: int, text: str) -> None:
-        """Report the bytes of a download that are done, of the total, and a line of text about it."""
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
+        """Report how many of the bytes of a model are there, of the total, and a line of text about it.
+
+        Args:
+            state: "downloading", or "checking" for files that were there already.
+        """
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         """Report after every token: tokens so far, the answer so far, and the thought before it. Raise to cancel."""
@@ -43,7 +47,7 @@ class Nobody:
 
     def stage(self, state: str, **facts: Any) -> None: ...
 
-    def report(self, done: int, total: int, text: str) -> None: ...
+    def report(self, done: int, total: int, text: str, state: str = "downloading") -> None: ...
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None: ...
 

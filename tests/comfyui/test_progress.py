@@ -67,6 +67,18 @@ def watched(comfy, pack, monkeypatch):
     return sys.modules["the_pack.qwenvl.comfyui.progress"].NodeWatch(40), comfy.events
 
 
+def test_files_that_are_checked_before_a_download_are_no_part_of_its_speed(watched, comfy):
+    watch, events = watched
+    watch.report(10**9, 10**9, "Checking", "checking")
+    watch.report(5, 9, "Downloading")
+    told = [data for event, data, _ in events if event == "qwenvl.progress"]
+    assert [(each["state"], each["done"], each["total"]) for each in told[1:]] == [
+        ("checking", 10**9, 10**9),
+        ("downloading", 5, 9),
+    ]
+    assert told[-1]["per_s"] is None
+
+
 def test_a_page_is_told_to_which_prompt_and_workflow_it_belongs_and_nothing_by_the_node_alone(watched, comfy):
     watch, events = watched
     watch.stage("reading", pictures=2, videos=0)

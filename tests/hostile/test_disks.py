@@ -100,7 +100,7 @@ class Watch:
 
     def check(self): ...
 
-    def report(self, done, total, text):
+    def report(self, done, total, text, state="downloading"):
         self.texts.append(text)
         if self.at and done > self.at:
             self.at = 0

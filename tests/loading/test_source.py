@@ -34,7 +34,7 @@ class Watch:
     def check(self):
         pass
 
-    def report(self, done, total, text):
+    def report(self, done, total, text, state="downloading"):
         self.texts.append(text)
 
     def stage(self, state, **facts): ...

@@ -113,7 +113,7 @@ class Watch:
         if self.done >= self.cancel_at:
             raise Cancelled
 
-    def report(self, done, total, text):
+    def report(self, done, total, text, state="downloading"):
         self.done = done
         self.texts.append(text)
 
@@ -159,7 +159,7 @@ from qwenvl.models.download import fetch
 
 class Watch:
     def check(self): pass
-    def report(self, done, total, text): print(done, flush=True)
+    def report(self, done, total, text, state="downloading"): print(done, flush=True)
 
 fetch("owner/name", Path(sys.argv[1]), Watch())
 """

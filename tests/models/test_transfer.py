@@ -30,8 +30,9 @@ class Looker:
     def check(self):
         pass
 
-    def report(self, done, total, text):
+    def report(self, done, total, text, state="downloading"):
         self.reports.append((done, total, text))
+        assert state == ("checking" if text.startswith("Checking") else "downloading")
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(hub, small_disk):
     hub.fail(drip={WEIGHTS: 0.2})
 
     class Filler(Looker):
-        def report(self, done, total, text):
+        def report(self, done, total, text, state="downloading"):
             super().report(done, total, text)
             with (small_disk / "other").open("ab", buffering=0) as other:
                 other.write(bytes(1_200_000))

@@ -184,7 +184,7 @@ def test_a_page_in_french_is_in_french(closed: ComfyPage, server: Server) -> Non
         assert labels[:2] == ["together", "ensemble"]
         # Older pages know no labels.
         assert labels[2] in ("ensemble", "together", None)
-        page.tab.locator(".qwenvl-models-tab-button").click()
+        page.command("Workspace.ToggleSidebarTab.qwenvl-models")
         page.tab.get_by_text("Modèles QwenVL").wait_for()
         page.shot("french")
     finally:
