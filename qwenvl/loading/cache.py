@@ -141,7 +141,7 @@ class OneAtATime:
         """Do nothing: no list of models is kept here."""
 
     def reaches(self, resident: Resident) -> bool:
-        """Return True: without ComfyUI no other manager unloads models."""
+        """Return True: without ComfyUI, everything is never unloaded at once."""
         return True
 
 

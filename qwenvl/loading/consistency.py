@@ -22,7 +22,7 @@ from ..models.checkpoint import Checkpoint, part
 # Most numbers of a model for each byte on disk: two at four bits each, times four for safety.
 _MOST_PER_BYTE = 8
 _LAYERS = ("num_hidden_layers", "depth", "num_experts", "num_local_experts")
-# Largest values, above those of any model, of settings that set how long transformers takes to build one.
+# Largest values, above those of any model, of settings that decide how long transformers takes to build one.
 _MOST = {
     **dict.fromkeys(("num_hidden_layers", "depth"), 1 << 10),
     **dict.fromkeys(("num_experts", "num_local_experts"), 1 << 12),
@@ -38,7 +38,7 @@ _PATCHES = {
 }
 # Larger whole numbers in a config.json are an error.
 _LARGEST = (1 << 48) - 1
-# Largest smallest size, in pixels, of a processor: two frames of 8 million.
+# Most pixels to which a processor may enlarge a small picture or video: two frames of 8 million.
 _MOST_ENLARGED = 1 << 24
 _SETTINGS = "generation_config.json"
 # Names of tensors that only quantized checkpoints have -> the kind of quantization.

@@ -53,7 +53,7 @@ def machine_for(asked: str, own: str | None) -> Machine:
 
     Args:
         asked: one of device_choices().
-        own: the device that ComfyUI runs models on; None if it has no say, and the best one is taken.
+        own: the device that ComfyUI runs models on, taken for AUTO; None for the best device.
 
     Raises:
         InvalidSettingError: this machine has no such device.

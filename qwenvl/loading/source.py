@@ -40,6 +40,7 @@ def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> M
 
     Raises:
         InvalidSettingError: this machine has no such device.
+        UnknownModelError: no model has that name.
         LoadError: the folder is damaged or unsafe.
         DownloadError: the model is not on this machine and may not be downloaded, or the download fails.
     """
