@@ -1,8 +1,8 @@
-"""The token loop: token ids in, token ids and times out. Knows no text and no ComfyUI.
+"""The token loop: token ids in, token ids and times out. It knows nothing of text or ComfyUI.
 
-Three tiers, of which the first that fits is used: our own step for dense Qwen models (lanes.py, own_step.py); on a GPU,
-transformers' forward on a static cache (static_cache.py); and transformers' generate() (hf_generate.py). On a GPU the
-steps of the first two are captured (cuda_graph.py).
+There are three tiers, and the first that fits is used: our own step for dense Qwen models (lanes.py, own_step.py); on a
+GPU, transformers' forward on a static cache (static_cache.py); and transformers' generate() (hf_generate.py). On a GPU
+the steps of the first two are captured (cuda_graph.py).
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from .step_attention import without_cudnn
 
 Lanes = OwnStepLanes | StaticCacheLanes
 PLAIN = "generate"
-# How many tokens late the host sees what a GPU makes: cancel, live text and the end of the text wait for that long.
+# How many tokens later the host sees a GPU's tokens: cancelling, live text and the end of the text are as late.
 LAG = 3
-# Kinds of sampling for which captured steps are kept: each has a graph and its memory.
+# Kinds of sampling for which captured steps are kept: every kind has graphs of its own, which take memory.
 KEPT_SAMPLERS = 4
-# Runs in a row in which a capture may fail before no more is tried. Those in which memory ran out do not count: the
-# next may find enough.
+# Failed captures in a row after which no more is tried. Running out of memory does not count: the next run may find
+# enough.
 CAPTURE_TRIES = 3
 
 
 class Tier(NamedTuple):
-    """A way of making tokens, and why it is not a faster one; "" where it is the fastest."""
+    """A way of generating tokens, and why it is not a faster one; "" where it is the fastest."""
 
     name: str
     reason: str
 
 
 def best_tier(model: Any, decode: str) -> Tier:
-    """The fastest tier that fits the model where it is.
+    """Return the fastest tier that fits the model on its device.
 
     Args:
-        decode: the step of our own that fits the model's family; "" where none does.
+        decode: the name of our own step for the model's family; "" if no step of ours fits it.
     """
     not_dense = why_not_dense(model, decode)
     if not_dense is None:
@@ -61,19 +61,19 @@ def best_tier(model: Any, decode: str) -> Tier:
 
 
 class Decoder:
-    """Generates with one model; holds its fused weights, buffers and captured steps, and goes when the model goes.
+    """The token loop of one model, with its fused weights, buffers and captured steps; it lives as long as the model.
 
     Args:
         model: a transformers model.
-        attention: what the model was loaded with.
+        attention: the attention with which the model was loaded.
         tier: "own step", "generic step" or "generate", for benchmarks and tests; None takes the best that fits.
-        decode: the step of our own that fits the model's family; "" where none does.
+        decode: the name of our own step for the model's family; "" if no step of ours fits it.
     """
 
     def __init__(self, model: Any, attention: str, tier: str | None = None, *, decode: str = "") -> None:
         self._model = model
         self.tier, self.tier_reason = Tier(tier, "asked for") if tier else best_tier(model, decode)
-        # What a token attends with, which need not be what the prompt did.
+        # The attention of the decode steps; the prompt may have used another.
         self.attention = attention
         self._lanes: Lanes | None = None
         if self.tier == OwnStepLanes.name:
@@ -83,16 +83,16 @@ class Decoder:
             self._lanes = StaticCacheLanes(model)
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
-        # LLM.int8 looks at its outliers on the host, which no capture survives.
+        # LLM.int8 reads its outliers on the host, which makes a capture fail.
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)
         self._steps: dict[tuple[Sampler, int, str], CapturedStep] = {}
-        # By what the step attended with: how often in a row it could not be captured.
+        # Failed captures in a row, by the attention of the step.
         self._failed: Counter[str] = Counter()
         self._tokens: dict[int, torch.Tensor] = {}
-        # Around the model's own arithmetic.
+        # Wraps errors of the model's own forward, and of nothing else.
         self._computed = WrappedErrors(
-            f"{model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or not the "
-            "installed transformers: download it again, or ask whoever made it",
+            f"{model.name_or_path} was loaded, but cannot be computed. Its files do not fit together, or do not fit "
+            "the installed transformers: download it again, or ask the model's maker",
             UnusableError,
         )
         self._version = -1
@@ -115,12 +115,12 @@ class Decoder:
                 it may return rows that are to end.
             check: called in this thread before every layer of the prefill, the vision tower's too; on a CPU before
                 every part of a layer, and before every layer of a step.
-            media: names the content of the pictures and videos, so that a prompt about the same ones is recognised.
+            media: identifies the content of the pictures and videos, so that a prompt with the same ones is recognised.
 
         Raises:
             UnusableError: the model's forward pass fails.
-            NotFiniteError: what it computes for a row is no numbers. Nobody has been told of that token.
-            Whatever on_tokens and check raise, at the token or layer at which they do.
+            NotFiniteError: the logits of a row hold NaN or infinity; on_tokens was not called with that step.
+            Anything that on_tokens and check raise passes through, at that token or layer.
         """
         ids = inputs["input_ids"]
         end_ids = _end_ids(self._model)
@@ -139,7 +139,7 @@ class Decoder:
             if rows.unsound:
                 self._drop_unsound()
         reasons = (self.tier_reason, self._captures and Sampler.why_not_captured(sampling))
-        return rows.generation(self.tier, ", and ".join(each for each in reasons if each), reused)
+        return rows.generation(self.tier, ", and ".join(reason for reason in reasons if reason), reused)
 
     def _by_lanes(
         self,
@@ -166,9 +166,9 @@ class Decoder:
         return reused
 
     def _drop_unsound(self) -> None:
-        """Give back buffers that hold no numbers: what a mask hides of them would be none for the next prompt too."""
-        for each in self._tokens.values():
-            each.tolist()  # the device may be some steps ahead, and still uses them
+        """Give back buffers that hold NaN or infinity: a mask does not hide them, so the next prompt would fail too."""
+        for tokens in self._tokens.values():
+            tokens.tolist()  # waits for the device, which may be some steps ahead and still uses the buffers
         self.drop_buffers()
 
     def drop_buffers(self) -> None:
@@ -180,9 +180,9 @@ class Decoder:
             self._lanes.drop()
 
     def _sampler(self, sampling: Sampling, batch: int) -> Sampler:
-        """One for each kind of sampling: captured steps go on using its tensors."""
+        """Return the sampler of this kind of sampling, kept between runs: captured steps go on using its tensors."""
         key = (batch, *Sampler.kind(sampling))
-        # Last in the order is what was used last.
+        # Taken out and put in again, so that the first key is the one unused for longest.
         sampler = self._samplers.pop(key, None) or Sampler(sampling, batch, self._vocabulary, self._model.device)
         self._samplers[key] = sampler
         if len(self._samplers) > KEPT_SAMPLERS:
@@ -191,7 +191,7 @@ class Decoder:
         return sampler
 
     def _loop(self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, sample: Sampler, rows: Rows) -> None:
-        """Token by token, until every row has ended."""
+        """Generate token by token until every row has ended or max_new_tokens is reached."""
         while not rows.all_ended and rows.steps < sampling.max_new_tokens:
             lanes.grow()
             with self._computed:
@@ -204,10 +204,10 @@ class Decoder:
     def _captured_loop(
         self, lanes: Lanes, tokens: torch.Tensor, sampling: Sampling, sample: Sampler, rows: Rows
     ) -> tuple[torch.Tensor, bool]:
-        """The same by one launch a token, with the host LAG tokens behind; what is made past an end is thrown away.
+        """Generate with one launch for each token, the host LAG tokens behind; tokens past an end are discarded.
 
         Returns:
-            The last tokens, and whether no capture failed; where one does, the eager loop goes on from there.
+            The last tokens (B,), and False if a capture failed: the eager loop then goes on from these tokens.
         """
         batch = len(tokens)
         static = self._tokens.setdefault(batch, torch.empty_like(tokens)).copy_(tokens)
@@ -234,9 +234,9 @@ class Decoder:
         return static, whole
 
     def _captured_step(self, lanes: Lanes, tokens: torch.Tensor, sample: Sampler) -> CapturedStep | None:
-        """The step of this batch, length and kind of sampling, captured if it is new; None where that fails."""
+        """Return the step for this batch, length and kind of sampling, captured if it is new; None if that fails."""
         if self._version != lanes.version:
-            self._steps.clear()  # they point into a buffer that is gone
+            self._steps.clear()  # they use a buffer that was given back
             self._version = lanes.version
         while True:
             span, attention = lanes.span(), lanes.attention(True)
@@ -263,7 +263,10 @@ class Decoder:
         )
 
     def _give_up(self, lanes: Lanes, attention: str, error: CaptureError) -> bool:
-        """Whether the run goes on without a graph, and not with a simpler step; after CAPTURE_TRIES, all runs do."""
+        """Log a failed capture; True if this run goes on without a graph, False if a simpler step can be captured.
+
+        After CAPTURE_TRIES failures in a row that holds for all later runs.
+        """
         transient = _ran_out(error)
         self._failed[attention] += not transient
         whole = transient or not lanes.simplify()
@@ -271,13 +274,13 @@ class Decoder:
         if self._failed[attention] < CAPTURE_TRIES:
             log.info("the decode step of this answer %s: %s", how, error)
             return whole
-        log.warning("this model's decode step %s from now on, for it failed %d times: %s", how, CAPTURE_TRIES, error)
+        log.warning("this model's decode step %s from now on: it failed %d times: %s", how, CAPTURE_TRIES, error)
         self._captures = not whole
         return whole
 
 
 def _ran_out(error: BaseException | None) -> bool:
-    """Whether memory ran out somewhere on the way to this error."""
+    """Return True if this error, or one that led to it, is that memory ran out."""
     return error is not None and (is_out_of_memory(error) or _ran_out(error.__cause__ or error.__context__))
 
 

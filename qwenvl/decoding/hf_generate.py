@@ -1,4 +1,4 @@
-"""The last tier: transformers' generate(), with our sampling and our watcher in its loop."""
+"""The last tier: transformers' generate(), with our sampling and our callback in its loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generate(model: Any, inputs: Inputs, max_new_tokens: int, sample: Sampler, r
 
 
 class _OnlyChosen:
-    """Our sampling as a logits processor: everything but the chosen token is masked, and arg-max takes what is left.
+    """Our sampling as a logits processor: it masks all but the chosen token, which generate()'s arg-max then takes.
 
     generate()'s own sampling draws from torch's global generator, which other nodes seed and use.
     """
@@ -40,12 +40,12 @@ class _OnlyChosen:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.chosen = self._sample(scores)
-        # Where there is none, any: the rows are told so before it is used.
+        # NO_TOKEN becomes token 0 here: _Report passes NO_TOKEN to the rows, which raise before token 0 is used.
         return torch.full_like(scores, float("-inf")).scatter(1, self.chosen.clamp_min(0)[:, None], 0.0)
 
 
 class _Report:
-    """A stopping criterion, which generate() calls once a token: it ends the rows that somebody else ended."""
+    """A stopping criterion, called by generate() after every token: it passes the token on and stops ended rows."""
 
     def __init__(self, rows: Rows, choose: _OnlyChosen, at_first: Callable[[], None]) -> None:
         self._rows = rows

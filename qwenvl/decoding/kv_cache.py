@@ -6,23 +6,23 @@ from typing import Any
 
 import torch
 
-# Capacity grows by doubling from here, so that a longer prompt rarely needs new memory ...
+# Smallest capacity, in tokens. It doubles from here, so that a longer prompt rarely needs new memory.
 SMALLEST_CAPACITY = 1024
-# ... up to here, and by an eighth from then on, so that a long one does not take twice what it needs.
+# Above this the capacity grows by an eighth, so that a long prompt does not take twice the memory that it needs.
 LARGEST_DOUBLING = 8192
-# A masked step reads its whole span, and another span is another capture, a stall of up to a second in the middle of an
-# answer. So a span has room for so many new tokens at first, which costs a twentieth where a text is near its end.
+# New tokens for which a span has room at first. A masked step reads its whole span, and a new span is a new capture: a
+# stall of up to a second in the middle of an answer. The spare room costs a twentieth if the text ends soon.
 AHEAD = 256
 
 
 def capacity_for(tokens: int) -> int:
-    """The smallest bucket that holds so many tokens."""
+    """Return the smallest capacity, in tokens, that holds this number of tokens."""
     bucket = _doubled(tokens)
     return bucket if bucket <= LARGEST_DOUBLING else _rounded_up(tokens, bucket // 8)
 
 
 def span_for(tokens: int) -> int:
-    """How many slots a masked step looks at: few more than it needs, in few enough sizes to capture."""
+    """Return how many slots a masked step reads: slightly more than needed, so that there are few sizes to capture."""
     return _rounded_up(tokens, max(SMALLEST_CAPACITY, _doubled(tokens) // 8))
 
 
@@ -35,16 +35,16 @@ def _rounded_up(tokens: int, step: int) -> int:
 
 
 class KVCache:
-    """Rows are stored without their padding: slot i of a row is its token i, whatever the other rows hold.
+    """Keys and values of a batch, stored without padding: slot i of a row holds its token i.
 
     Attributes:
-        keys, values: per layer (B, kv heads, capacity, head dim); none before the first fill.
-        lens: (B,) int64, tokens stored in each row. The next one goes into this slot.
+        keys, values: per layer (B, kv heads, capacity, head dim); empty lists before the first fill.
+        lens: (B,) int64, tokens stored in each row, and so the slot of its next token.
         offset: (B,) int64, rotary position of a token minus its slot.
         bias: (B, 1, 1, capacity), 0 where a slot holds a token and -inf where not: the mask of a static step.
         starts: (B + 1,) int32, 0 to B.
-        filled: the longest row, known without asking the device.
-        even: whether all rows are equally long, known without asking the device.
+        filled: length of the longest row, known without asking the device.
+        even: True if all rows are equally long, known without asking the device.
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class KVCache:
         self.even = True
 
     def allocate(self) -> torch.Tensor:
-        """What one layer's keys or values are stored in.
+        """Return zeros for one layer's keys or values, (B, heads, capacity, dim).
 
-        One tensor per layer and kind, so that a buffer grows layer by layer and is never there twice.
-        (B, capacity, heads, dim) in memory, as flash kernels want it; everything else uses the transposed view.
+        One tensor per layer and kind lets a buffer grow layer by layer, so that it is never in memory twice.
+        In memory it is (B, capacity, heads, dim), as flash kernels want it; this is the transposed view.
         """
         shape = (self.batch, self.capacity, self._heads, self._head_dim)
         return torch.zeros(shape, dtype=self._dtype, device=self._device).transpose(1, 2)
 
     def fill(self, cache: Any, mask: torch.Tensor, offset: torch.Tensor, start: int = 0) -> None:
-        """Take over a prefill.
+        """Take over the keys and values of a prefill.
 
         Args:
-            cache: transformers' cache, layers[i].keys (B, heads, L, dim). Emptied on the way, layer by layer, and
-                only then is memory taken for the next layer: a long prompt is never there twice.
+            cache: transformers' cache, layers[i].keys (B, heads, L, dim). It is emptied layer by layer, and only then
+                is memory taken for the next layer: a long prompt is never in memory twice.
             mask: (B, L), 0 where a row is padded on its left.
             offset: (B,) rotary position of a row's next token minus the row's length.
-            start: slots before this one hold what the cache holds already.
+            start: the slots before this one hold their tokens already and are not copied.
         """
         lengths = mask.sum(1).tolist()
         total = mask.shape[1]
@@ -101,7 +101,7 @@ class KVCache:
         self.even = len(set(lengths)) == 1
 
     def grown(self, capacity: int) -> KVCache:
-        """A larger one with what this one holds, which is emptied on the way."""
+        """Move the contents into a larger cache and return that; this one is emptied layer by layer."""
         larger = KVCache(self.batch, self._heads, self._head_dim, capacity, self._dtype, self._device)
         for old, new in ((self.keys, larger.keys), (self.values, larger.values)):
             while old:

@@ -1,4 +1,4 @@
-"""Own-step lanes: the key-value buffer of one model, its prefill and its steps; one lane per row of a batch."""
+"""Lanes of our own step: the key-value buffer of one model, its prefill and its steps; one lane per row of a batch."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from .kv_cache import AHEAD, LARGEST_DOUBLING, KVCache, capacity_for, span_for
 from .own_step import OwnStep
 from .prefill import Check, Inputs, Prefill, checked, extend, forward
 
-# Tokens for which there is room at first: an answer of the default length. The buffer grows where one is longer, and
-# what was captured is captured anew in its middle; memory for the longest was asked for before the run in any case.
+# New tokens for which there is room at first: an answer of the default length. For a longer one the buffer grows, and
+# its steps are captured again; memory for the longest answer was requested before the run in any case.
 HEADROOM = 512
 # Larger buffers than this are given back after the run.
 KEPT_CAPACITY = LARGEST_DOUBLING
-# Not worth a second forward: fewer tokens than this in common with the last prompt.
+# Fewer tokens in common with the last prompt than this are computed again.
 LEAST_REUSE = 16
 
 
 @dataclass(slots=True)
 class _Remembered:
-    """What the buffer holds since the last run: for a next prompt that begins alike."""
+    """Token ids and media of the last run, still in the buffer for a prompt that begins with the same tokens."""
 
     ids: list[int]
     media: str
 
 
 class OwnStepLanes:
-    """Prefill, then step by step; the state that a captured step works on.
+    """The prefill and the single steps of our own step, and the state that a captured step works on.
 
     Args:
         model: a transformers model that OwnStep takes.
-        attention: what it was loaded with.
+        attention: the attention with which it was loaded.
 
     Attributes:
-        state: tensors that a step changes and a warm-up must give back as they were.
-        version: changes when the buffer was made anew, which makes captured steps worthless.
+        state: tensors that a step changes and that are restored after a warm-up.
+        version: changes with every new buffer, after which captured steps cannot be used.
     """
 
     name = "own step"
@@ -49,14 +49,14 @@ class OwnStepLanes:
         self._step = OwnStep(model, attention)
         self._kv: KVCache | None = None
         self._remembered: _Remembered | None = None
-        # How long a masked step takes the text to become.
+        # Tokens that the first span of a masked step has room for.
         self._ahead = 0
         self._check: Check | None = None
         self.version = 0
 
     @property
     def kv(self) -> KVCache:
-        """The buffer; there is one from the first prefill on."""
+        """The buffer; RuntimeError before the first prefill."""
         if self._kv is None:
             raise RuntimeError("there is no key-value buffer before the prefill")
         return self._kv
@@ -67,7 +67,7 @@ class OwnStepLanes:
 
     @contextmanager
     def checked_loop(self, check: Check) -> Iterator[None]:
-        """Within the block no step is captured, and check is called before every layer of one."""
+        """Call check before every layer of the steps within the block, of which none is captured."""
         self._check = check
         try:
             yield
@@ -75,23 +75,23 @@ class OwnStepLanes:
             self._check = None
 
     def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
-        """Bring the prompt into the buffer."""
+        """Store the prompt's keys and values in the buffer."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         reused = self._in_common(inputs, media)
-        # What is remembered is true again only when this run has ended well.
+        # A run that fails leaves a buffer whose content is unknown.
         self._remembered = None
         kv = self._buffer_for(len(ids), ids.shape[1] + min(max_new_tokens, HEADROOM), reused)
         with checked(self._model, check):
-            made = extend(self._model, ids, kv, reused) if reused else forward(self._model, inputs)
-        kv.fill(made.cache, mask, made.offset, reused)
+            result = extend(self._model, ids, kv, reused) if reused else forward(self._model, inputs)
+        kv.fill(result.cache, mask, result.offset, reused)
         self._ahead = kv.filled + min(max_new_tokens, AHEAD)
         self._reach()
-        return Prefill(reused, made.logits)
+        return Prefill(reused, result.logits)
 
     def _reach(self) -> None:
-        """Rotary tables for the whole buffer. Videos of tiny frames have positions beyond their number of tokens."""
+        """Extend the rotary tables to the whole buffer; videos of tiny frames have more positions than tokens."""
         if self._step.reach(self.kv.capacity + max(0, int(self.kv.offset.max()))):
-            self.version += 1  # captured steps read the old tables
+            self.version += 1  # the steps captured before read the old tables
 
     def grow(self) -> None:
         """Grow the buffer if the next token has no place in it."""
@@ -104,29 +104,29 @@ class OwnStepLanes:
         return self._step(tokens, self.kv, span, self._check)
 
     def count_on_device(self) -> None:
-        """Part of a captured step."""
+        """Count a token on the device, as part of a captured step."""
         self.kv.lens.add_(1)
 
     def count_on_host(self) -> None:
-        """The host's share of counting a token."""
+        """Count a token on the host."""
         self.kv.filled += 1
 
     def span(self) -> int:
-        """How many slots the next captured step attends to: one number for as much of an answer as can be."""
+        """Return how many slots the next captured step attends to; seldom changed, as a new span is a new capture."""
         if self._step.attention.reads_only_text(self.kv.capacity):
             return self.kv.capacity  # slots without a token cost nothing
         return min(span_for(max(self.kv.filled + 1, self._ahead)), self.kv.capacity)
 
     def attention(self, static: bool) -> str:
-        """What a step attends with now; static where it is one over a span."""
+        """Return the name of the attention that a step uses now; static is True for a step over a span."""
         return self._step.attention.at(self.span() if static and self._kv is not None else None).name
 
     def simplify(self) -> bool:
-        """Give up the boldest part of the step after a failure; whether there was one."""
+        """Switch off flash decoding after a failed capture; False if it was not in use."""
         return self._step.attention.all_as_short()
 
     def as_chosen(self) -> None:
-        """Take back what was given up."""
+        """Switch on again what simplify() switched off."""
         self._step.attention.as_chosen()
 
     def drop(self) -> None:
@@ -135,7 +135,7 @@ class OwnStepLanes:
         self.version += 1
 
     def finish(self, inputs: Inputs, ids: list[list[int]], media: str) -> None:
-        """Remember what the buffer holds, or give a large one back."""
+        """Remember which tokens the buffer holds, or give it back if it is larger than KEPT_CAPACITY."""
         if self.kv.capacity > KEPT_CAPACITY:
             self.drop()
         elif self.kv.batch == 1:
@@ -143,12 +143,12 @@ class OwnStepLanes:
             self._remembered = _Remembered([*prompt, *ids[0]][: self.kv.filled], media)
 
     def _buffer_for(self, batch: int, tokens: int, reused: int) -> KVCache:
-        """The buffer, made or grown as needed; the first `reused` slots keep what they hold."""
+        """Return a buffer for that many tokens, new or grown if needed; the first `reused` slots keep their content."""
         kv = self._kv
         if kv is not None and kv.batch == batch and kv.capacity >= tokens:
             return kv
         self.version += 1
-        self._kv = None  # the old one goes as the new one comes
+        self._kv = None  # so that the old buffer is freed before the new one is allocated
         if kv is not None and reused:
             kv.filled = reused
             self._kv = kv.grown(capacity_for(tokens))
@@ -158,7 +158,7 @@ class OwnStepLanes:
         return self._kv
 
     def _in_common(self, inputs: Inputs, media: str) -> int:
-        """How many tokens from the start the buffer holds already, pictures and videos included."""
+        """Return how many of the prompt's first tokens, pictures and videos included, the buffer holds already."""
         last, ids = self._remembered, inputs["input_ids"]
         if last is None or len(ids) > 1 or last.media != media:
             return 0

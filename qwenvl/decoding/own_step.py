@@ -18,21 +18,21 @@ from ..packages import release
 from .kv_cache import KVCache
 from .step_attention import attention_for
 
-# What a family says of the decode step that fits, where it is this one.
+# The name of this decode step in the table of families.
 DENSE = "dense"
-# Rotary embeddings whose frequencies do not depend on how long the text is.
+# Kinds of rotary embedding whose frequencies do not depend on the length of the text.
 STATIC_ROPE = ("default", "linear", "yarn", "llama3")
 SLIDES = "it uses sliding-window attention"
 
 
 def why_not_dense(model: Any, decode: str) -> str | None:
-    """The reason why the model cannot use this step, or None.
+    """Return the reason why the model cannot use this step, or None.
 
     Args:
-        decode: what the model's family says of the step that fits.
+        decode: the name of the step that fits the model's family.
     """
     if decode != DENSE:
-        # Of the class: some versions of transformers answer for the text part when the instance is asked.
+        # The class's model_type: in some versions of transformers the instance's is that of the text part.
         return f"{type(model.config).model_type} is not one of the dense families"
     stack = text_stack(model)
     config = stack.config
@@ -48,28 +48,32 @@ def why_not_dense(model: Any, decode: str) -> str | None:
 
 
 def has_fused_norm(tensor: torch.Tensor, version: str) -> bool:
-    """Whether F.rms_norm is one kernel where the tensor is: on a GPU, from 2.9 of torch on. Before that it is eight,
-    and on a CPU it is slower than the parts that stand in for it."""
+    """Return True if F.rms_norm is one kernel on the tensor's device: on a GPU, from torch 2.9 on.
+
+    Before that it is eight kernels, and on a CPU it is slower than the operations that _norm() uses instead.
+    """
     return tensor.is_cuda and release(version) >= (2, 9)
 
 
 def text_stack(model: Any) -> Any:
-    """The part of the model that reads and writes tokens."""
+    """Return the part of the model that reads and writes tokens."""
     return getattr(model.model, "language_model", model.model)
 
 
 def slides(stack: Any) -> bool:
-    """Whether a layer of the stack attends to a window of the text only. Its layer_types alone do not tell: mixtures
-    have a window without them, and some do not look at those that their config.json names."""
+    """Return True if a layer of the stack attends only to a window of the text.
+
+    layer_types of its config.json is not enough: mixtures have a window without it, and some models ignore it.
+    """
     config = stack.config
     window = getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None)
     attentions = [layer.self_attn for layer in stack.layers if hasattr(layer, "self_attn")]
-    return any(getattr(each, "sliding_window", window) for each in attentions)
+    return any(getattr(attention, "sliding_window", window) for attention in attentions)
 
 
 @dataclass(slots=True)
 class _Layer:
-    """What one layer computes with. A fused entry is None where the modules are not plain linear layers."""
+    """The weights and modules of one layer; a fused entry is None if the modules are not plain linear layers."""
 
     norm_in: torch.Tensor
     norm_mid: torch.Tensor
@@ -83,12 +87,12 @@ class _Layer:
 
 
 class OwnStep:
-    """One token per row and step.
+    """Our own decode step: one token per row and call.
 
     Args:
         model: a transformers model for which why_not_dense is None.
-        attention: what the model was loaded with.
-        fused_norm: whether to call F.rms_norm; None where has_fused_norm() says so.
+        attention: the attention with which the model was loaded.
+        fused_norm: True to call F.rms_norm, False to compute it from its parts, None to let has_fused_norm() decide.
     """
 
     name = "own step"
@@ -113,12 +117,15 @@ class OwnStep:
         self._cos = self._sin = torch.empty(0)
 
     def allocate(self, batch: int, capacity: int) -> KVCache:
-        """Room for so many tokens in each of so many rows."""
+        """Return an empty cache of `batch` rows with room for `capacity` tokens in each."""
         return KVCache(batch, self._kv_heads, self._head_dim, capacity, self.dtype, self.device)
 
     def reach(self, positions: int) -> bool:
-        """Make the rotary tables long enough; whether they are new ones. A position in decoding is the same on all
-        axes of Qwen's multimodal rotary embedding, which makes it the plain one: a table indexed by position."""
+        """Make the rotary tables long enough for that many positions; True if they are new tensors.
+
+        In decoding, a position is the same on all axes of Qwen's multimodal rotary embedding. That makes it the plain
+        rotary embedding: a table indexed by position.
+        """
         if len(self._cos) >= positions:
             return False
         inverse = self._rotary.inv_freq.float().to(self.device)
@@ -127,21 +134,21 @@ class OwnStep:
         cos, sin = angles.cos() * scale, angles.sin() * scale
         # rotate_half(x) * sin is swap_halves(x) * (-sin, sin), which saves the negation.
         tables = (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
-        # Both or none: where memory runs out for one, every later run would take the other's length for both.
+        # Assigned together: if memory ran out between the two, later runs would take the longer table for both.
         self._cos, self._sin = tables
         return True
 
     def __call__(
         self, tokens: torch.Tensor, kv: KVCache, span: int | None = None, check: Callable[[], None] | None = None
     ) -> torch.Tensor:
-        """Logits after one more token in each row; its keys and values are written, lens stays.
+        """Compute the logits after one more token in each row; its keys and values are stored, lens stays.
 
         Args:
             tokens: (B,) int64.
-            kv: where the rows stand.
+            kv: keys, values and lengths of the rows.
             span: None computes with lengths that the host knows; a number attends to that many slots under
                 the mask, so that no size depends on the length and the step can be captured.
-            check: called before every layer; raising in it leaves the rows as they were.
+            check: called before every layer; if it raises, the rows are as before.
 
         Returns:
             (B, V) in the model's dtype.
@@ -165,7 +172,7 @@ class OwnStep:
         return self._head(self._norm(hidden, self._norm_out))
 
     def _query(self, layer, hidden, cos, sin, kv, keys, values, static) -> torch.Tensor:
-        """Project, rotate, store key and value; returns the queries (B, heads, dim)."""
+        """Project, rotate, and store key and value; returns the queries (B, heads, dim)."""
         batch, both = hidden.shape[0], self._heads + self._kv_heads
         normed = self._norm(hidden, layer.norm_in)
         if layer.qkv is not None:
@@ -200,11 +207,11 @@ class OwnStep:
         return F.silu(gate).mul_(up)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm in transformers' order of roundings, over the last dimension."""
+        """Apply RMSNorm over the last dimension, rounding in the same order as transformers."""
         if self._fused_norm:
             normed = F.rms_norm(x, x.shape[-1:], weight if weight.ndim == 1 else None, self._eps)
             return normed if weight.ndim == 1 else normed.mul_(weight)
-        # The root of the sum of squares is one call where their mean is three.
+        # The norm is one call; the mean of squares would be three.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self._eps_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).to(x.dtype).mul_(weight)
@@ -230,15 +237,15 @@ class OwnStep:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    # Exactly these types: a quantized layer is a subclass with another weight, and is called as it is.
+    # No subclasses: a quantized layer is one with another kind of weight, and is called as a module.
     return type(module) is nn.Linear and type(module.weight.data) is torch.Tensor
 
 
 def _fuse(*modules: nn.Linear) -> nn.Linear | None:
-    """One linear layer for several that read the same input; theirs become views of its weight."""
+    """Fuse linear layers with the same input: their weights become views of the fused one. None if one is not plain."""
     if not all(_is_plain(module) for module in modules):
         return None
-    # A second step for the same model finds them fused, and shares.
+    # A second OwnStep of the same model uses the same fused layer.
     if done := getattr(modules[0], "_fused_into", None):
         return done
     fused = nn.Linear(1, 1, bias=False, device="meta")
@@ -251,13 +258,13 @@ def _fuse(*modules: nn.Linear) -> nn.Linear | None:
     if fused.bias is not None:
         for module, bias in zip(modules, fused.bias.split(sizes), strict=True):
             module.bias = nn.Parameter(bias, requires_grad=False)
-    # Past nn.Module's own bookkeeping: as a submodule it would show up in the model's state.
+    # nn.Module's own __setattr__ would make it a submodule, which would appear in the model's state.
     object.__setattr__(modules[0], "_fused_into", fused)
     return fused
 
 
 def release_fused(model: nn.Module) -> None:
-    """Let go of the fused tensors, so that the model's own weights can be moved apart."""
+    """Drop the references to the fused tensors, so that the model's own weights can be moved one by one."""
     for module in model.modules():
         vars(module).pop("_fused_into", None)
 
@@ -267,5 +274,5 @@ def _transposed(module: nn.Linear) -> torch.Tensor | None:
 
 
 def _add_projected(hidden: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, module: Any) -> torch.Tensor:
-    """hidden + module(x) in place, as one product where the weight is plain."""
+    """Add module(x) to hidden in place, as one product if the weight is plain."""
     return hidden.addmm_(x, weight) if weight is not None else hidden.add_(module(x))

@@ -1,4 +1,4 @@
-"""The vision tower's patch embedding, computed as the matrix product that it is."""
+"""The vision tower's patch embedding as a matrix product."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import torch
 
 
 class PatchLinear(torch.nn.Module):
-    """A convolution whose stride is its kernel size, computed as the matrix product that it is."""
+    """A convolution whose stride is its kernel size, computed as the equal matrix product."""
 
     def __init__(self, conv: torch.nn.Conv3d) -> None:
         super().__init__()
-        # A view: no second copy of the weights.
         self.weight = torch.nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
         self.bias = conv.bias
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(N, channels, frames, height, width), one patch each -> (N, out channels)."""
+        """Embed N patches: (N, channels, frames, height, width) -> (N, out channels)."""
         return torch.nn.functional.linear(patches.flatten(1), self.weight, self.bias)
 
 
@@ -27,7 +26,7 @@ def patch_embedding_as_matmul(model: torch.nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         conv = getattr(module, "proj", None)
-        # Where its weights wait in RAM, a hook of its own brings them.
+        # A hook on the Conv3d fetches weights that wait in RAM; PatchLinear has no such hook.
         if not isinstance(conv, torch.nn.Conv3d) or hasattr(conv, "_hf_hook"):
             continue
         if name.endswith("patch_embed") and conv.stride == conv.kernel_size:

@@ -1,4 +1,4 @@
-"""The prompt goes through transformers' own forward, eager: vision tower, deepstack and positions as they are."""
+"""The prompt's way through transformers' own forward, uncaptured, with its vision tower, deepstack and positions."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import torch
 from .kv_cache import KVCache
 from .own_step import text_stack
 
-# Called often while there is no token yet; raising in it stops the prefill.
+# Called often before the first token; the prefill stops if it raises.
 Check = Callable[[], None]
 # How many layers of a prompt the host sends to a GPU before it waits for the first: enough that the GPU never waits.
 LAYERS_AHEAD = 4
-# In tokens or patches: of shorter ones all layers together take a moment.
+# Tokens or patches from which on the host waits for the GPU: the layers of a shorter prompt take no time worth saving.
 LONG_PROMPT = 2048
-# Keywords of a transformers model's generate(): input_ids and attention_mask (B, L), padded on the left, and what the
-# processor made of pictures and videos.
+# Keywords of a transformers model's generate(): input_ids and attention_mask (B, L), padded on the left, and the
+# processor's tensors of pictures and videos.
 Inputs = dict[str, torch.Tensor]
 
 
 class Forwarded(NamedTuple):
-    """What comes of a prompt's way through transformers' forward.
+    """The result of transformers' forward on a prompt.
 
     Attributes:
-        cache: transformers', of the whole prompt.
-        logits: the last ones, (B, V) float32.
-        offset: (B,) int64, the rotary position of each row's next token less the number of its tokens.
+        cache: transformers' cache of the whole prompt.
+        logits: those of the last token, (B, V) float32.
+        offset: (B,) int64, the rotary position of each row's next token minus the number of its tokens.
     """
 
     cache: Any
@@ -40,17 +40,17 @@ class Forwarded(NamedTuple):
 
 
 class Prefill(NamedTuple):
-    """A prompt that is in a buffer: how many of its tokens were there already, and the last logits, (B, V)."""
+    """A prompt stored in the buffer: how many of its tokens were there before, and the last token's logits (B, V)."""
 
     reused_tokens: int
     logits: torch.Tensor
 
 
 def forward(model: Any, inputs: Inputs) -> Forwarded:
-    """The whole prompt.
+    """Run the whole prompt by transformers' generate() for one token.
 
-    generate() for one token prepares positions and masks as each family and version wants them; the positions are
-    read where they are used, since versions count them differently.
+    generate() prepares positions and masks as every family and version needs them. The positions are read from the
+    call of the rotary embedding, since versions of transformers count them differently.
     """
     from transformers import LogitsProcessorList
 
@@ -61,7 +61,7 @@ def forward(model: Any, inputs: Inputs) -> Forwarded:
         with_kwargs=True,
     )
     try:
-        made = model.generate(
+        result = model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=1,
@@ -73,11 +73,11 @@ def forward(model: Any, inputs: Inputs) -> Forwarded:
         hook.remove()
     # The last token is text, which has one position on every axis.
     last = positions[0].reshape(-1, *positions[0].shape[-2:])[0, :, -1]
-    return Forwarded(cache_of(made), keep.logits, last + 1 - inputs["attention_mask"].sum(1))
+    return Forwarded(cache_of(result), keep.logits, last + 1 - inputs["attention_mask"].sum(1))
 
 
 def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
-    """The rest of a prompt of which the first `known` tokens are in the buffer; text only from there on.
+    """Run the rest of a prompt whose first `known` tokens are in the buffer; the rest must be text only.
 
     Args:
         ids: (1, L), the whole prompt.
@@ -91,7 +91,7 @@ def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
     if hasattr(model.config, "vision_config"):
         # Text has one position on all three axes: time, height and width.
         positions = positions.expand(3, *positions.shape)
-    made = model(
+    result = model(
         input_ids=ids[:, known:],
         attention_mask=torch.ones_like(ids),
         position_ids=positions,
@@ -99,17 +99,18 @@ def extend(model: Any, ids: torch.Tensor, kv: KVCache, known: int) -> Forwarded:
         use_cache=True,
         logits_to_keep=1,
     )
-    return Forwarded(cache_of(made), made.logits[:, -1].float(), kv.offset.clone())
+    return Forwarded(cache_of(result), result.logits[:, -1].float(), kv.offset.clone())
 
 
 def named_cache(model: Any, cache: Any) -> dict[str, Any]:
-    """The keyword for it of the model's forward: `cache` from transformers 5.24 on, `past_key_values` before."""
+    """Return the cache under its keyword in the model's forward: `cache` from transformers 5.24 on, else
+    `past_key_values`."""
     return {_cache_keyword(type(model).forward): cache}
 
 
-def cache_of(made: Any) -> Any:
-    """The cache in what forward or generate() returned; where the new name is there, the old one warns."""
-    return made["cache" if "cache" in made else "past_key_values"]
+def cache_of(output: Any) -> Any:
+    """Return the cache in an output of forward or generate(); in versions with the new name, the old one warns."""
+    return output["cache" if "cache" in output else "past_key_values"]
 
 
 @functools.lru_cache(maxsize=32)
@@ -119,13 +120,14 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
 
 @contextmanager
 def checked(model: torch.nn.Module, check: Check) -> Iterator[Callable[[], None]]:
-    """Within the block, check is called before every transformer layer, and on a CPU before every part of one.
+    """Call check before every transformer layer within the block, and on a CPU before every part of a layer.
 
     Yields:
-        What ends it early, after the prompt. On a CPU, where a token can take a second, the layers are still checked.
+        A function to call after the prompt, which ends the checks early. On a CPU, where a token can take a second,
+        check is still called before every layer.
     """
-    lists = [m for name, m in model.named_modules() if name.endswith((".layers", ".blocks"))]
-    layers = [layer for each in lists if isinstance(each, torch.nn.ModuleList) for layer in each]
+    named = [module for name, module in model.named_modules() if name.endswith((".layers", ".blocks"))]
+    layers = [layer for stack in named if isinstance(stack, torch.nn.ModuleList) for layer in stack]
     on_cpu = next(model.parameters()).device.type == "cpu"
     look = _Looks(check)
     kept = [layer.register_forward_pre_hook(look) for layer in layers if on_cpu]
@@ -144,8 +146,10 @@ def checked(model: torch.nn.Module, check: Check) -> Iterator[Callable[[], None]
 
 
 class _Looks:
-    """A hook that looks for a cancel, and lets the host be few layers ahead of a GPU: what it has sent is computed in
-    any case, which is seconds of a long prompt."""
+    """A hook that calls check, and keeps the host at most LAYERS_AHEAD layers ahead of a GPU.
+
+    Layers that were sent are computed even after a cancel: for a long prompt that would be seconds.
+    """
 
     def __init__(self, check: Check) -> None:
         self._check = check
@@ -166,7 +170,7 @@ def _takes_long(hidden: torch.Tensor) -> bool:
 
 
 class _KeepLogits:
-    """A logits processor that only looks."""
+    """A logits processor that keeps the logits and changes nothing."""
 
     logits: torch.Tensor
 

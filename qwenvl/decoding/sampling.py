@@ -1,4 +1,4 @@
-"""How a row of logits becomes the next token: pure functions, no state but the generator that is passed in.
+"""How a row of logits becomes the next token: the filters as pure functions, and Sampler, which holds the state.
 
 Parameters may be numbers or 0-dimensional tensors on the logits' device: a captured step reads them from there.
 """
@@ -14,14 +14,14 @@ from ..request import Sampling
 from .rows import NO_TOKEN
 
 MASKED = float("-inf")
-# More tokens than this that tie with the last of the top_k best are dropped.
+# Tokens beyond top_k that are kept if they tie with the last of the top_k best.
 TIES = 32
 
 Number = float | torch.Tensor
 
 
 class Candidates(NamedTuple):
-    """Tokens: their logits (B, K), and the id of each (B, K), or None where column i is token i."""
+    """Tokens that may be chosen: their logits (B, K) and ids (B, K); ids is None if column i is token i."""
 
     logits: torch.Tensor
     ids: torch.Tensor | None
@@ -47,8 +47,8 @@ def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number,
     Args:
         logits: (B, V) float. Not changed.
         counts: (B, V) float, how often each token has occurred in the answer so far.
-        presence: subtracted from every token that has occurred.
-        frequency: subtracted as often as it has.
+        presence: subtracted once from the logit of every token that has occurred.
+        frequency: subtracted from a token's logit for every time that it has occurred.
 
     Returns:
         (B, V), same dtype and device.
@@ -57,9 +57,9 @@ def penalize_count(logits: torch.Tensor, counts: torch.Tensor, presence: Number,
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> Candidates:
-    """The top_k best tokens and those that tie with the last of them: (B, V) -> values and ids, (B, K), best first.
+    """Keep the top_k best tokens and those that tie with the last of them: (B, V) -> logits and ids (B, K), best first.
 
-    K is a little more than top_k; what is not kept is -inf.
+    K is top_k + TIES, or V if that is less; the logits of tokens that are not kept are -inf.
     """
     values, ids = logits.topk(min(top_k + TIES, logits.shape[-1]), dim=-1)
     last = values[:, min(top_k, values.shape[-1]) - 1, None]
@@ -71,12 +71,12 @@ def keep_top_p(logits: torch.Tensor, top_p: Number) -> torch.Tensor:
 
     Args:
         logits: (B, V) float, best first. Not changed.
-        top_p: share of probability to keep, in [0, 1]. 0 keeps the best token, 1 keeps all.
+        top_p: probability to keep, in [0, 1]. 0 keeps the best token, 1 keeps all.
 
     Returns:
         (B, V), same dtype and device. Dropped tokens are -inf; at least one token per row stays.
     """
-    # The tail is summed from its small end, as transformers does: from the large end it would round differently.
+    # Summed from the least probable token up, as transformers does: the other direction would round differently.
     rest = logits.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
     dropped = rest <= 1 - top_p
     dropped[:, 0] = False
@@ -93,7 +93,7 @@ def keep_min_p(logits: torch.Tensor, min_p: Number) -> torch.Tensor:
 def candidates(
     logits: torch.Tensor, sampling: Sampling, temperature: Number, top_p: Number, min_p: Number
 ) -> Candidates:
-    """What may be drawn, after every filter that is on, in the order of transformers' generate."""
+    """Apply temperature and every filter that is on, in the order of transformers' generate(); (B, V) logits."""
     ids = None
     logits = logits / temperature
     if sampling.top_k:
@@ -108,31 +108,31 @@ def candidates(
 
 
 class NoRepeats:
-    """Which tokens would make a row of so many tokens that has occurred before; kept on the host.
+    """The filter of no_repeat_ngram_size: masks tokens that would repeat a sequence of that length; kept on the host.
 
     Args:
-        size: tokens of such a row.
+        size: length of the sequence in tokens.
         texts: the prompt of each row, without padding.
     """
 
     def __init__(self, size: int, texts: list[list[int]]) -> None:
         self._size = size
         self._texts: list[list[int]] = [[] for _ in texts]
-        # Of each row: what has followed the tokens.
+        # For each row: the tokens that have followed a sequence of size - 1 tokens.
         self._followed: list[dict[tuple[int, ...], list[int]]] = [{} for _ in texts]
         for row, text in enumerate(texts):
             for token in text:
                 self._append(row, token)
 
     def mask(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, V) -> the same with -inf at what would repeat."""
+        """Return a copy of the logits (B, V) with -inf at tokens that would repeat a sequence."""
         logits = logits.clone()
         for row in range(len(logits)):
             logits[row, self._followed[row].get(self._end(row), [])] = MASKED
         return logits
 
     def push(self, tokens: list[int]) -> None:
-        """The next token of each row."""
+        """Append the next token of each row."""
         for row, token in enumerate(tokens):
             self._append(row, token)
 
@@ -147,12 +147,12 @@ class NoRepeats:
 
 
 class Sampler:
-    """Chooses the next token of each row, and remembers which have occurred where that matters.
+    """The choice of the next token of each row; remembers which tokens have occurred if a filter needs it.
 
-    Its state lies in tensors that stay where they are, so that a captured step goes on using them in later runs.
+    Its state is in tensors that never move, so that a captured step goes on using them in later runs.
 
     Args:
-        sampling: what to do. start() may change the values, not which filters are on.
+        sampling: the settings. start() may change their values, but not which filters are on.
         rows: B.
         vocabulary: V.
         device: where the logits are.
@@ -165,13 +165,14 @@ class Sampler:
         filters = _filters(sampling)
         self.occurred = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device) if filters["occurred"] else None
         self.counts = torch.zeros(rows, vocabulary, device=device) if filters["counts"] else None
-        self.made = torch.zeros((), device=device) if filters["made"] else None
+        # Tokens of the answer so far.
+        self.length = torch.zeros((), device=device) if filters["length"] else None
         self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self._repeats: NoRepeats | None = None
 
     @staticmethod
     def kind(sampling: Sampling) -> tuple[Any, ...]:
-        """Equal for samplings that can share a sampler."""
+        """Return a key that is equal for samplings that can share a sampler."""
         filters = tuple(_filters(sampling).values())
         if sampling.greedy:
             return ("greedy", *filters)
@@ -179,13 +180,13 @@ class Sampler:
 
     @staticmethod
     def why_not_captured(sampling: Sampling) -> str | None:
-        """The reason why a step with this sampling cannot be captured, or None."""
+        """Return the reason why a step with this sampling cannot be captured, or None."""
         return "no_repeat_ngram_size looks at every token on the host" if sampling.no_repeat_ngram_size else None
 
     @property
     def state(self) -> list[torch.Tensor]:
-        """What a choice changes, beside the generator."""
-        return [each for each in (self.occurred, self.counts, self.made) if each is not None]
+        """The tensors that a choice changes."""
+        return [tensor for tensor in (self.occurred, self.counts, self.length) if tensor is not None]
 
     def start(
         self,
@@ -198,28 +199,29 @@ class Sampler:
         """Begin with a prompt.
 
         Args:
-            prompt, mask: (B, L) ids, and 0 where a row is padded on its left.
+            prompt: (B, L) token ids.
+            mask: (B, L), 0 where a row is padded on its left.
             end_ids: tokens that end a text.
         """
         for name, value in self._parameters.items():
             value.fill_(float(getattr(sampling, name)))
         if self.random is not None and seed is not None:
             self.random.manual_seed(seed)
-        for each in self.state:
-            each.zero_()
-        if self.made is not None:
+        for tensor in self.state:
+            tensor.zero_()
+        if self.length is not None:
             self._ends.zero_()[list(end_ids)] = True
         if self.occurred is not None:
-            # Padding must not count as occurred: the row's last token, which has been, stands in for it.
+            # Padding must not count as occurred: it is replaced by the row's last token, which has occurred.
             self.occurred.scatter_(1, torch.where(mask.bool(), prompt, prompt[:, -1:]), True)
         if sampling.no_repeat_ngram_size:
             texts = [row[there].tolist() for row, there in zip(prompt, mask.bool(), strict=True)]
             self._repeats = NoRepeats(sampling.no_repeat_ngram_size, texts)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, V) logits -> (B,) int64; NO_TOKEN where a row holds NaN or infinity, or no token that is possible."""
+        """Choose from (B, V) logits: (B,) int64; NO_TOKEN if a row's largest logit is NaN, infinity or -infinity."""
         logits = logits.float()
-        # Found on the device, and seen when the token is read: the host does not wait for it. NaN wins every maximum.
+        # Computed on the device and read with the token, so that the host does not wait. NaN counts as the largest.
         sound = logits.amax(dim=-1).isfinite()
         logits = self._filtered(logits)
         chosen = logits.argmax(dim=-1) if self.random is None else self._draw(logits)
@@ -227,14 +229,14 @@ class Sampler:
             self.occurred.scatter_(1, chosen[:, None], True)
         if self.counts is not None:
             self.counts.scatter_add_(1, chosen[:, None], torch.ones_like(self.counts[:, :1]))
-        if self.made is not None:
-            self.made.add_(1)
+        if self.length is not None:
+            self.length.add_(1)
         if self._repeats is not None:
             self._repeats.push(chosen.tolist())
         return chosen.masked_fill(~sound, NO_TOKEN)
 
     def _filtered(self, logits: torch.Tensor) -> torch.Tensor:
-        """What greedy choices too must heed."""
+        """Apply the filters that hold for greedy choices too."""
         p = self._parameters
         if self.occurred is not None:
             logits = penalize_repetition(logits, self.occurred, p["repetition_penalty"])
@@ -242,11 +244,12 @@ class Sampler:
             logits = penalize_count(logits, self.counts, p["presence_penalty"], p["frequency_penalty"])
         if self._repeats is not None:
             logits = self._repeats.mask(logits)
-        if self.made is not None:
-            logits = logits.masked_fill(self._ends & (self.made < p["min_new_tokens"]), MASKED)
+        if self.length is not None:
+            logits = logits.masked_fill(self._ends & (self.length < p["min_new_tokens"]), MASKED)
         return logits
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draw one token for each row, (B,) int64."""
         p = self._parameters
         logits, ids = candidates(logits, self._sampling, p["temperature"], p["top_p"], p["min_p"])
         # argmax(p / e) with e ~ Exp(1) draws from p, and unlike torch.multinomial never waits for the device.
@@ -258,16 +261,16 @@ class Sampler:
 
 
 def _filters(sampling: Sampling) -> dict[str, Any]:
-    """Which of the filters that greedy choices heed too are on."""
+    """Return which of the filters that hold for greedy choices too are on."""
     return {
         "occurred": sampling.repetition_penalty != 1,
         "counts": bool(sampling.presence_penalty or sampling.frequency_penalty),
-        "made": sampling.min_new_tokens > 0,
+        "length": sampling.min_new_tokens > 0,
         "repeats": sampling.no_repeat_ngram_size,
     }
 
 
-# What a captured step reads from the device, so that it follows when they change.
+# Settings that a captured step reads from the device, so that it need not be captured again when they change.
 _PARAMETERS = (
     "temperature",
     "top_p",

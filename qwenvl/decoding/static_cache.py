@@ -12,14 +12,14 @@ from .kv_cache import AHEAD, LARGEST_DOUBLING, capacity_for, span_for
 from .own_step import SLIDES, slides, text_stack
 from .prefill import Check, Inputs, Prefill, checked, named_cache
 
-# Layers of which transformers' static cache keeps all state in tensors that never move or grow.
+# Kinds of layer whose state transformers' static cache keeps in tensors that never move or grow.
 STATIC_LAYERS = {"full_attention", "linear_attention"}
 # New tokens for which there is room at first; the cache grows where an answer is longer.
 HEADROOM = 1024
 
 
 def why_not_generic(model: Any) -> str | None:
-    """The reason why the model cannot step on a static cache, or None."""
+    """Return the reason why the model cannot use the generic step, or None."""
     from transformers import cache_utils
 
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
@@ -32,12 +32,12 @@ def why_not_generic(model: Any) -> str | None:
         return "this version of transformers keeps the position of its static cache on the host"
     kinds = {*(getattr(model.config.get_text_config(), "layer_types", None) or STATIC_LAYERS)}
     if others := kinds - STATIC_LAYERS:
-        return f"its {', '.join(sorted(others))} layers keep what grows with every token"
+        return f"the state of its {', '.join(sorted(others))} layers grows with every token"
     return SLIDES if slides(text_stack(model)) else None
 
 
 class StaticCacheLanes:
-    """The same interface as OwnStepLanes, with transformers' cache and mask in the place of ours."""
+    """The interface of OwnStepLanes with transformers' forward, cache and mask in place of ours."""
 
     name = "generic step"
 
@@ -45,43 +45,43 @@ class StaticCacheLanes:
         self._model = model
         self.version = 0
         self._cache: Any = None
-        # Its layers with all of their keys and values, of which they are shown as much as there is text.
+        # Layers with their whole keys and values; the layers themselves hold views of the first slots, see _show().
         self._whole: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
         self._capacity = self._batch = self._filled = 0
-        # How long a masked step takes the text to become.
+        # Tokens that the first span of a masked step has room for.
         self._ahead = 0
-        # SDPA takes what may be attended to, eager attention what is added to the scores.
+        # SDPA takes a mask of booleans, eager attention one that is added to the scores.
         self._adds = model.config._attn_implementation == "eager"
         self._mask = self._slot = self._positions = torch.empty(0)
 
     @property
     def _visible(self) -> float | bool:
-        """What the mask holds where there is a token."""
+        """The mask's value at a slot with a token."""
         return 0.0 if self._adds else True
 
     @property
     def _hidden(self) -> float | bool:
-        """And where there is none."""
+        """The mask's value at a slot without a token."""
         return float("-inf") if self._adds else False
 
     @property
     def state(self) -> list[torch.Tensor]:
-        """What a step changes: its own counters, and every tensor of the cache that is no plain key or value."""
-        held = (vars(layer) for layer in self._cache.layers)
-        others = [value for each in held for name, value in each.items() if name not in ("keys", "values")]
+        """The tensors that a step changes: its own counters, and those of the cache besides keys and values."""
+        fields = (vars(layer) for layer in self._cache.layers)
+        others = [value for named in fields for name, value in named.items() if name not in ("keys", "values")]
         # Linear attention keeps its states in dictionaries, one entry per kind of state.
         flat = [part for value in others for part in (value.values() if isinstance(value, dict) else [value])]
-        return [self._slot, self._positions, self._mask, *(each for each in flat if isinstance(each, torch.Tensor))]
+        return [self._slot, self._positions, self._mask, *(part for part in flat if isinstance(part, torch.Tensor))]
 
     @contextmanager
     def checked_loop(self, check: Check) -> Iterator[None]:
-        """Within the block no step is captured; on a CPU check is called before every layer of one."""
+        """Call check on a CPU before every layer of the steps within the block, of which none is captured."""
         with checked(self._model, check) as after_the_prompt:
             after_the_prompt()
             yield
 
     def prefill(self, inputs: Inputs, max_new_tokens: int, check: Check, media: str) -> Prefill:
-        """Run the prompt into the cache; nothing of an earlier one is used: recurrent states cannot be cut."""
+        """Run the whole prompt into the cache. No earlier prompt is reused: recurrent states cannot be shortened."""
         from transformers import StaticCache
 
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -89,7 +89,7 @@ class StaticCacheLanes:
         needed = capacity_for(length + min(max_new_tokens, HEADROOM))
         if not self._whole or self._batch != batch or self._capacity < needed:
             self.drop()
-            # As long as the prompt, so that this is all that the prompt attends to.
+            # As long as the prompt, so that the prompt attends to no empty slots.
             self._cache = StaticCache(config=self._model.config, max_cache_len=length)
             self._batch = batch
             self._slot = torch.zeros(1, dtype=torch.long, device=ids.device)
@@ -100,7 +100,7 @@ class StaticCacheLanes:
         positions = self._model._prepare_position_ids_for_generation(ids, dict(inputs))
         given = {name: value for name, value in inputs.items() if name != "attention_mask"}
         with checked(self._model, check):
-            made = self._model(
+            output = self._model(
                 **given,
                 attention_mask=None if bool(mask.all()) else mask,
                 position_ids=positions,
@@ -119,7 +119,7 @@ class StaticCacheLanes:
         self._slot.fill_(length)
         self._filled = length
         self._ahead = length + min(max_new_tokens, AHEAD)
-        return Prefill(0, made.logits[:, -1].float())
+        return Prefill(0, output.logits[:, -1].float())
 
     def grow(self) -> None:
         """Grow the cache if the next token has no place in it."""
@@ -132,12 +132,12 @@ class StaticCacheLanes:
         self._mask[..., : mask.shape[-1]] = mask
 
     def _lengthen(self, capacity: int) -> None:
-        """Give the layers room for so many tokens, and what they hold already with it."""
+        """Give the layers room for `capacity` tokens; they keep the tokens that they hold."""
         # Layers of linear attention have no keys.
         layers = [layer for layer in self._cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
         self._whole.clear()
         for layer in layers:
-            # One after the other, so that the text is never there twice.
+            # One layer after the other, so that the text is never in memory twice.
             layer.keys, layer.values = _lengthened(layer.keys, capacity), _lengthened(layer.values, capacity)
             layer.max_cache_len = capacity
         self._whole = [(layer, layer.keys, layer.values) for layer in layers]
@@ -148,19 +148,19 @@ class StaticCacheLanes:
         self.version += 1
 
     def _show(self, slots: int) -> None:
-        """Have the layers know of so many slots only, the first ones."""
+        """Give the layers views of the first `slots` slots only."""
         for layer, keys, values in self._whole:
             if layer.max_cache_len != slots:
                 layer.keys, layer.values = keys[:, :, :slots], values[:, :, :slots]
                 layer.max_cache_len = slots
 
     def step(self, tokens: torch.Tensor, span: int | None = None) -> torch.Tensor:
-        """(B,) tokens -> (B, V) logits; transformers' cache counts the tokens itself."""
-        # Where nothing is captured, a step is as long as the text.
+        """Compute (B, V) logits of (B,) tokens; transformers' cache counts the tokens itself."""
+        # A step that is not captured attends to the text only.
         span = span or self._filled + 1
         self._show(span)
         self._mask.index_fill_(3, self._slot, self._visible)
-        made = self._model(
+        output = self._model(
             input_ids=tokens[:, None],
             attention_mask=self._mask[..., :span],
             position_ids=self._positions,
@@ -168,29 +168,31 @@ class StaticCacheLanes:
             use_cache=True,
             logits_to_keep=1,
         )
-        return made.logits[:, -1]
+        return output.logits[:, -1]
 
     def count_on_device(self) -> None:
+        """Count a token on the device, as part of a captured step."""
         self._positions.add_(1)
         self._slot.add_(1)
 
     def count_on_host(self) -> None:
+        """Count a token on the host."""
         self._filled += 1
 
     def span(self) -> int:
-        """How many slots the next captured step attends to: one number for as much of an answer as can be."""
+        """Return how many slots the next captured step attends to; seldom changed, as a new span is a new capture."""
         return min(span_for(max(self._filled + 1, self._ahead)), self._capacity)
 
     def attention(self, static: bool) -> str:
-        """What transformers attends with."""
+        """Return the name of transformers' attention, the same for every step."""
         return self._model.config._attn_implementation
 
     def simplify(self) -> bool:
-        """There is nothing simpler."""
+        """Return False: this step has no simpler form."""
         return False
 
     def as_chosen(self) -> None:
-        """And nothing to take back."""
+        """Do nothing: simplify() switches nothing off."""
 
     def drop(self) -> None:
         """Give the cache back."""
@@ -199,13 +201,13 @@ class StaticCacheLanes:
         self.version += 1
 
     def finish(self, inputs: Inputs, ids: list[list[int]], media: str) -> None:
-        """Nothing is kept but the cache's memory, and not a large one's."""
+        """Forget the prompt; keep the cache's memory unless it exceeds LARGEST_DOUBLING tokens."""
         if self._capacity > LARGEST_DOUBLING:
             self.drop()
 
 
 def _lengthened(tensor: torch.Tensor, slots: int) -> torch.Tensor:
-    """(B, heads, slots, dim) -> a copy with more slots."""
+    """Copy (B, heads, slots before, dim) into a new tensor with `slots` slots, the new ones zero."""
     batch, heads, before, dim = tensor.shape
     longer = tensor.new_zeros(batch, heads, slots, dim)
     longer[:, :, :before] = tensor

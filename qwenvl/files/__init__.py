@@ -1,1 +1,1 @@
-"""Files that anybody may have made, read within bounds; and who may write where. Begin with bounded_json.py."""
+"""Untrusted files, read within limits; and locks of folders that are written to. Begin with bounded_json.py."""

@@ -1,4 +1,4 @@
-"""The one reader of JSON files: how long one may be, and how much may come of it, is known before it is parsed.
+"""The one reader of JSON files: their size and their number of values are limited before they are parsed.
 
 Three bytes of text may become seventy in memory, so the values are counted too, in one pass over the bytes.
 """
@@ -14,26 +14,26 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How much of a kind of file is taken.
+    """The limits of a kind of file.
 
     Attributes:
-        size: bytes.
-        values: of JSON; each takes about 100 bytes in memory.
+        size: most bytes.
+        values: most JSON values, of which each takes about 100 bytes in memory; 0 for no limit.
     """
 
     size: int
     values: int
 
 
-# The longest of published models has 0.1 MB and some thousand values: names of layers that are not quantized.
+# Configurations: the longest one published has 0.1 MB and some thousand values: names of layers that are not quantized.
 SETTINGS = Limit(8 << 20, 1 << 18)
-# Those of models with 250,000 words have 11 to 33 MB and at most 1.2 million values.
+# Tokenizers: those with 250,000 words have 11 to 33 MB and at most 1.2 million values.
 TOKENIZER = Limit(64 << 20, 3 << 20)
-# That of a mixture of a trillion weights has 15 MB and 140,000 names.
+# Indexes of weights: that of a mixture with a trillion weights has 15 MB and 140,000 names.
 INDEX = Limit(32 << 20, 1 << 20)
-# Of one file of weights, with a dozen values for a tensor.
+# The header of one file of weights: a dozen values for a tensor.
 HEADER = Limit(32 << 20, 1 << 21)
-# No JSON. The longest are 20 KB; transformers compiles them.
+# Chat templates, which are not JSON: the longest have 20 KB, and transformers compiles them.
 TEMPLATE = Limit(1 << 20, 0)
 _KINDS = {
     "*.index.json": INDEX,
@@ -44,7 +44,7 @@ _OPENING = (b",", b"[", b"{", b":")
 
 
 class UnreadableError(ValueError):
-    """A file that does not hold what it should; reason says why, without the path."""
+    """A file that does not hold what it should; `reason` says why, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be read: {reason}.")
@@ -52,23 +52,23 @@ class UnreadableError(ValueError):
 
 
 class OversizeError(UnreadableError):
-    """A file that holds more, or is nested deeper, than any of its kind."""
+    """A file that is larger, or nested deeper, than any real file of its kind."""
 
 
 def limit_of(name: str) -> Limit:
-    """How much is taken of a file of that name."""
+    """Return the limit for a file of that name."""
     return next((limit for pattern, limit in _KINDS.items() if fnmatch(name.lower(), pattern)), SETTINGS)
 
 
 def read_json_object(path: Path, limit: Limit | None = None) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Read a file that holds a JSON object.
 
     Args:
-        limit: None takes that of its name.
+        limit: None takes the limit for its name.
 
     Raises:
         OversizeError: it is too large, or nested too deep.
-        UnreadableError: there is no such file, it is no text, or it holds anything but one JSON object.
+        UnreadableError: the file does not exist, is not text, or holds anything but one JSON object.
     """
     try:
         found = parse(content_of(path, limit), limit or limit_of(path.name))
@@ -76,7 +76,7 @@ def read_json_object(path: Path, limit: Limit | None = None) -> dict[str, Any]:
         raise OversizeError(path, "it is nested too deep") from error
     except UnreadableError:
         raise
-    except ValueError as error:  # no UTF-8, a number of thousands of digits
+    except ValueError as error:  # invalid UTF-8 or JSON, or a number of thousands of digits
         raise UnreadableError(path, str(error)) from error
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
@@ -87,10 +87,11 @@ def read_json_object(path: Path, limit: Limit | None = None) -> dict[str, Any]:
 
 
 def parse(content: bytes, limit: Limit) -> Any:
-    """What JSON holds that has come from anywhere, in UTF-8.
+    """Parse untrusted JSON in UTF-8.
 
     Raises:
-        ValueError: it is none, or more than the limit. RecursionError: it is nested too deep.
+        ValueError: it is not JSON, or exceeds the limit.
+        RecursionError: it is nested too deep.
     """
     if reason := why_too_much(content, limit):
         raise ValueError(reason)
@@ -98,7 +99,7 @@ def parse(content: bytes, limit: Limit) -> Any:
 
 
 def why_too_much(content: bytes, limit: Limit) -> str | None:
-    """Why JSON is not parsed, or None. What strings hold counts as if it were JSON."""
+    """Return the reason why content exceeds the limit, or None. Brackets, commas and colons in strings count too."""
     if len(content) > limit.size:
         return f"it is larger than {limit.size:,} bytes"
     if limit.values and sum(map(content.count, _OPENING)) > limit.values:
@@ -107,11 +108,11 @@ def why_too_much(content: bytes, limit: Limit) -> str | None:
 
 
 def content_of(path: Path, limit: Limit | None = None) -> bytes:
-    """What is in a file. Raises OversizeError where that is more than the limit, OSError where it is no file."""
+    """Return the bytes of a file; OversizeError if they exceed the limit, OSError if the path is not a regular file."""
     limit = limit or limit_of(path.name)
-    # Opening what is no file may wait for ever.
+    # Opening a pipe may wait for ever.
     if path.exists() and not path.is_file():
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     with path.open("rb") as file:
         content = file.read(limit.size + 1)
     if reason := why_too_much(content, limit):

@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes to: a lock of the system's, or where the disk knows none, a claim.
+"""Locks that let one process at a time write to a folder: the system's file locks, or claim files on disks without.
 
 Standard library only.
 """
@@ -22,24 +22,25 @@ from ..log import log
 from ..process import PROCESS
 
 _WINDOWS = sys.platform == "win32"
+# Seconds between two attempts to take a lock.
 _LOOK_S = 0.1
-# What a disk answers that knows no locks, as some network disks do.
+# Errors of disks without file locks, as some network disks are.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-# Windows says EACCES.
+# Errors for a locked file; EACCES is that of Windows.
 _IN_USE = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-# A claim is renewed so often, and counts for so long after that, by the clock of the disk's own machine.
+# Seconds between two renewals of a claim, and for how long it is valid after one, by the clock of the disk's machine.
 RENEWED_S, LASTS_S = 5.0, 60.0
-# Of a claim, which may hold anything.
+# Most bytes that are read of a claim file, which other programs may have written.
 _LONGEST = 4096
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class FileLock:
-    """A file that one process or thread holds at a time, and that is gone when nobody does.
+    """A file that one process or thread holds at a time, and that is deleted when it is released.
 
-    The system itself lets go of it when a process ends, however it ends, and on a network disk for all machines whose
-    systems lock there. So none is ever taken from somebody who is only slow. On a disk that knows no locks, a claim
-    stands for it, which lasts a minute longer than a process that cannot release it.
+    The system releases it when a process ends, however it ends, and on a network disk for all machines whose systems
+    lock there. So it is never taken from a process that is only slow. On a disk without file locks a Claim replaces it,
+    which stays for a minute after a process that ends without releasing it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,18 +49,18 @@ class FileLock:
         self._claim = Claim(path.with_name(f"{path.name}.claim"))
 
     def take(self) -> bool:
-        """Whether it is held now; at once in either case. OSError where it cannot be made."""
+        """Try to take the lock without waiting; True if this object holds it now. OSError if it cannot be created."""
         while self._number is None and not self._claim.held:
             number = os.open(self.path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
             taken = False
             try:
-                known = self._try(number)
-                if known is None:
+                locked = self._try(number)
+                if locked is None:
                     return self._take_claim()
-                if not known or self._claim.is_others():
+                if not locked or self._claim.is_others():
                     return False
-                # Whoever held it has deleted it while we waited: another one may have made a new one.
-                taken = self._is_there(number)
+                # The last holder may have deleted the file since it was opened, and another process may hold a new one.
+                taken = self._is_at_path(number)
             finally:
                 if not taken:
                     _close(number)
@@ -67,21 +68,21 @@ class FileLock:
                 self._number = number
         return True
 
-    def wait(self, tell: Callable[[], object]) -> None:
-        """Until it is held.
+    def wait(self, on_wait: Callable[[], object]) -> None:
+        """Wait until this object holds the lock.
 
         Args:
-            tell: called once if somebody else holds it now.
+            on_wait: called once if another process or thread holds it now.
         """
-        told = False
+        called = False
         while not self.take():
-            if not told:
-                tell()
-            told = True
+            if not called:
+                on_wait()
+            called = True
             time.sleep(_LOOK_S)
 
     def is_held(self) -> bool:
-        """Whether anybody holds it. Makes no lock, and opens none where there is none."""
+        """Return True if any process or thread holds the lock. It creates no file."""
         if self._claim.held or self._claim.is_others():
             return True
         if not os.path.lexists(self.path):
@@ -96,12 +97,12 @@ class FileLock:
             _close(number)
 
     def release(self) -> None:
-        """It is free, and the file is gone; if it is not held, nothing happens."""
+        """Release the lock and delete its file; do nothing if this object does not hold it."""
         self._claim.release()
         if self._number is None:
             return
         number, self._number = self._number, None
-        if _WINDOWS:  # which deletes no file that is open
+        if _WINDOWS:  # cannot delete an open file
             _close(number)
         with suppress(OSError):
             self.path.unlink()
@@ -109,7 +110,7 @@ class FileLock:
             _close(number)
 
     def _try(self, number: int) -> bool | None:
-        """Whether the open file is locked now; None where that cannot be had."""
+        """Try to lock the open file; True if it is locked now, False if it is in use, None on a disk without locks."""
         try:
             _lock(number)
         except OSError as error:
@@ -122,14 +123,14 @@ class FileLock:
 
     def _take_claim(self) -> bool:
         if PROCESS.is_new("no locks", self.path.parent):
-            log.warning("the disk of %s knows no locks: others are kept from it by a file", self.path.parent)
+            log.warning("the disk of %s has no file locks: a claim file keeps other processes away", self.path.parent)
         with suppress(OSError):
-            self.path.unlink()  # the lock itself, which is none here
+            self.path.unlink()  # the lock file, which has no use here
         return self._claim.take()
 
-    def _is_there(self, number: int) -> bool:
+    def _is_at_path(self, number: int) -> bool:
         try:
-            if _WINDOWS:  # where an open file stays, and two looks at one may tell of two disks
+            if _WINDOWS:  # an open file stays there, and os.stat() may report another disk than os.fstat()
                 return self.path.exists()
             return os.path.samestat(os.fstat(number), self.path.stat())
         except FileNotFoundError:
@@ -137,11 +138,11 @@ class FileLock:
 
 
 class Claim:
-    """A file that says who writes beside it: made only where there is none, renewed all the while.
+    """A file that names the process that writes beside it: created if no other exists, and renewed while it is held.
 
-    Whoever ends without releasing it leaves one that is old after a minute, or at once if it was of this system. How
-    old it is, the disk's own clock says, as those of two machines may differ by more. A process that stands still for
-    longer than a minute loses it.
+    A process that ends without releasing its claim leaves one that expires after a minute, or at once if the process
+    ran on this system. The age is measured by the disk's own clock, as the clocks of two machines may differ by more.
+    A process that is suspended for longer than a minute loses its claim.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,9 +155,9 @@ class Claim:
         return bool(self._token)
 
     def take(self) -> bool:
-        """Whether it is held now; at once in either case. OSError where it cannot be made."""
-        there = self._read()
-        if there is not None and not self._give_way(there):
+        """Try to take the claim without waiting; True if this object holds it now. OSError if it cannot be created."""
+        found = self._read()
+        if found is not None and not self._give_way(found):
             return False
         token = secrets.token_hex(16)
         content = json.dumps({"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "token": token})
@@ -171,12 +172,12 @@ class Claim:
         return True
 
     def is_others(self) -> bool:
-        """Whether somebody else has it, and it is not old. Makes none."""
-        there = self._read()
-        return there is not None and there.get("token") != self._token and not self._is_old(there)
+        """Return True if another process or object holds a claim that has not expired. It creates no claim."""
+        found = self._read()
+        return found is not None and found.get("token") != self._token and not self._is_old(found)
 
     def release(self) -> None:
-        """It is gone, unless it is another's by now."""
+        """Delete the claim, unless another process has taken it by now."""
         if not self._token:
             return
         self._ended.set()
@@ -188,13 +189,13 @@ class Claim:
     def _renew(self, ended: threading.Event) -> None:
         while not ended.wait(RENEWED_S):
             if (self._read() or {}).get("token") != self._token:
-                log.warning("%s was taken by another process, as this one stood still", self.path)
+                log.warning("%s was taken by another process, because this one did not renew it in time", self.path)
                 return
             with suppress(OSError):  # the network may be away for a moment
                 os.utime(self.path)
 
     def _read(self) -> dict[str, Any] | None:
-        """What it says; {} where that is nothing, and None where there is none."""
+        """Return the content of the claim file; {} if it is not valid, None if the file does not exist."""
         if not os.path.lexists(self.path):
             return None
         try:
@@ -204,16 +205,16 @@ class Claim:
         except OSError:  # a link, a folder
             return {}
         try:
-            said = json.loads(os.read(number, _LONGEST))
+            content = json.loads(os.read(number, _LONGEST))
         except (OSError, ValueError, RecursionError):  # a folder, a claim that is being written
             return {}
         finally:
             os.close(number)
-        return said if isinstance(said, dict) else {}
+        return content if isinstance(content, dict) else {}
 
-    def _is_old(self, there: dict[str, Any]) -> bool:
-        """Whether its holder has ended."""
-        if _machine() and there.get("machine") == _machine() and not _is_alive(there.get("pid")):
+    def _is_old(self, found: dict[str, Any]) -> bool:
+        """Return True if the claim's process has ended, or did not renew it for LASTS_S."""
+        if _machine() and found.get("machine") == _machine() and not _is_alive(found.get("pid")):
             return True
         try:
             return self._now() - self.path.lstat().st_mtime > LASTS_S
@@ -221,7 +222,7 @@ class Claim:
             return False
 
     def _now(self) -> float:
-        """By the clock of the machine that has the disk: what it writes on a new file."""
+        """Return the time by the clock of the machine that has the disk, from the time of a new file."""
         probe = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
         number = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
         try:
@@ -230,9 +231,9 @@ class Claim:
             os.close(number)
             probe.unlink()
 
-    def _give_way(self, there: dict[str, Any]) -> bool:
-        """Whether an old one is out of the way. Of several who try, it is out of the way of one."""
-        if not self._is_old(there):
+    def _give_way(self, found: dict[str, Any]) -> bool:
+        """Remove an expired claim; True if this call removed it. Of several processes that try, one succeeds."""
+        if not self._is_old(found):
             return False
         aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
         try:
@@ -240,11 +241,11 @@ class Claim:
         except OSError:
             return False
         moved = Claim(aside)._read()
-        if moved == there:
+        if moved == found:
             with suppress(OSError):
                 aside.unlink()
             return True
-        # Somebody else was faster, and this is a new one.
+        # Another process was faster, and this is its new claim: put it back.
         with suppress(OSError):
             os.link(aside, self.path)
         with suppress(OSError):
@@ -253,7 +254,7 @@ class Claim:
 
 
 def _machine() -> str:
-    """Where numbers of processes mean the same: a running Linux, or a container of it. "" where that cannot be told."""
+    """Return a name of the running Linux, or container of it, within which a process id is unique; "" if not known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -262,9 +263,9 @@ def _machine() -> str:
 
 
 def _is_alive(pid: Any) -> bool:
-    """Whether a process of this machine has that number; True where that cannot be told."""
+    """Return True if a process of this machine has that id, or if that cannot be found out."""
     if os.name == "nt" or type(pid) is not int or not 0 < pid < 1 << 31:
-        return True  # there, a signal ends the process
+        return True  # on Windows, os.kill() would end the process
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -273,7 +274,7 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _lock(number: int) -> None:
-    """Lock an open file, or raise OSError at once."""
+    """Lock an open file without waiting; OSError if another process or thread has locked it."""
     if _WINDOWS:
         _first_byte(number, "LK_NBLCK")
     else:
@@ -285,13 +286,13 @@ def _lock(number: int) -> None:
 def _close(number: int) -> None:
     """Close a file that may be locked. Windows unlocks it by itself, but not at once."""
     if _WINDOWS:
-        with suppress(OSError):  # it is not locked
+        with suppress(OSError):  # raised if it is not locked
             _first_byte(number, "LK_UNLCK")
     os.close(number)
 
 
 def _first_byte(number: int, how: str) -> None:
-    """Windows locks bytes from where the file stands, whether they are there or not."""
+    """Lock or unlock the first byte, which need not exist. Windows locks bytes from the file's position on."""
     import msvcrt
 
     system: Any = msvcrt

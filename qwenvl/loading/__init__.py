@@ -1,1 +1,1 @@
-"""A LoadSpec in, a model on its device out, and who lets it go. Begin with source.py and cache.py."""
+"""Loading of models: a LoadSpec in, a model on its device out; and unloading. Begin with source.py and cache.py."""

@@ -1,4 +1,4 @@
-"""How attention is computed: what was asked for, what this machine, this model and this transformers can do."""
+"""The choice of the attention implementation: by the setting, the machine, the model and the installed transformers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..models.checkpoint import Checkpoint
 from . import capabilities
 from .capabilities import Machine, why_no_flash_attention
 
-# Those that torch itself has, for every model and device.
+# Implementations that need nothing but torch, for every model and device.
 _PLAIN = ("sdpa", "eager")
 _FLASH_2_IS_MADE_FOR = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """What will be used.
+    """The attention that will be used.
 
     Attributes:
         name: as transformers calls it.
-        reason: why this is not what was asked for; "" where it is.
-        hint: what may go wrong with it; "" where nothing is known.
+        reason: why it is not the one that was asked for; "" if it is.
+        hint: a known problem that it may have; "" if none is known.
     """
 
     name: str
@@ -31,7 +31,7 @@ class AttentionPlan:
 
 
 def plan_attention(asked: str, checkpoint: Checkpoint, machine: Machine) -> AttentionPlan:
-    """What can be had of what was asked for, decided before weights are read."""
+    """Choose the attention before weights are read: the one that was asked for, or sdpa if that cannot be used."""
     if asked == "auto":
         return AttentionPlan("sdpa")
     if asked not in _PLAIN and (reason := why_not(asked, checkpoint, machine)):
@@ -40,7 +40,7 @@ def plan_attention(asked: str, checkpoint: Checkpoint, machine: Machine) -> Atte
 
 
 def why_not(name: str, checkpoint: Checkpoint, machine: Machine) -> str | None:
-    """The reason why that attention cannot be had for that model here, or None."""
+    """Return the reason why that attention cannot be used for that model here, or None."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
@@ -72,7 +72,7 @@ def _why_no_flex(machine: Machine) -> str | None:
 
 
 def _kernel_of(name: str) -> str:
-    """The kernel of the hub that transformers takes where the package is missing."""
+    """Return the hub's kernel that transformers uses if the package is missing; "" if it has none."""
     from transformers import modeling_flash_attention_utils as utils
 
     return getattr(utils, "FLASH_ATTN_KERNEL_FALLBACK", {}).get(name, "")

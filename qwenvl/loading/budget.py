@@ -1,4 +1,4 @@
-"""How many bytes a model and a question need: estimates from headers and configurations, before anything is read."""
+"""Estimates of the bytes that a model and a question need, from headers and config.json, before weights are read."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ STORED = {"4bit": 0.52, "8bit": 1.01}
 # Matrices that bitsandbytes leaves as they are: embeddings, the output head, and the vision tower.
 _KEPT = re.compile(r"embed_tokens\.weight$|lm_head\.weight$|(^|\.)visual\.")
 _EXPERTS = re.compile(r"\.experts\.")
-# Heads for several tokens at once, which transformers leaves on disk.
+# Weights for predicting several tokens at once, which transformers does not read.
 _UNREAD = re.compile(r"^(model\.)?mtp\.")
-# Bits of a number in a safetensors file that is no plain weight.
+# Bits of a number of the safetensors types in which quantized weights are stored.
 _PACKED = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
-# A token of a prompt passes every layer's widest activation once; this many of them are alive at a time.
+# Activations of the widest layer that are in memory at a time, for each token of a prompt.
 _ALIVE = 6
-# No model has so many of anything.
+# A number of layers, heads or sizes from here on is an error of config.json.
 _NO_COUNT = 1 << 32
 
 
 def model_bytes(
     folder: Path, dtype: torch.dtype, quantization: str, expands: str = "", fused_experts: bool = True
 ) -> int:
-    """Size of the loaded weights, from the headers of the safetensors files.
+    """Return the size of the loaded weights in bytes, from the headers of the safetensors files.
 
     Args:
-        quantization: "4bit" and "8bit" are made by bitsandbytes; any other leaves weights as they are stored.
-        expands: how stored weights that are made plain are stored; "" where none are.
-        fused_experts: the experts of a mixture are one tensor, which bitsandbytes leaves as it is.
+        quantization: "4bit" and "8bit" are done by bitsandbytes; any other leaves weights as they are stored.
+        expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
+        fused_experts: True if the experts of a mixture are one tensor, which bitsandbytes does not quantize.
     """
     bits = _stored_bits(folder) if expands else 0
     total = 0.0
@@ -60,13 +60,13 @@ def model_bytes(
 
 
 def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
-    """Whether bitsandbytes quantizes that tensor."""
+    """Return True if bitsandbytes quantizes that tensor."""
     matrix = len(shape) == 2 and name.endswith(".weight") and not _KEPT.search(name)
     return matrix and not (fused_experts and _EXPERTS.search(name))
 
 
 def _stored_bits(folder: Path) -> int:
-    """How many bits the checkpoint's own quantization gives a weight."""
+    """Return how many bits a weight has in the checkpoint's own quantization; 8 if config.json names none."""
     config = read_json_object(folder / "config.json")
     settings = part(config, "quantization_config") or part(config, "compression_config")
     groups = part(settings, "config_groups")
@@ -74,7 +74,7 @@ def _stored_bits(folder: Path) -> int:
 
 
 def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: int) -> int:
-    """Keys and values of so many tokens, and the activations of the prompt among them, beside the weights."""
+    """Return the bytes needed beside the weights: keys and values of all tokens, and the activations of the prompt."""
     config = read_json_object(folder / "config.json")
     text = part(config, "text_config") or config
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads") or 1
@@ -85,16 +85,16 @@ def request_bytes(folder: Path, dtype: torch.dtype, tokens: int, prompt_tokens: 
 
 
 def _count(settings: dict[str, Any], name: str) -> int:
-    """A number of a configuration; 0 for what can be none, which is for the loader to refuse."""
+    """Return a count from a config.json; 0 if it is missing or impossible, which the loader rejects."""
     value = settings.get(name)
     return value if is_count(value) and value < _NO_COUNT else 0
 
 
 def prompt_tokens(text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], largest_picture: int) -> int:
-    """About how many tokens a question has: a token is three characters, or 28 x 28 pixels.
+    """Estimate how many tokens a question has: one for three characters, or for 28 x 28 pixels.
 
     Args:
-        largest_picture: pixels to which a picture is scaled down.
+        largest_picture: pixels to which a larger picture is scaled down.
     """
     pixels = sum(min(picture.width * picture.height, largest_picture) for picture in pictures)
     for video in videos:
@@ -108,13 +108,13 @@ class OutOfMemoryError(OUT_OF_MEMORY):  # type: ignore[misc, valid-type]
 
 
 def why_out_of_memory(spec: LoadSpec, doing: str, sizes: dict[str, int], request: int, free: int) -> OutOfMemoryError:
-    """The error: what was needed, what is free, and which settings would fit. Pure.
+    """Return an error that names what was needed, what is free, and which settings would fit.
 
     Args:
         doing: "load" or "answer".
         sizes: bytes of the weights by quantization.
         request: bytes beside the weights.
-        free: bytes that are free with the model gone; while answering, with the model there.
+        free: free bytes: for "load" without the model, for "answer" beside the loaded model.
     """
     needed, there = (sizes[spec.quantization] + request, free) if doing == "load" else (request, free)
     room = free if doing == "load" else free + sizes[spec.quantization]

@@ -1,4 +1,4 @@
-"""ModelCache: the only owner of models. Which of them stay is decided together with ComfyUI's memory manager."""
+"""The cache that owns all models; together with ComfyUI's memory manager it decides which of them stay loaded."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from .loader import ModelHandle
 
 
 def _never() -> None:
-    """Nothing cancels."""
+    """Never cancel."""
 
 
 class Source(Protocol):
-    """Where a model comes from: source.py, or a test's stand-in for it."""
+    """The source that a model is loaded from: ModelSource of source.py, or a test's replacement for it."""
 
     @property
     def spec(self) -> LoadSpec: ...
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it will be, in equal parts."""
+        """The devices that the model will be on, in equal parts."""
 
     def size(self) -> int:
-        """Bytes of its weights on its devices."""
+        """Return the bytes of its weights on its devices."""
 
     def load(self) -> ModelHandle:
-        """Read it."""
+        """Read the model."""
 
     def park(self, handle: ModelHandle) -> Callable[[], ModelHandle] | None:
-        """Move its weights to RAM; returns what brings them back, or None where it must go."""
+        """Move its weights to RAM; returns a function that brings them back, or None if it has to be unloaded."""
 
 
 class Resident:
-    """A model that may be in memory: where it comes from, how large it is, and its handle while it is there."""
+    """A model that may be in memory: its source, its size, and its handle while it is loaded."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -53,43 +53,43 @@ class Resident:
         self.size: int = source.size()
         self.handle: ModelHandle | None = None
         self.used_at = 0.0
-        # By the clock on the wall: when it last came to its device.
+        # time.time() when it last came to its device.
         self.loaded_at = 0.0
         self._parked: Callable[[], ModelHandle] | None = None
-        # Called all the while it is read; raises to cancel.
+        # Called often while it is read; raises to cancel.
         self.check: Callable[[], None] = _never
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The model's name, as users see it."""
         return self.spec.model
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it is or will be, in equal parts."""
+        """The devices that it is or will be on, in equal parts."""
         return self.source.devices
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it is on its devices now."""
+        """True if it is on its devices now."""
         return self.handle is not None
 
     def bring(self) -> None:
-        """Have it on its device: read from disk, or back from RAM."""
+        """Load it onto its device, from RAM or from disk, unless it is there."""
         if self.handle is None:
             bring_back, self._parked = self._parked, None
             self.handle = bring_back() if bring_back else self._read()
             self.loaded_at = time.time()
 
     def _read(self) -> ModelHandle:
-        # Not around bring_back: a model that is half moved could not be moved again.
+        # Only reading can be cancelled: a model that is half brought back from RAM could not be moved again.
         with cancellable(self.check):
             return self.source.load()
 
     def give_way(self, for_good: bool = False) -> None:
-        """Leave the device for others: to RAM where that is allowed and there is room for it, else for good.
+        """Leave the device: move to RAM if that is allowed and there is room, else unload. for_good unloads always.
 
-        Another thread's run that is under way is waited for: it may be of this model.
+        It waits for a run of another thread to end, which may use this model.
         """
         with PROCESS.turns.alone():
             if for_good:
@@ -106,28 +106,28 @@ class Resident:
 
     @property
     def parked(self) -> bool:
-        """Whether its weights wait in RAM."""
+        """True if its weights wait in RAM."""
         return self._parked is not None
 
 
 class Memory(Protocol):
-    """Who decides what stays on the device."""
+    """A memory manager, which decides what stays on the device."""
 
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
-        """Make room for the model and a request, and have the model loaded."""
+        """Make room for the model and a request, and load the model."""
 
     def free_memory(self, resident: Resident, request_bytes: int) -> None:
         """Free memory for a request of a model that is loaded."""
 
     def forget(self, resident: Resident) -> None:
-        """The model is gone."""
+        """Note that the model was unloaded."""
 
     def reaches(self, resident: Resident) -> bool:
-        """Whether the model goes when everything is unloaded."""
+        """Return True if the manager unloads the model when it unloads everything."""
 
 
 class OneAtATime:
-    """Without ComfyUI: a model goes before the next one comes."""
+    """The memory manager without ComfyUI: one model is unloaded before the next one is loaded."""
 
     def bring(self, resident: Resident, others: list[Resident], request_bytes: int) -> None:
         for other in others:
@@ -135,21 +135,21 @@ class OneAtATime:
         resident.bring()
 
     def free_memory(self, resident: Resident, request_bytes: int) -> None:
-        """There is nothing else to move."""
+        """Do nothing: no other model is loaded."""
 
     def forget(self, resident: Resident) -> None:
-        """Nobody else knows of it."""
+        """Do nothing: no list of models is kept here."""
 
     def reaches(self, resident: Resident) -> bool:
-        """There is nobody to unload everything."""
+        """Return True: without ComfyUI, everything is never unloaded at once."""
         return True
 
 
 class ModelCache:
-    """Models by what was asked for.
+    """The models by their LoadSpec, as it was asked for.
 
     Args:
-        memory: who decides what stays.
+        memory: the memory manager that decides which models stay; None takes OneAtATime.
     """
 
     def __init__(self, memory: Memory | None = None) -> None:
@@ -158,34 +158,34 @@ class ModelCache:
         PROCESS.models.add(self)
 
     def turn(self, spec: LoadSpec, keep: bool, check: Callable[[], None] = _never) -> _Turn:
-        """A with-block in which one run has all models of this process to itself.
+        """Return a context manager within which one run has all models of this process to itself.
 
-        At its end, error or not, the frames of a failed run are cleared, and without keep the spec's model goes.
+        When the block fails, the frames of the error are cleared; in any case the spec's model is unloaded unless keep.
         The block must not hold a model in a variable of its own: call a function that does.
 
         Args:
-            check: called while another run is waited for; raises to cancel.
+            check: called while waiting for another run; raises to cancel.
         """
         return _Turn(self, spec, keep, check)
 
     def source(self, spec: LoadSpec) -> Any:
-        """Where a model that is known here comes from; None for one that is not."""
+        """Return the source of a model in this cache; None if it is not in it."""
         resident = self._residents.get(spec)
         return None if resident is None else resident.source
 
     def get(self, source: Source, request_bytes: int = 0, check: Callable[[], None] = _never) -> ModelHandle:
-        """The source's model on its device, loaded where it is not, with room for a request beside it.
+        """Return the source's model on its device, loaded if necessary, with room for a request beside it.
 
         Args:
-            check: called all the while it is read; raises to cancel.
+            check: called often while the model is read; raises to cancel.
         """
-        # Keyed by what was asked, not by what was loaded: a 4bit request that fell back must hit the
-        # cache next time, not load the same weights again on every run.
+        # Keyed by what was asked for, not by what was loaded: a 4bit request that fell back to none must find its
+        # model next time, instead of loading the same weights again on every run.
         spec = source.spec
         resident = self._residents.get(spec)
         if resident is None:
             resident = self._residents[spec] = Resident(source)
-        others = [each for each in self._residents.values() if each is not resident]
+        others = [other for other in self._residents.values() if other is not resident]
         resident.check = check
         try:
             self._memory.bring(resident, others, request_bytes)
@@ -204,22 +204,22 @@ class ModelCache:
 
     @property
     def held(self) -> list[LoadSpec]:
-        """What is on a device now, least recently used first."""
-        # A copy at once: this may be asked while another thread runs.
-        loaded = [each for each in list(self._residents.values()) if each.handle is not None]
-        return [each.spec for each in sorted(loaded, key=lambda each: each.used_at)]
+        """The models on a device now, least recently used first."""
+        # list() copies first: another thread may change the dictionary.
+        loaded = [resident for resident in list(self._residents.values()) if resident.handle is not None]
+        return [resident.spec for resident in sorted(loaded, key=lambda resident: resident.used_at)]
 
     @property
     def residents(self) -> list[Resident]:
-        """What is on a device or waits in RAM, the longest there first. To be looked at, not kept."""
-        there = [each for each in list(self._residents.values()) if each.handle is not None or each.parked]
-        return sorted(there, key=lambda each: each.loaded_at)
+        """The models on a device or in RAM, the one loaded longest ago first. Look at them, but keep no reference."""
+        present = [model for model in list(self._residents.values()) if model.handle is not None or model.parked]
+        return sorted(present, key=lambda model: model.loaded_at)
 
     def forget(self, spec: LoadSpec, unless_used_after: float | None = None) -> None:
-        """Let one model go, from its device and from RAM.
+        """Unload one model, from its device and from RAM.
 
         Args:
-            unless_used_after: a time.monotonic() after which a run makes this void.
+            unless_used_after: a time.monotonic(); a model that was used after it stays.
         """
         with PROCESS.turns.alone():
             resident = self._residents.get(spec)
@@ -230,8 +230,10 @@ class ModelCache:
             self._memory.forget(resident)
 
     def forget_parked(self) -> None:
-        """Let go of what waits in RAM, and of what is where nobody else would unload it, as soon as no run is under
-        way. Never waits: the end of a node calls it, which may come by a garbage collection in the middle of a run."""
+        """Unload models that wait in RAM or that the memory manager cannot unload, as soon as no run is under way.
+
+        It never waits: it is called when a node is deleted, which a garbage collection may do in the middle of a run.
+        """
         PROCESS.turns.when_idle(self._forget_parked)
 
     def _forget_parked(self) -> None:
@@ -240,7 +242,7 @@ class ModelCache:
                 self.forget(resident.spec)
 
     def clear(self) -> None:
-        """Let all models go."""
+        """Unload all models."""
         with PROCESS.turns.alone():
             for spec in list(self._residents):
                 self.forget(spec)
@@ -263,11 +265,11 @@ class _Turn:
             if error is not None:
                 _clear_frames(error)
                 if self._spec not in self._cache.held:
-                    # What a load that failed half-way left behind in reference cycles. In a large process this takes
-                    # a good part of a second, which nobody who cancels should wait for.
+                    # A load that failed half-way leaves reference cycles behind. Collecting them takes up to a second
+                    # in a large process: it is done after the prompt, so that cancelling does not wait for it.
                     host.after_prompt("collect", gc.collect)
             if isinstance(error, RuntimeError) and is_lost_device(error):
-                # Of whatever was on it nothing can be used again.
+                # Nothing that was on the device can be used again.
                 for models in list(PROCESS.models):
                     models.clear()
                 raise why_lost(self._spec.model, error) from error
@@ -278,19 +280,19 @@ class _Turn:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Empty the frames of an error and of those it came from: their variables would keep weights alive."""
+    """Clear the frames of an error and of its causes: their variables would keep weights alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def _give_back(device: str) -> None:
-    """Return freed memory to the device, so that others, ComfyUI's own count among them, see it."""
-    # transformers' models hold reference cycles, so without this they would stay until the next collection.
+    """Return freed memory to the device, so that others can use it and ComfyUI counts it as free."""
+    # transformers' models hold reference cycles: without this they would stay until the next collection.
     gc.collect()
     if empty_cache := getattr(getattr(torch, device.split(":")[0], None), "empty_cache", None):
         try:
             empty_cache()
         except RuntimeError as error:
-            # A device that failed does so here too; what is wrong with it is said by whoever met it first.
+            # A failed device fails here too; the error that came first is the one to report.
             log.warning("%s gives no memory back: %s", device, error)

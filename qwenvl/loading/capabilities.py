@@ -1,4 +1,4 @@
-"""What this machine can do: a value and the reason for it. Probing starts no CUDA context of its own at import."""
+"""The abilities of this machine, with reasons. Importing this module starts no CUDA context."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..packages import (
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where models run here, in which precision, and why.
+    """The devices that a model runs on, its precision, and the reason for the precision.
 
     Attributes:
-        device: where a model is, or its first layer.
+        device: the device of the model, or of its first layer.
         others: further GPUs over which its layers are spread.
-        offloads: layers for which the GPUs have no room stay in RAM.
+        offloads: True if layers for which the GPUs have no room stay in RAM.
     """
 
     device: str
@@ -40,24 +40,24 @@ class Machine:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """All of them."""
+        """All devices, the one of the first layer first."""
         return (self.device, *self.others)
 
     @property
     def spreads(self) -> bool:
-        """Whether a model may be in several places."""
+        """True if a model may be on several devices, or partly in RAM."""
         return bool(self.others) or self.offloads
 
 
 def machine(preferred: str | None = None) -> Machine:
-    """The machine as torch presents it.
+    """Return the machine as torch reports it.
 
     Args:
-        preferred: a device that somebody already chose (ComfyUI's own), as "cuda:1", "cpu" or "mps".
+        preferred: a device that was chosen already, such as ComfyUI's own: "cuda:1", "cpu" or "mps".
     """
     device = preferred or _best_device()
     if device == "cuda":
-        # ComfyUI and accelerate compare devices by equality, and "cuda" equals no "cuda:0".
+        # ComfyUI and accelerate compare devices by equality, and "cuda" does not equal "cuda:0".
         device = f"cuda:{torch.cuda.current_device()}"
     capability = torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
     dtype, reason = choose_dtype(device, capability, cpu_computes_bf16())
@@ -65,7 +65,7 @@ def machine(preferred: str | None = None) -> Machine:
 
 
 def choose_dtype(device: str, capability: tuple[int, int] | None, cpu_bf16: bool) -> tuple[torch.dtype, str]:
-    """The fastest dtype that is safe, and why. Pure."""
+    """Return the fastest dtype that is safe, and the reason."""
     if capability:
         name = f"compute capability {capability[0]}.{capability[1]}"
         if capability >= (8, 0):
@@ -81,18 +81,18 @@ def choose_dtype(device: str, capability: tuple[int, int] | None, cpu_bf16: bool
 
 
 def cpu_computes_bf16() -> bool:
-    """True where the CPU has AVX512-BF16 or AMX: measured 1.5 times as fast per token as float32 there."""
+    """Return True if the CPU has AVX512-BF16 or AMX: measured, bfloat16 is 1.5 times as fast as float32 there."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def has_package(name: str) -> bool:
-    """Whether a package is installed, without importing it."""
+    """Return True if a package is installed; it is not imported."""
     return importlib.util.find_spec(name) is not None
 
 
 def why_no_accelerate() -> Lack | None:
-    """The reason why transformers loads nothing with accelerate here, or None: it takes not every version."""
+    """Return the reason why transformers cannot load with accelerate here, or None; it rejects old versions."""
     if not has_package("accelerate"):
         return lack_of_accelerate(None)
     from transformers.utils import is_accelerate_available
@@ -103,7 +103,7 @@ def why_no_accelerate() -> Lack | None:
 def why_no_bitsandbytes(
     device: str, quantization: str = "4bit", capability: tuple[int, int] | None = None
 ) -> str | None:
-    """The reason why 4-bit or 8-bit weights cannot be had here, or None."""
+    """Return the reason why bitsandbytes cannot quantize to 4 or 8 bits here, or None."""
     version = (version_of("bitsandbytes") or "unknown") if has_package("bitsandbytes") else None
     oldest = _oldest_bitsandbytes() if version and not device.startswith("mps") else ""
     lack = lack_of_bitsandbytes(version, device, oldest)
@@ -120,24 +120,25 @@ def why_no_bitsandbytes(
 
 
 def _oldest_bitsandbytes() -> str:
-    """The first version that the installed transformers takes."""
+    """Return the oldest version of bitsandbytes that the installed transformers accepts."""
     from transformers.utils import import_utils
 
     return getattr(import_utils, "BITSANDBYTES_MIN_VERSION", "0.43.1")
 
 
 def _lacks_its_library() -> bool:
-    """bitsandbytes goes on without its library where none was built for this torch, and fails at the first product."""
+    """Return True if bitsandbytes has no library for this torch: it imports without one and fails at the first use."""
     from bitsandbytes import cextension
 
     return "error_msg" in vars(cextension.lib)
 
 
 def why_no_flash_attention(machine: Machine, name: str = "flash_attention_2", kernel: str = "") -> str | None:
-    """The reason why a FlashAttention cannot be had here, or None.
+    """Return the reason why a FlashAttention cannot be used here, or None.
 
     Args:
-        kernel: a kernel of the hub that may stand in for the package, where it is on disk already.
+        name: a key of packages.FLASH.
+        kernel: a kernel of the hub that replaces the package if it is on disk already; "" if there is no such kernel.
     """
     flash = FLASH[name]
     if machine.compute_capability is None and not machine.device.startswith("xpu"):
@@ -155,7 +156,7 @@ def why_no_flash_attention(machine: Machine, name: str = "flash_attention_2", ke
 
 
 def kernel_on_disk(repo_id: str) -> bool:
-    """Whether a kernel of the hub was downloaded before: nothing is fetched without being asked for."""
+    """Return True if a kernel of the hub is on disk: transformers would download it without asking."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(os.environ.get("KERNELS_CACHE") or HF_HUB_CACHE)

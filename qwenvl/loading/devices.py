@@ -1,4 +1,4 @@
-"""Which devices there are, what a choice of them means, where a model's layers go, and the most that was held there."""
+"""The devices of this machine, the placement of a model's layers on them, and the most memory that was used there."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ..comfyui import host
 from ..settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO
 from .capabilities import Machine, machine, why_no_accelerate
 
-# Of each GPU's free memory; the rest is for a prompt's activations, and for keys and values.
+# Share of a GPU's free memory for weights; the rest is for a prompt's activations, and for keys and values.
 SHARE_FOR_WEIGHTS = 0.85
-# Between two looks for a cancel.
+# Least time between two checks for a cancel.
 LOOK_EVERY_S = 0.02
-# What torch calls the GPUs that come numbered. ROCm's are called cuda.
+# torch's names of the kinds of GPU that are numbered. ROCm's GPUs are called cuda.
 _NUMBERED = ("cuda", "xpu")
 
 
 def gpus() -> tuple[str, ...]:
-    """Every GPU, by torch's name. Counting them starts no CUDA context."""
+    """Return the names of all GPUs, as torch has them. Counting them starts no CUDA context."""
     counts = {kind: getattr(torch, kind).device_count() for kind in _NUMBERED if hasattr(torch, kind)}
     numbered = tuple(f"{kind}:{number}" for kind, count in counts.items() for number in range(count))
     return numbered + (("mps",) if torch.backends.mps.is_available() else ())
 
 
 def device_choices() -> tuple[str, ...]:
-    """What can be asked for on this machine."""
+    """Return the values of the setting `device` that this machine offers."""
     found = gpus()
     spreads = (*((ALL_GPUS,) if len(found) > 1 else ()), *((ALL_GPUS_AND_CPU,) if found and found != ("mps",) else ()))
     return (AUTO, *found, "cpu", *spreads)
 
 
 def require_device(asked: str) -> None:
-    """Raise InvalidSettingError, which names those that exist, where this machine has no such device."""
+    """Raise InvalidSettingError if this machine has no such device; the message names those that it has."""
     if asked not in device_choices():
         raise InvalidSettingError(
             f"device {shown(asked)} does not exist on this machine. Pick one of: {', '.join(device_choices())}."
@@ -49,31 +49,35 @@ def require_device(asked: str) -> None:
 
 
 def machine_for(asked: str, own: str | None) -> Machine:
-    """The machine that a choice means.
+    """Return the machine for a value of the setting `device`.
 
     Args:
         asked: one of device_choices().
-        own: the device that ComfyUI runs models on; None to choose one.
+        own: the device that ComfyUI runs models on, taken for AUTO; None for the best device.
+
+    Raises:
+        InvalidSettingError: this machine has no such device.
     """
     require_device(asked)
     if asked == AUTO:
         return machine(own)
     if asked not in (ALL_GPUS, ALL_GPUS_AND_CPU):
         return machine(asked)
-    # accelerate begins with the first, whichever ComfyUI uses. All layers have one precision: the oldest GPU decides.
+    # accelerate begins with the first GPU, even if ComfyUI uses another. All layers have the precision that fits the
+    # GPU with the lowest compute capability.
     first, *others = gpus()
-    weakest = min((machine(gpu) for gpu in (first, *others)), key=lambda one: one.compute_capability or (0, 0))
+    weakest = min((machine(gpu) for gpu in (first, *others)), key=lambda gpu: gpu.compute_capability or (0, 0))
     return replace(weakest, device=first, others=tuple(others), offloads=asked == ALL_GPUS_AND_CPU)
 
 
 def placement(where: Machine) -> dict[str, Any]:
-    """from_pretrained keywords that say which layer goes where. None without accelerate: all is read into RAM."""
+    """Return from_pretrained keywords that place the layers. {} without accelerate: all is read into RAM first."""
     if why_no_accelerate():
         return {}
     if not where.spreads:
-        # One named device: "auto" may put layers on the CPU, and every token would wait for them.
+        # The device by name, because "auto" may put layers on the CPU, and every token would wait for them.
         return {"device_map": {"": where.device}}
-    # accelerate knows GPUs by number. Without the CPU among them, nothing can go there.
+    # accelerate takes GPUs by number. If max_memory has no "cpu", no layer is put there.
     limits: dict[Any, int] = {int(gpu.split(":")[1]): round(SHARE_FOR_WEIGHTS * _free(gpu)) for gpu in where.devices}
     if where.offloads:
         import psutil
@@ -83,7 +87,7 @@ def placement(where: Machine) -> dict[str, Any]:
 
 
 def strays(model: Any, where: Machine) -> list[str]:
-    """Names of the parts of a model that found no place where it should be."""
+    """Return names of the parts of a model that found no room on the devices that were asked for."""
     if not where.spreads:
         return []
     allowed = {"cpu"} if where.offloads else set()
@@ -93,7 +97,7 @@ def strays(model: Any, where: Machine) -> list[str]:
 
 @contextmanager
 def current(device: str) -> Iterator[None]:
-    """Kernels that name no device, and captures, run on torch's current one: within the block, that is this one."""
+    """Make the device torch's current one within the block: captures, and kernels that name no device, run there."""
     kind = device.split(":")[0]
     if kind in _NUMBERED:
         with getattr(torch, kind).device(device):
@@ -103,10 +107,10 @@ def current(device: str) -> Iterator[None]:
 
 
 def cancellable(check: Callable[[], None]) -> AbstractContextManager[Any]:
-    """Within the block, check is called between torch operations of this thread; raising in it ends the work.
+    """Call check between torch operations of this thread within the block; an exception that it raises ends the block.
 
-    transformers reads gigabytes in one call, with nothing of ours in between. Imports are left alone: torchvision and
-    others cannot be imported a second time.
+    transformers reads gigabytes in one call of ours. Imports are not interrupted: torchvision and others cannot be
+    imported a second time.
     """
     return _Cancellable(check)
 
@@ -126,7 +130,7 @@ class _Cancellable(TorchFunctionMode):
 
 
 def _imports() -> bool:
-    """Whether this thread is in the middle of importing something."""
+    """Return True if this thread is in the middle of an import."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
         frame = frame.f_back
@@ -134,7 +138,7 @@ def _imports() -> bool:
 
 
 def own_random_numbers(where: Machine) -> AbstractContextManager[None]:
-    """Within the block, random numbers that are drawn move nobody's seed: transformers draws weights that it lacks."""
+    """Restore torch's random generators after the block: transformers draws random numbers for weights it lacks."""
     kind = where.device.split(":")[0]
     if kind in _NUMBERED:
         return torch.random.fork_rng(where.devices, device_type=kind)
@@ -143,11 +147,10 @@ def own_random_numbers(where: Machine) -> AbstractContextManager[None]:
 
 @contextmanager
 def without_bar() -> Iterator[None]:
-    """Within the block, transformers draws no bar of its own before the answer, but in ComfyUI's terminal."""
+    """Switch off transformers' own progress bars within the block, except in ComfyUI or if a variable sets them."""
     from huggingface_hub import constants
     from transformers.utils import logging
 
-    # Somebody may have said by a variable what is wanted.
     if host.is_there() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or not logging.is_progress_bar_enabled():
         yield
         return
@@ -159,13 +162,13 @@ def without_bar() -> Iterator[None]:
 
 
 def reset_peak(device: str) -> None:
-    """Begin to look for the most memory that is held, where a device counts it."""
+    """Begin to measure the most memory in use, on a device that counts it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: str) -> int:
-    """The most that was held since reset_peak on a GPU; elsewhere the most RAM that the process has ever had."""
+    """Return the most bytes in use since reset_peak() on a CUDA GPU; elsewhere the most RAM the process ever used."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     import psutil
@@ -175,7 +178,7 @@ def peak_bytes(device: str) -> int:
         return used.peak_wset
     import resource
 
-    # Kilobytes, but bytes on a Mac.
+    # ru_maxrss is in kilobytes, but in bytes on a Mac.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

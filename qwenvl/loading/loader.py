@@ -1,4 +1,4 @@
-"""LoadSpec -> ModelHandle: model class, precision, quantization, attention, device. Imports transformers late."""
+"""Loading of a model, from LoadSpec to ModelHandle: class, precision, attention, device. Imports transformers late."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .consistency import (
     require_claims,
     require_described,
     require_used,
-    tie_as_said,
+    tie_as_declared,
     why_unfit,
 )
 from .devices import own_random_numbers, placement, strays, without_bar
 from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_others
 from .template import have_template, turn_ends
 
-# What Qwen pictures are scaled to, in pixels: as the older packs had it.
+# Smallest and largest size of a picture for Qwen models, in pixels, as in the older packs.
 PICTURE_PIXELS = (256 * 28 * 28, 1024 * 28 * 28)
 # A model is kept in RAM only where this many times its size is free.
 PARK_SHARE = 1.5
@@ -42,12 +42,14 @@ PARK_SHARE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What will be loaded: the request, less what this machine lacks, and a sentence for each thing it lacks.
+    """What will be loaded: the settings asked for, or what this machine can do instead.
 
     Attributes:
-        quantization: as it was asked for, or as the checkpoint brings it.
-        expands: how the checkpoint stores weights that are made plain while they are read; "" where none are.
-        hint: what may go wrong with it; "" where nothing is known.
+        quantization: the one that was asked for, or that of the checkpoint.
+        attention: transformers' name of it.
+        fallbacks: a sentence for each setting that could not be used.
+        expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
+        hint: a known problem that the attention may have; "" if none is known.
     """
 
     quantization: str
@@ -59,7 +61,7 @@ class LoadPlan:
 
 @dataclass(slots=True)
 class ModelHandle:
-    """A loaded model and what belongs to it. `processor` is None for a model without vision."""
+    """A loaded model with its tokenizer, processor and decoder. `processor` is None for a model without vision."""
 
     spec: LoadSpec
     plan: LoadPlan
@@ -70,7 +72,7 @@ class ModelHandle:
     load_s: float
     # The model_type in its folder's config.json.
     family: str = ""
-    # What generates with the model, and goes with it. Set by source.py as soon as the model is on its device.
+    # The model's token loop. Set by source.py as soon as the model is on its device.
     decoder: Decoder = field(default=None)  # type: ignore[assignment]
 
 
@@ -89,14 +91,14 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     except PrecisionError as error:
         raise LoadError(f"{spec.model} cannot be loaded. {error}") from error
     attention = plan_attention(spec.attention, checkpoint, machine)
-    fallbacks = [each.reason for each in (precision, attention) if each.reason]
+    fallbacks = [plan.reason for plan in (precision, attention) if plan.reason]
     if machine.offloads and not _can_offload(precision.name):
         fallbacks.append(f"{precision.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
     return LoadPlan(precision.name, attention.name, tuple(fallbacks), precision.expands, attention.hint)
 
 
 def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
-    """from_pretrained keywords. Pure, so a test can check every case without weights."""
+    """Return the keywords of from_pretrained."""
     return {
         "dtype": machine.dtype,
         "attn_implementation": plan.attention,
@@ -109,8 +111,8 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     """Read the model in the folder onto the machine's devices.
 
     Raises:
-        LoadError: the folder holds a model that cannot be loaded here; it says why.
-        UnreadableError: the folder's own description cannot be read.
+        LoadError: the model in the folder cannot be loaded here; the message says why.
+        UnreadableError: config.json cannot be read.
     """
     start = time.perf_counter()
     quiet_others()
@@ -131,10 +133,10 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         ends = turn_ends(processor or tokenizer, tokenizer, parts=processor is not None)
     model = _read(checkpoint, config, plan, machine)
     if checkpoint.quantized:
-        # Some ways of storing weights are computed with in one precision only.
+        # Some quantized formats can be computed in one precision only.
         machine = replace(machine, dtype=model.config.dtype)
         in_one_dtype(model, machine.dtype)
-    # A kernel of the hub may stand in for a package of the same name.
+    # transformers may have replaced a missing package by a kernel of the hub, under another name.
     plan = replace(plan, attention=model.config._attn_implementation)
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model, ends)
@@ -145,21 +147,21 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
 
 
 def park(handle: ModelHandle, free_ram: int) -> Callable[[], ModelHandle] | None:
-    """Move a model's weights to RAM, which reads back many times faster than a disk.
+    """Move a model's weights to RAM, from where they come back many times faster than from a disk.
 
     Args:
-        free_ram: bytes.
+        free_ram: free RAM in bytes.
 
     Returns:
-        What brings it back to its device, or None where it must be dropped instead: quantized weights and layers on
-        several devices cannot be moved, a model on the CPU is in RAM already, and RAM that is short is left to others.
+        A function that brings it back to its device; or None if it has to be unloaded instead: quantized weights and
+        layers on several devices cannot be moved, a model on the CPU is in RAM already, or too little RAM is free.
     """
     size = sum(weight.numel() * weight.element_size() for weight in handle.model.parameters())
     where = handle.machine
     stays = handle.plan.quantization != "none" or where.device == "cpu" or where.spreads
     if stays or free_ram < PARK_SHARE * size:
         return None
-    # Its buffers and captured steps point to where the weights were.
+    # The decoder's captured steps use the addresses at which the weights are now.
     handle.decoder = None  # type: ignore[assignment]
     release_fused(handle.model)
     handle.model.to("cpu")
@@ -178,7 +180,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine) -> Any:
-    """The weights, in transformers' class for them.
+    """Return the model with its weights, in transformers' class for it.
 
     Raises:
         LoadError: transformers has no class for this family, a package or a part of the weights is missing, or the
@@ -193,17 +195,17 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     if plan.expands:
         have_expanded(config)
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
-    # Which is then told in words of ours.
+    # Wrong shapes are then in the report, and the error below names them.
     options["ignore_mismatched_sizes"] = True
     with WrappedErrors(f"{folder} cannot be loaded"), own_random_numbers(machine):
-        # Not as config.json says: it may name a kernel to be fetched.
         require_described(checkpoint, config)
-        tie_as_said(folder, config)
+        tie_as_declared(folder, config)
+        # With eager attention, because config.json may name a kernel that would be downloaded.
         require_backing(folder, lambda: auto.from_config(config, attn_implementation="eager"))
         with running_out_at_once(), without_bar(), indexed(folder) as given:
             model, report = auto.from_pretrained(given, config=config, **options)
         model.name_or_path = model.config._name_or_path = str(folder)
-    # transformers gives random numbers to what it does not find, and goes on.
+    # transformers fills missing weights with random numbers, without an error.
     if missing := sorted(report["missing_keys"]):
         raise LoadError(
             f"{folder} cannot be loaded: its files lack {len(missing)} of the weights that a {config.model_type!r} "
@@ -226,7 +228,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
 
 
 def _can_offload(quantization: str) -> bool:
-    """Whether weights of that precision can wait in RAM and be computed with on a GPU."""
+    """Return True if weights of that precision can stay in RAM and be computed on a GPU."""
     return not quantization.endswith(("4bit", "8bit"))
 
 
@@ -244,10 +246,10 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _processor(folder: Path, config: Any) -> Any:
-    """The processor, with its picture size set to ours. What differs between transformers 4 and 5 is hidden here."""
+    """Return the processor with our picture sizes, the same with transformers 4 and 5."""
     import transformers
 
-    # Version 5 takes the torchvision backend by itself and warns about the old name for it.
+    # Version 5 uses torchvision by default, and warns about use_fast, which version 4 needs for it.
     fast = {"use_fast": True} if transformers.__version__.startswith("4.") else {}
     processor = transformers.AutoProcessor.from_pretrained(folder, **_LOCAL, **fast)
     images = processor.image_processor
@@ -263,10 +265,10 @@ def _processor(folder: Path, config: Any) -> Any:
 
 
 def _keep_only_token_ids(model: Any, ends: list[int]) -> None:
-    """Take the checkpoint's sampling defaults away: generate() would mix them into what the user set.
+    """Remove the checkpoint's sampling defaults, which generate() would mix into the user's settings.
 
     Args:
-        ends: tokens that end an answer too.
+        ends: ids of further tokens that end an answer.
     """
     from transformers import GenerationConfig
 
@@ -275,16 +277,16 @@ def _keep_only_token_ids(model: Any, ends: list[int]) -> None:
     given = {name: getattr(own, name) for name in _TOKEN_IDS}
     first = given["eos_token_id"]
     first = first if isinstance(first, list) else [] if first is None else [first]
-    given["eos_token_id"] = [*first, *(each for each in ends if each not in first)] or None
+    given["eos_token_id"] = [*first, *(token for token in ends if token not in first)] or None
     model.generation_config = GenerationConfig(**{name: _token_ids(name, given[name], vocabulary) for name in given})
 
 
 def _token_ids(name: str, given: Any, vocabulary: int) -> Any:
-    """What of it are tokens of the model: an index beyond its tables may break a GPU for the whole process."""
+    """Keep only ids of tokens that the model has: an index beyond its tables may break a GPU for the whole process."""
     if given is None:
         return None
     listed = given if isinstance(given, list) else [given]
-    sound = [each for each in listed if isinstance(each, int) and 0 <= each < vocabulary]
+    sound = [token for token in listed if isinstance(token, int) and 0 <= token < vocabulary]
     if len(sound) < len(listed):
         log.warning("the model's files name a token that it does not have: %s is %.99r", name, given)
     return (sound or None) if isinstance(given, list) else next(iter(sound), None)

@@ -1,4 +1,4 @@
-"""A model that computes NaN or infinity: what is loaded in its place, and what is said where nothing can be."""
+"""Models that compute NaN or infinity: the same model in float32 instead, or an error that says what may help."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from .cache import ModelCache
 from .loader import ModelHandle
 from .source import ModelSource
 
-# Precisions of weights beside which float32 can be computed in.
+# Quantizations with which a model can be computed in float32.
 _WIDENED = ("none", "4bit")
 
 
 def in_float32(source: ModelSource, handle: ModelHandle) -> ModelSource | None:
-    """The same model in float32, which holds what float16 does not; None where it was not float16 that overflowed, or
-    where the weights' own precision leaves no choice."""
+    """Return the source of the same model in float32, which has a larger range than float16.
+
+    None if the model was not computed in float16, or its quantization does not work with float32.
+    """
     if handle.machine.dtype != torch.float16 or handle.plan.quantization not in _WIDENED:
         return None
     reason = f"{source.spec.model} overflows in float16, so it is computed in float32, which takes more memory and time"
@@ -27,32 +29,32 @@ def in_float32(source: ModelSource, handle: ModelHandle) -> ModelSource | None:
 
 
 def has_room(models: ModelCache, before: ModelSource, after: ModelSource, request_bytes: int) -> bool:
-    """Whether the one model, with a request, fits where the other is now, once others have made room."""
+    """Free memory of other models; return True if `after` and a request then fit in the place of `before`."""
     models.free_memory(before.spec, after.size() - before.size() + request_bytes)
     free = sum(host.free_bytes(device) for device in before.devices)
     return after.size() + request_bytes <= free + before.size()
 
 
 def why_not_finite(handle: ModelHandle, error: NotFiniteError, rows: int) -> list[NotFiniteError]:
-    """For each row that the error is of, one that says which answer it was, what it was computed with, and what helps.
+    """Return an error for each row of the given one: which answer it was, how it was computed, and what may help.
 
     Args:
-        rows: how many the batch has.
+        rows: number of rows of the batch.
     """
-    return [_told(handle, error, row, rows) for row in error.rows]
+    return [_explained(handle, error, row, rows) for row in error.rows]
 
 
-def _told(handle: ModelHandle, error: NotFiniteError, row: int, rows: int) -> NotFiniteError:
+def _explained(handle: ModelHandle, error: NotFiniteError, row: int, rows: int) -> NotFiniteError:
     plan, machine = handle.plan, handle.machine
-    told = NotFiniteError([row], error.token)
+    explained = NotFiniteError([row], error.token)
     dtype = str(machine.dtype).removeprefix("torch.")
     which = f" of answer {row + 1} of {rows} that were made together" if rows > 1 else ""
     stored = "" if plan.quantization == "none" else f", {plan.quantization}"
-    told.args = (
+    explained.args = (
         f"{handle.spec.model} computes no numbers (NaN or infinity) for token {error.token + 1}{which}, in {dtype} on "
         f"{machine.device} with attention {plan.attention}{stored}. What may help: {'; '.join(_advice(handle))}.",
     )
-    return told
+    return explained
 
 
 def _advice(handle: ModelHandle) -> list[str]:
@@ -65,5 +67,5 @@ def _advice(handle: ModelHandle) -> list[str]:
     advice.append(f"attention_mode {'sdpa' if plan.attention == 'eager' else 'eager'}")
     if plan.quantization != "none":
         advice.append(f"the same model not stored as {plan.quantization}")
-    advice.append("downloading it again, for its weights may be damaged")
+    advice.append("downloading it again, because its weights may be damaged")
     return advice

@@ -1,4 +1,4 @@
-"""How the weights are stored in memory: what was asked for, what the checkpoint brings, what this machine can do."""
+"""The choice of how weights are stored in memory: by the setting, the checkpoint, and what this machine can do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..models.checkpoint import Checkpoint
 from . import capabilities
 from .capabilities import Machine, why_no_bitsandbytes
 
-# What stays in the machine's precision when bitsandbytes quantizes: the output head and the vision tower, as in the
-# checkpoints that Qwen quantizes itself, and what weighs nothing and decides much: the router of a mixture, the
-# decay of linear attention. Each version of transformers matches these names in a way of its own.
+# Modules that bitsandbytes leaves in the machine's precision: the output head and the vision tower, as in the
+# checkpoints that Qwen quantizes itself, and small weights with a large effect: the router of a mixture, the
+# decay of linear attention. Versions of transformers match these names differently, hence several for one module.
 UNQUANTIZED = (
     "lm_head",
     "visual",
@@ -27,20 +27,20 @@ UNQUANTIZED = (
     "in_proj_b",
     "in_proj_ba",
 )
-# How a checkpoint stores its weights -> the packages that read it, by what pip calls them, and by module.
+# A checkpoint's quantization -> the packages that read it: pip's name -> name of the module.
 _PACKAGES = {
     "awq": {"gptqmodel": "gptqmodel"},
     "gptq": {"optimum": "optimum", "gptqmodel": "gptqmodel"},
     "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
 }
 _AWQ_OF_TRANSFORMERS_4 = {"autoawq": "awq"}
-# Logger -> how the line begins.
+# Warnings to drop: logger -> beginning of the line.
 _NOISE = {
-    # At every matrix product of every token of LLM.int8, which works so.
+    # Logged at every matrix product of every token of LLM.int8, which is meant to work like this.
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
-    # When it is imported: it has kernels of its own, and others are a package that nobody asked for.
+    # Logged at its import about an optional package; bitsandbytes has kernels of its own.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    # With an older torch on the CPU, where a model is meant to be; otherwise `device` asked for it.
+    # Logged with an older torch for a model on the CPU, or for layers in RAM, which `device` asked for.
     "accelerate.big_modeling": "Some parameters are on the meta device",
 }
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,9 +56,9 @@ class Precision:
     """How the weights will be stored.
 
     Attributes:
-        name: "none", "4bit" or "8bit"; or what the checkpoint brings, as checkpoint.py names it.
-        expands: how the checkpoint stores weights that are made plain while they are read; "" where none are.
-        reason: why this is not what was asked for; "" where it is.
+        name: "none", "4bit" or "8bit"; or the checkpoint's own quantization, as checkpoint.py names it.
+        expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
+        reason: why it is not what was asked for; "" if it is.
     """
 
     name: str
@@ -67,10 +67,10 @@ class Precision:
 
 
 def plan_precision(asked: str, checkpoint: Checkpoint, machine: Machine) -> Precision:
-    """What can be had of what was asked for.
+    """Choose the precision: the checkpoint's own if it is quantized, else the one asked for, else none.
 
     Raises:
-        PrecisionError: the checkpoint's own way cannot be had, and there is no other.
+        PrecisionError: the checkpoint's own quantization cannot be read here.
     """
     if checkpoint.quantized:
         own = _as_stored(checkpoint.quantized, machine)
@@ -88,25 +88,25 @@ def plan_precision(asked: str, checkpoint: Checkpoint, machine: Machine) -> Prec
 
 
 def precision_options(precision: str, dtype: torch.dtype) -> dict[str, Any]:
-    """from_pretrained keywords. What a checkpoint brings needs none: transformers reads it from config.json."""
+    """Return the keywords of from_pretrained. {} for a quantized checkpoint: transformers reads its config.json."""
     return {"quantization_config": _bitsandbytes(precision, dtype)} if precision in ("4bit", "8bit") else {}
 
 
 def quiet_others() -> None:
-    """Leave out of the log what bitsandbytes and accelerate warn of where all is well."""
+    """Drop warnings of bitsandbytes and accelerate about things that are as they should be."""
     for name, beginning in _NOISE.items():
         logger = logging.getLogger(name)
-        if not any(isinstance(each, _Without) for each in logger.filters):
+        if not any(isinstance(present, _Without) for present in logger.filters):
             logger.addFilter(_Without(beginning))
 
 
 def have_expanded(config: Any) -> None:
-    """Let transformers make a checkpoint's stored weights plain while it reads them.
+    """Let transformers turn a checkpoint's quantized weights into plain numbers while it reads them.
 
     Args:
-        config: the model's; what it says of quantization is changed.
+        config: the model's config; its quantization_config is changed.
     """
-    # As a keyword of from_pretrained the same would give a warning that the checkpoint's own settings win.
+    # A keyword of from_pretrained would do the same, but with a warning that the checkpoint's own settings win.
     if config.quantization_config["quant_method"] == "fp8" or _can_expand("CompressedTensorsConfig"):
         config.quantization_config["dequantize"] = True
     else:
@@ -114,19 +114,19 @@ def have_expanded(config: Any) -> None:
 
 
 def in_one_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Convert what is not quantized: beside quantized weights, transformers 5 leaves it in whatever was stored."""
+    """Convert weights that are not quantized to the dtype: transformers 5 leaves them as they are stored."""
     for name, weight in model.named_parameters():
         if name.endswith((".weight", ".bias")) and weight.dtype in _PLAIN and weight.dtype != dtype:
             weight.data = weight.data.to(dtype)
 
 
 def experts_are_fused() -> bool:
-    """Whether all experts of a layer are one tensor, as in transformers 5: bitsandbytes only knows linear layers."""
+    """Return True if all experts of a layer are one tensor, as in transformers 5; bitsandbytes cannot quantize that."""
     return not version("transformers").startswith("4.")
 
 
 def why_no_fp8(machine: Machine) -> str | None:
-    """The reason why weights that are stored as FP8 cannot be computed with as they are, or None."""
+    """Return the reason why FP8 weights cannot be used here without making them plain, or None."""
     if not machine.device.startswith(("cuda", "xpu")):
         return f"FP8 is computed on GPUs only, and this runs on {machine.device}"
     if machine.compute_capability and machine.compute_capability < (8, 9):
@@ -149,7 +149,7 @@ _FUSED = (
 
 
 def _as_stored(stored: str, machine: Machine) -> Precision:
-    """The checkpoint's own precision; raises PrecisionError where it cannot be read."""
+    """Return the checkpoint's own precision; PrecisionError if it cannot be read here."""
     if stored.startswith("bitsandbytes"):
         bits = "8bit" if stored.endswith("8bit") else "4bit"
         missing = why_no_bitsandbytes(machine.device, bits, machine.compute_capability)
@@ -160,7 +160,7 @@ def _as_stored(stored: str, machine: Machine) -> Precision:
     if stored == "fp8" and (reason := why_no_fp8(machine)):
         return _expanded_fp8(reason, machine.dtype)
     if stored == "compressed-tensors":
-        return Precision("none", stored, "its compressed weights are made plain before they are computed with")
+        return Precision("none", stored, "its compressed weights are made plain when they are read")
     return Precision(stored)
 
 
@@ -175,7 +175,7 @@ def _expanded_fp8(reason: str, dtype: torch.dtype) -> Precision:
 
 
 def _can_expand(config_class: str) -> bool:
-    """Whether the settings of that class know how to have stored weights made plain."""
+    """Return True if transformers' settings class of that name can turn quantized weights into plain numbers."""
     import transformers
 
     return "dequantize" in inspect.signature(getattr(transformers, config_class)).parameters
@@ -190,7 +190,7 @@ def _why_no_package(stored: str) -> str | None:
 
 
 def _why_unknown(stored: str) -> str | None:
-    """transformers itself only warns, and then takes the stored numbers for the weights."""
+    """Return why transformers cannot read that quantization, or None. It would only warn, and load wrong weights."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     if stored in AUTO_QUANTIZER_MAPPING:
@@ -199,7 +199,7 @@ def _why_unknown(stored: str) -> str | None:
 
 
 def _fp8_comes_from_the_hub() -> bool:
-    """Older versions of transformers have the kernel in themselves."""
+    """Return True if transformers takes its FP8 kernel from the hub; older versions contain it."""
     from transformers.integrations import hub_kernels
 
     return _FP8_KERNEL.split("/")[1] in getattr(hub_kernels, "_HUB_KERNEL_MAPPING", {})
@@ -220,7 +220,7 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> Any:
 
 
 class _Without(logging.Filter):
-    """Lets everything pass but what begins so."""
+    """A log filter that drops lines with the given beginning."""
 
     def __init__(self, beginning: str) -> None:
         super().__init__()

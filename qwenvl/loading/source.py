@@ -1,4 +1,4 @@
-"""Where a model comes from: its folder and its machine; what it needs, how it is read, how it is set aside."""
+"""The source of a model: its folder and the machine it runs on; how much memory it needs, loading it, parking it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,21 @@ from .capabilities import Machine
 from .devices import current, machine_for
 from .precision import experts_are_fused
 
-# What a run says before it begins to fetch it.
+# Bytes of a download from which on its size is reported before it begins.
 LARGE_DOWNLOAD = 1_000_000_000
 
 
 def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> ModelSource:
-    """The model's folder, downloaded if it was nowhere, and the machine that was asked for.
+    """Find the model's folder, download it if it is nowhere, and choose the machine.
 
     Args:
         policy: one of settings.DOWNLOADS.
+
+    Raises:
+        InvalidSettingError: this machine has no such device.
+        UnknownModelError: no model has that name.
+        LoadError: the folder is damaged or unsafe.
+        DownloadError: the model is not on this machine and may not be downloaded, or the download fails.
     """
     # First, because a device that does not exist should not cost a download.
     where = machine_for(spec.device, host.device())
@@ -46,7 +52,7 @@ def find_source(spec: LoadSpec, watch: download.DownloadWatch, policy: str) -> M
     if folder is None:
         places = catalog.candidates(model, roots)
         for place in places:
-            if linked := links_out(place):  # what somebody put there is not fetched a second time
+            if linked := links_out(place):  # a folder that links elsewhere is an error, and not downloaded again
                 raise _not_opened(spec, place, next(iter(linked.values())))
         folder = places[0]
         if not model.repo_id:
@@ -73,25 +79,25 @@ def _not_opened(spec: LoadSpec, folder: Path, reason: str) -> loader.LoadError:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Everything that is known of a model before it is read."""
+    """Everything that is known of a model before its weights are read."""
 
     spec: LoadSpec
     folder: Path
     machine: Machine
-    # Why the machine computes in another precision than it would by itself; "" where it does not.
+    # Why it is computed in another dtype than the machine's usual one; "" if it is not.
     fallback: str = ""
 
     def size(self) -> int:
-        """Bytes of the weights, as they will be loaded."""
+        """Return the bytes of the weights as they will be loaded."""
         return self._size(self.spec.quantization)
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it will be, in equal parts."""
+        """The devices that it will be on, in equal parts."""
         return self.machine.devices
 
     def sampled(self, request: Request) -> Request:
-        """The request with the sampling that it asks for: as set, or what the model's makers recommend."""
+        """Return the request with the sampling it asks for: its settings, or those the model's makers recommend."""
         if request.sampling_from == AS_SET:
             return request
         own = read_checkpoint(self.folder).sampling
@@ -101,15 +107,20 @@ class ModelSource:
         return replace(request, sampling=request.sampling.with_own(own))
 
     def request_bytes(self, tokens: int, prompt_tokens: int) -> int:
-        """Bytes beside the weights for a question of so many tokens, answer included."""
+        """Return the bytes needed beside the weights.
+
+        Args:
+            tokens: length of question and answer.
+            prompt_tokens: length of the question.
+        """
         return request_bytes(self.folder, self.machine.dtype, tokens, prompt_tokens)
 
     def load(self) -> loader.ModelHandle:
-        """Read it.
+        """Read the model.
 
         Raises:
-            LoadError: what is in the folder cannot be loaded.
-            OutOfMemoryError: it does not fit; everything that was read of it is free again.
+            LoadError: the folder's files cannot be loaded.
+            OutOfMemoryError: the model does not fit; all memory that it took is free again.
         """
         handle = unless_out_of_memory(self._read)
         if handle is not None:
@@ -127,18 +138,23 @@ class ModelSource:
                 return _with_decoder(handle)
 
     def park(self, handle: loader.ModelHandle) -> Callable[[], loader.ModelHandle] | None:
-        """Move it to RAM if it may stay there; returns what brings it back."""
+        """Move the model to RAM if it may stay there; returns a function that brings it back, or None."""
         bring_back = loader.park(handle, host.free_ram())
         return None if bring_back is None else lambda: _with_decoder(bring_back())
 
     def out_of_memory(self, doing: str, request: int) -> OutOfMemoryError:
-        """The error that says what was needed, what is free, and what would fit."""
-        sizes = {each: self._size(each) for each in QUANTIZATIONS}
+        """Return an error that names what was needed, what is free, and what would fit.
+
+        Args:
+            doing: "load" or "answer".
+            request: bytes needed beside the weights.
+        """
+        sizes = {quantization: self._size(quantization) for quantization in QUANTIZATIONS}
         free = sum(host.free_bytes(device) for device in self.devices)
         return why_out_of_memory(self.spec, doing, sizes, request, free)
 
     def _size(self, quantization: str) -> int:
-        """Of what would really be loaded if that were asked for."""
+        """Return the bytes of the weights if that quantization were asked for, fallbacks included."""
         asked = replace(self.spec, quantization=quantization)
         plan = loader.plan_load(asked, self.machine, read_checkpoint(self.folder))
         return model_bytes(self.folder, self.machine.dtype, plan.quantization, plan.expands, experts_are_fused())
@@ -147,19 +163,19 @@ class ModelSource:
 def question_bytes(
     source: ModelSource, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]
 ) -> int:
-    """What a question needs beside the weights, estimated before there is a model."""
+    """Estimate the bytes that a question needs beside the weights, before the model is loaded."""
     pixels = RESOLUTIONS[request.image_resolution] or loader.PICTURE_PIXELS
     tokens = prompt_tokens(request.system + request.text, pictures, videos, pixels[1])
-    # The buffer of keys and values has the size of a bucket, not of the text.
+    # The buffer of keys and values is larger than the text: its size is rounded up.
     return source.request_bytes(capacity_for(tokens + request.sampling.longest), tokens)
 
 
 def load_stats(model: loader.ModelHandle, load_s: float, fallbacks: Sequence[str]) -> LoadStats:
-    """What was loaded and how.
+    """Return what was loaded, and how, for the report.
 
     Args:
-        load_s: seconds that it took this run.
-        fallbacks: what else could not be had.
+        load_s: seconds that loading took in this run.
+        fallbacks: reasons for further settings that could not be used.
     """
     return LoadStats(
         model=model.spec.model,
@@ -174,8 +190,8 @@ def load_stats(model: loader.ModelHandle, load_s: float, fallbacks: Sequence[str
 
 
 def _with_decoder(handle: loader.ModelHandle) -> loader.ModelHandle:
-    made = Decoder(handle.model, handle.plan.attention, decode=family_of(handle.family).decode)
-    if made.tier_reason:
-        log.info("%s makes its tokens by the %s: %s", handle.spec.model, made.tier, made.tier_reason)
-    handle.decoder = made
+    decoder = Decoder(handle.model, handle.plan.attention, decode=family_of(handle.family).decode)
+    if decoder.tier_reason:
+        log.info("%s generates by the %s: %s", handle.spec.model, decoder.tier, decoder.tier_reason)
+    handle.decoder = decoder
     return handle

@@ -1,4 +1,4 @@
-"""The chat template of a model: where its folder has it, what it writes, and the tokens that end an answer by it."""
+"""The chat template of a model: finding it in the folder, rendering it within limits, and the token that ends turns."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from .template_limits import (
     weight,
 )
 
-# What processors had their template in, before chat_template.jinja.
+# The file of a processor's template before chat_template.jinja.
 _OLDER = "chat_template.json"
 _DEFAULT = "default"
-# Said in a turn to find what ends it.
+# Texts of an example turn, rendered to find the token that ends it.
 _QUESTION, _ANSWER = "question", "answer"
-# Lines of Python: a template of Qwen's takes some hundred for each message. While a model is loaded nobody looks for a
-# cancel, and there are two messages.
+# Most lines of Python that a template may run: Qwen's take some hundred for each message. Fewer while a model is
+# loaded, when two messages are rendered and cannot be cancelled.
 _MOST_STEPS, _MOST_STEPS_LOADING = 2_000_000, 200_000
-# Characters of a template. Long ones have 30,000.
+# Most characters of a template. Long ones have 30,000.
 _LONGEST = 1 << 17
 
 
 def have_template(folder: Path, renderer: Any, tokenizer: Any) -> None:
-    """Let the one that renders prompts have the folder's chat template, in whichever of its files it stands.
+    """Give the renderer of prompts the folder's chat template, from whichever file has it.
 
-    A processor looks into files of its own only, a tokenizer not into chat_template.json.
+    A processor reads only files of its own, and a tokenizer does not read chat_template.json.
 
     Args:
         renderer: the processor, or the tokenizer of a model without one.
@@ -66,18 +66,19 @@ def written(
     most_steps: int = _MOST_STEPS,
     **more: Any,
 ) -> str:
-    """What the chat template makes of the messages, as apply_chat_template would. Not by that: a template is a program
-    of the folder's, which may never end, fill the memory, and hear of no cancel.
+    """Render the messages by the chat template, as apply_chat_template would, but within limits.
+
+    A template is a program from the model's folder: it may never end, fill the memory, and could not be cancelled.
 
     Args:
-        check: raises to cancel.
-        most_steps: lines of Python that it may take.
-        more: what the template finds by these names.
+        check: called while the template is rendered; raises to cancel.
+        most_steps: most lines of Python that rendering may run.
+        more: further variables of the template.
 
     Raises:
-        ValueError: there is no template.
-        jinja2.TemplateError: it fails, or asks for too much.
-        whatever check raises.
+        ValueError: the model has no template, or too long a one.
+        jinja2.TemplateError: the template fails, or exceeds a limit.
+        Anything that check raises passes through.
     """
     template = renderer.chat_template
     template = template.get(_DEFAULT) if isinstance(template, dict) else template
@@ -92,14 +93,15 @@ def written(
 
 
 def turn_ends(renderer: Any, tokenizer: Any, parts: bool) -> list[int]:
-    """The tokens that end an answer by the tokenizer and by the chat template, whatever config.json says: base models
-    know of the end of a document only.
+    """Return the ids of tokens that end an answer, by the tokenizer and the chat template.
+
+    config.json is not enough: that of a base model names only the end of a document.
 
     Args:
-        parts: whether the template takes a message as a list of parts.
+        parts: True if the template takes a message as a list of parts.
     """
     ends = [tokenizer.eos_token_id, _end_of_turn(renderer, tokenizer, parts)]
-    return [each for each in ends if each is not None]
+    return [token for token in ends if token is not None]
 
 
 def _older(folder: Path) -> str | None:
@@ -113,10 +115,10 @@ def _older(folder: Path) -> str | None:
 
 
 def _end_of_turn(renderer: Any, tokenizer: Any, parts: bool) -> int | None:
-    """The control token that the template writes behind what the model has said; None where there is none."""
-    said = {"user": _QUESTION, "assistant": _ANSWER}
+    """Return the id of the control token that the template writes after an answer; None if it writes no such token."""
+    turn = {"user": _QUESTION, "assistant": _ANSWER}
     messages = [
-        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said.items()
+        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turn.items()
     ]
     try:
         with WrappedErrors("its chat template renders no turn of the model"):
@@ -125,7 +127,7 @@ def _end_of_turn(renderer: Any, tokenizer: Any, parts: bool) -> int | None:
             ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
             controls = set(tokenizer.get_added_vocab().values())
     except LoadError as error:
-        # Whether it can be used at all is said where a question is put.
+        # A template that cannot be used is an error of the first question, not of loading.
         log.debug("%s", error)
         return None
     return ids[0] if ids and ids[0] in controls else None
@@ -137,51 +139,51 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 class _Code(CodeGenerator):
-    """Has whatever a template makes without a call looked at too."""
+    """A code generator that also checks the size of values that a template makes without a call."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         escaped = frame.eval_ctx.volatile or frame.eval_ctx.autoescape
         join = "(markup_join if context.eval_ctx.autoescape else str_join)" if escaped else "str_join"
-        self.write(f"environment.made({join}(environment.small((")
-        for each in node.nodes:
-            self.visit(each, frame)
+        self.write(f"environment.charged({join}(environment.small((")
+        for child in node.nodes:
+            self.visit(child, frame)
             self.write(", ")
         self.write("))))")
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        self._look_at(super().visit_Getitem, node, frame, isinstance(node.arg, nodes.Slice))
+        self._checked(super().visit_Getitem, node, frame, isinstance(node.arg, nodes.Slice))
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._look_at(super().visit_List, node, frame, True)
+        self._checked(super().visit_List, node, frame, True)
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._look_at(super().visit_Dict, node, frame, True)
+        self._checked(super().visit_Dict, node, frame, True)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        self._look_at(super().visit_Tuple, node, frame, node.ctx == "load")
+        self._checked(super().visit_Tuple, node, frame, node.ctx == "load")
 
-    def _look_at(self, write: Callable[[Any, Frame], None], node: Any, frame: Frame, makes: bool) -> None:
-        self.write("environment.made(" if makes else "(")
+    def _checked(self, write: Callable[[Any, Frame], None], node: Any, frame: Frame, makes: bool) -> None:
+        self.write("environment.charged(" if makes else "(")
         write(node, frame)
         self.write(")")
 
 
 class _Generation(ext.Extension):
-    """{% generation %}, which marks what the model says; nothing of it is wanted here."""
+    """The tag {% generation %}, which marks what the model says; its content is rendered as it is."""
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Macro) -> str:
+    def _body(self, caller: Macro) -> str:
         return caller()
 
 
 class _PlainNamespace(Namespace):
-    """A namespace of which no name leads into Python itself."""
+    """A jinja2 namespace without names that begin with "_", which could lead to Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -197,7 +199,7 @@ class _PlainNamespace(Namespace):
 
 def _require_plain(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace holds no name like {name[:99]!r}")
+        raise SecurityError(f"a namespace must not have the name {name[:99]!r}")
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -207,7 +209,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self) -> None:
-        # Nothing is computed while it is compiled: that is not counted.
+        # optimized=False, because what is computed while a template is compiled is not counted.
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -216,7 +218,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             finalize=_shown,
         )
         known = {**self.filters, "tojson": _to_json}
-        self.filters = {name: checked_filter(name, known[name], self.made) for name in FILTERS}
+        self.filters = {name: checked_filter(name, known[name], self.charged) for name in FILTERS}
         del self.globals["lipsum"]
         self.globals |= {
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
@@ -225,31 +227,31 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": _now,
         }
 
-    def made(self, value: Any) -> Any:
-        """The value, which a template has made."""
+    def charged(self, value: Any) -> Any:
+        """Return the value that a template has made, after charging its size to the budget."""
         if budget := BUDGET.get():
             budget.charge(value)
         return value
 
     def small(self, value: Any) -> Any:
-        """The value, which is about to become a text."""
+        """Return the value, which is about to become a text; TemplateRuntimeError if it is too large."""
         weight(value)
         return value
 
     def concat(self, parts: Any) -> str:  # type: ignore[override]
-        """The text of an output, a macro or a block."""
-        return self.made("".join(self.small(list(parts))))
+        """Join the parts of an output, a macro or a block."""
+        return self.charged("".join(self.small(list(parts))))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         require_small(operator, left, right)
-        return self.made(super().call_binop(context, operator, left, right))
+        return self.charged(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         given = require_small_call(__obj, args, kwargs)
-        return __self.made(super().call(__context, __obj, *given, **kwargs))
+        return __self.charged(super().call(__context, __obj, *given, **kwargs))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        # The original passes over any error on its way, a cancel too.
+        # jinja2's own getitem() ignores any exception of the lookup, a cancel too.
         try:
             return obj[argument]
         except (TypeError, LookupError):
@@ -263,8 +265,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 @jinja2.pass_context
 def _shown(context: Context, value: Any) -> Any:
-    """What is put into the text. A function of the context, so that nothing is put there while it is compiled."""
-    return context.environment.made(value)  # type: ignore[attr-defined]
+    """Charge a value that is put into the text. With a context argument, jinja2 does not call it at compile time."""
+    return context.environment.charged(value)  # type: ignore[attr-defined]
 
 
 def _to_json(

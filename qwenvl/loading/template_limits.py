@@ -1,7 +1,7 @@
-"""What the rendering of a chat template may take: lines of Python, and the size of all that is made.
+"""The limits of rendering a chat template: lines of Python, time, and the size of all values that it makes.
 
-What Python does is counted line by line, and a cancel is looked at. What one line can have done by C is bounded by the
-size of what it is given and makes, which is looked at wherever a template can make something.
+Lines of Python are counted, and a cancel is checked for on the way. The work of C code called by one line is bounded by
+the size of its arguments and result, which are checked wherever a template can make a value.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from jinja2.exceptions import TemplateRuntimeError
 from jinja2.nodes import EvalContext
 from jinja2.runtime import Context
 
+# Lines of Python between two checks of the time and for a cancel.
 _LOOK_EVERY = 128
-# Seconds. Real templates take milliseconds.
+# Most seconds. Real templates take milliseconds.
 _LONGEST_S = 20.0
-# Of all that a template makes, as weight() counts it.
+# Largest size of all values together, as weight() counts it.
 _MOST_MADE = 1 << 26
-# Characters of a text; a container or number counts as many as _VALUE of them.
+# Largest size of one value in characters; a container or number counts as _VALUE characters.
 LARGEST = 1 << 22
 _VALUE = 16
-# Of whole numbers, which are computed with.
+# Most bits of whole numbers that are computed with.
 _MOST_BITS = 4096
-# Steps of a search that looks for every character of one text in another.
+# Most comparisons of a search that looks for every character of one text in another.
 _LONGEST_SEARCH = LARGEST * 32
+# Most characters of a format string.
 _LONGEST_FORM = 10_000
-# Of a number that is written, and of a margin.
+# Most digits of a number that is read or rounded, and the depth of JSON.
 _WIDEST = 1000
-# A width of thousands, or one that is given beside the form.
+# In a format string: a width of thousands, or one that comes from an argument.
 _WIDE = re.compile(r"\d{4,}|\*|:[^{}:]*\{")
 
-# What a template may call of plain values, beside operators: what templates use, and no more.
+# Methods of plain values that a template may call: those that templates use, and no others.
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
         (
@@ -57,7 +59,7 @@ METHODS: dict[type, frozenset[str]] = {
     float: frozenset(("is_integer",)),
     bytes: frozenset(),
 }
-# Of jinja2's, those of which it is known how much they make.
+# jinja2's filters whose results have a known bound.
 FILTERS = (
     *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby"),
     *("indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr"),
@@ -67,23 +69,23 @@ FILTERS = (
 
 
 class Budget:
-    """What one rendering may still take.
+    """The lines, time and size that one rendering may still use.
 
     Args:
         check: raises to cancel.
-        steps: lines of Python.
+        steps: most lines of Python.
     """
 
     def __init__(self, check: Callable[[], None], steps: int) -> None:
         self._check = check
         self._steps = steps
         self._until = time.monotonic() + _LONGEST_S
-        self._made = 0
+        self._size = 0
         self._line = self._count
 
     @contextmanager
     def spent(self) -> Iterator[None]:
-        """Within the block, every line of Python in this thread, and all that templates make, is counted."""
+        """Count every line of Python in this thread, and the size of all that templates make, within the block."""
         before, token = sys.gettrace(), BUDGET.set(self)
         sys.settrace(self._line)
         try:
@@ -93,8 +95,9 @@ class Budget:
             BUDGET.reset(token)
 
     def charge(self, value: Any) -> None:
-        self._made += weight(value)
-        if self._made > _MOST_MADE:
+        """Add the size of a value; TemplateRuntimeError if all values together are too large."""
+        self._size += weight(value)
+        if self._size > _MOST_MADE:
             raise TemplateRuntimeError("it makes far more text than a prompt has")
 
     def _count(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -115,29 +118,29 @@ BUDGET: ContextVar[Budget | None] = ContextVar("qwenvl_template_budget", default
 
 
 def weight(value: Any) -> int:
-    """About how many characters a value has, written out.
+    """Return about how many characters a value has, written out.
 
-    What a list holds several times counts as often: it is written, and compared, as often.
+    A value that a list holds several times counts every time, as it is written and compared every time.
 
     Raises:
-        jinja2.TemplateRuntimeError: it has too many.
+        jinja2.TemplateRuntimeError: it has more than LARGEST.
     """
     total, waiting = 0, [value]
     while waiting and total <= LARGEST:
-        each = waiting.pop()
+        part = waiting.pop()
         total += _VALUE
-        if isinstance(each, str | bytes):
-            total += len(each)
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list | tuple | set | frozenset):
-            waiting += each
+        if isinstance(part, str | bytes):
+            total += len(part)
+        elif isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            waiting += part
     _require(total)
     return total
 
 
 def require_small(operator: str, left: Any, right: Any) -> None:
-    """Raise jinja2.TemplateRuntimeError where the result of an operator would be far too large."""
+    """Raise jinja2.TemplateRuntimeError if the result of an operator would be too large."""
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * right if operator == "**" else max(left.bit_length(), right.bit_length())
         _require(0 if bits <= _MOST_BITS else LARGEST + 1)
@@ -151,12 +154,12 @@ def require_small(operator: str, left: Any, right: Any) -> None:
 
 
 def require_small_call(called: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
-    """The arguments of a call; a generator, which can be looked at once only, as a list.
+    """Return the arguments of a call, with a generator, which can be read only once, turned into a list.
 
     Raises:
-        jinja2.TemplateRuntimeError: it is a text's, and would make or search far too much.
+        jinja2.TemplateRuntimeError: it is a method of a text, and its result or search would be too large.
     """
-    # Around str.format stands a function of jinja2's own.
+    # jinja2 wraps str.format in a function of its own.
     method = getattr(called, "__wrapped__", called)
     text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     if not isinstance(text, str):
@@ -177,20 +180,20 @@ def require_small_call(called: Any, args: Sequence[Any], kwargs: dict[str, Any])
     return args
 
 
-def checked_filter(name: str, made_by: Callable[..., Any], made: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A filter of jinja2's that looks at what it is given, and has `made` look at what it gives."""
+def checked_filter(name: str, original: Callable[..., Any], charged: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Wrap a filter of jinja2 so that its arguments are checked, and its result goes through `charged`."""
     require = _REQUIRE.get(name)
 
-    @wraps(made_by)
+    @wraps(original)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        # Some are handed what they are called in first.
+        # Some filters get the context or environment as their first argument.
         skip = 1 if args and isinstance(args[0], Context | EvalContext | Environment) else 0
         if name == "join" and len(args) > skip:
             args = (*args[:skip], list(args[skip]), *args[skip + 1 :])
         weight([*args[skip:], *kwargs.values()])
         if require:
             require(*args[skip:], *kwargs.values())
-        return made(made_by(*args, **kwargs))
+        return charged(original(*args, **kwargs))
 
     return checked
 
@@ -215,7 +218,7 @@ def _require_found(text: Any, wanted: Any = "", *_: Any) -> None:
 
 def _require_form(form: str) -> None:
     if len(form) > _LONGEST_FORM or _WIDE.search(form):
-        raise TemplateRuntimeError(f"it writes values in a form that is too wide: {form[:99]!r}")
+        raise TemplateRuntimeError(f"it writes values in a format that is too long or too wide: {form[:99]!r}")
 
 
 def _require_margin(text: Any, width: Any = 4, *_: Any) -> None:
@@ -224,7 +227,7 @@ def _require_margin(text: Any, width: Any = 4, *_: Any) -> None:
 
 
 def _require_digits(_: Any, *numbers: Any) -> None:
-    if any(isinstance(each, int) and abs(each) > _WIDEST for each in numbers):
+    if any(isinstance(number, int) and abs(number) > _WIDEST for number in numbers):
         raise TemplateRuntimeError("it rounds to more digits than a number has")
 
 
@@ -234,12 +237,12 @@ def _require_number(text: Any, *_: Any) -> None:
 
 
 def _require_lines(value: Any, *how: Any) -> None:
-    """Of JSON: what stands before and between its values is short."""
-    for each in [part for option in how for part in (option if isinstance(option, list | tuple) else [option])]:
-        if (isinstance(each, str) and len(each) > _VALUE) or (isinstance(each, int) and each > _VALUE):
+    """Check that JSON's indentation and separators are short, and its text not too large."""
+    for part in [part for option in how for part in (option if isinstance(option, list | tuple) else [option])]:
+        if (isinstance(part, str) and len(part) > _VALUE) or (isinstance(part, int) and part > _VALUE):
             raise TemplateRuntimeError("it writes JSON with margins that are too wide")
-    # Each value may stand as deep as there are values around it, which Python ends at a thousand.
-    indented = any(each for each in how if isinstance(each, int | str) and not isinstance(each, bool))
+    # A value may be nested as deep as Python's recursion limit, a thousand, and is indented as often.
+    indented = any(option for option in how if isinstance(option, int | str) and not isinstance(option, bool))
     _require(weight(value) * (_WIDEST if indented and weight(value) > LARGEST // _WIDEST else 1))
 
 

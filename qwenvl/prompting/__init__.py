@@ -1,1 +1,1 @@
-"""A request in, a model's inputs out; tokens in, an answer out. Begin with prompt.py and answer.py."""
+"""Prompts: a request in, a model's inputs out. Answers: tokens in, text out. Begin with prompt.py and answer.py."""

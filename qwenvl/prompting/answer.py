@@ -1,4 +1,4 @@
-"""The model's tokens -> text: what it thinks, what it answers, and when it has said enough."""
+"""The answer as text, from the model's tokens: its thinking, the answer itself, and when it is to end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from ..request import Answer, Request, Sampling
 
 THINK_START, THINK_END = "<think>", "</think>"
-# What Qwen's models were taught to read where their thinking is cut short.
+# The text with which Qwen's models were trained to end a thought that is cut short.
 CLOSING = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
     f"\n{THINK_END}\n\n"
@@ -16,21 +16,21 @@ CLOSING = (
 
 
 class Tokenizer(Protocol):
-    """transformers' tokenizer: as much of it as makes text of tokens."""
+    """The methods of transformers' tokenizer that are needed here."""
 
     def decode(self, token_ids: list[int], **how: bool) -> str:
-        """The text of the tokens."""
+        """Return the text of the tokens."""
 
     def encode(self, text: str, **how: bool) -> list[int]:
-        """The tokens of a text."""
+        """Return the ids of a text's tokens."""
 
 
 class NoAnswerError(RuntimeError):
-    """The model used up its tokens before it began to answer."""
+    """The model used all of its tokens before it began to answer."""
 
 
 def why_no_answer(request: Request) -> NoAnswerError:
-    """The error: what happened, and what helps. Pure."""
+    """Return an error that says what happened, and what helps."""
     return NoAnswerError(
         f"{request.load.model} was still thinking after {request.sampling.longest} tokens, so there is no answer. "
         "Raise max_new_tokens, set a thinking_budget, or pick a model that does not think (Instruct)."
@@ -38,13 +38,13 @@ def why_no_answer(request: Request) -> NoAnswerError:
 
 
 def split_thinking(text: str, thinks: bool) -> tuple[str, str | None]:
-    """(thinking, answer) of a model's text; the answer is None where the think block was never closed. Pure.
+    """Split a model's text into (thinking, answer); the answer is None if the think block is not closed.
 
     Args:
-        thinks: whether the prompt has opened the think block already.
+        thinks: True if the prompt has opened the think block already.
     """
     opened = text.lstrip().startswith(THINK_START)
-    # A stray </think> of a model that was not thinking ends nothing: all before it would be lost.
+    # Without an opened block a </think> is kept as text: otherwise the answer before it would be lost.
     if not (opened or thinks):
         return "", text.strip()
     if opened:
@@ -54,23 +54,28 @@ def split_thinking(text: str, thinks: bool) -> tuple[str, str | None]:
 
 
 def has_stop(text: str, stops: Sequence[str]) -> bool:
-    """Whether one of the stops is in the text. Pure."""
+    """Return True if the text holds one of the stops."""
     return any(stop in text for stop in stops)
 
 
 def cut_before(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops, or all of it. Pure."""
+    """Return the text before the first of the stops, or all of it."""
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def certain(text: str, stops: Sequence[str]) -> str:
-    """The text without an end that may be the beginning of a stop. Pure."""
+    """Return the text without an end that may be the beginning of a stop."""
     sizes = (size for stop in stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size]))
     return text[: len(text) - max(sizes, default=0)]
 
 
 class TextStream:
-    """Tokens in, text out as far as it is certain: a character may be spread over several tokens."""
+    """The text of tokens that come one after the other; a character that lacks tokens waits for them.
+
+    Attributes:
+        tokens: number of tokens so far.
+        text: text of the tokens so far, up to the last whole character.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -79,17 +84,17 @@ class TextStream:
         self.text = ""
 
     def push(self, ids: Sequence[int]) -> None:
-        """Append tokens; `text` grows by what they complete."""
+        """Append tokens; `text` grows by the characters that they complete."""
         self.tokens += len(ids)
         self._pending += ids
         piece = self._decode()
-        # An unfinished character decodes to U+FFFD; four tokens hold the longest one.
+        # An unfinished character decodes to U+FFFD, and no character has more than four tokens.
         if not piece.endswith("\ufffd") or len(self._pending) > 4:
             self.text += piece
             self._pending.clear()
 
     def end(self) -> str:
-        """The whole text, an unfinished last character included."""
+        """Return the whole text, an unfinished last character included."""
         self.text += self._decode()
         self._pending.clear()
         return self.text
@@ -99,14 +104,14 @@ class TextStream:
 
 
 class Writer:
-    """One answer while it is made.
+    """One answer while it is generated.
 
     Args:
-        thinks: whether the prompt has opened the think block already.
+        thinks: True if the prompt has opened the think block already.
 
     Attributes:
-        ended: whether nothing more comes, of the thought at least.
-        over_budget: whether the thinking budget is used up, or the text at its end, before the thought is.
+        ended: True if no more tokens are wanted; if over_budget is True too, only the thought has ended.
+        over_budget: True if a thinking budget is set, and it is used up, or the text has ended, within the thought.
     """
 
     def __init__(self, tokenizer: Tokenizer, thinks: bool, sampling: Sampling) -> None:
@@ -114,7 +119,7 @@ class Writer:
         self._thinks = thinks
         self._sampling = sampling
         self._stream = TextStream(tokenizer)
-        # The thought that the budget ended, and the tokens up to there.
+        # The thought that the budget ended, and the number of its tokens.
         self._cut_thought: str | None = None
         self._before_cut = 0
         self._thought_tokens = 0
@@ -122,21 +127,21 @@ class Writer:
 
     @property
     def tokens(self) -> int:
-        """How many there are, the thought's too."""
+        """Number of tokens so far, the thought's included."""
         return self._before_cut + self._stream.tokens
 
     @property
     def so_far(self) -> Answer:
-        """What is certain of it."""
+        """The answer so far, without an end that may still change."""
         thinking, answer = self._split()
-        # What a model that opens the block itself begins with may be a part of the mark.
+        # The text may be the beginning of <think>, of a model that opens the block itself.
         if not answer or THINK_START.startswith(answer):
             return Answer("", thinking)
         stops = self._sampling.stop
         return Answer(cut_before(answer, stops) if has_stop(answer, stops) else certain(answer, stops), thinking)
 
     def push(self, ids: Sequence[int]) -> bool:
-        """Take the next tokens, none where the model has ended the text; returns whether it is enough."""
+        """Append the next tokens, [] if the model has ended the text; return True if no more are wanted."""
         if not self.ended:
             self._stream.push(ids)
             self.ended = not ids or self._is_enough()
@@ -144,7 +149,7 @@ class Writer:
         return self.ended
 
     def close_thought(self) -> list[int]:
-        """End the thought: the answer is to follow. Returns the tokens that tell the model so."""
+        """End the thought, so that the answer follows; return the ids of the text that has the model do so."""
         self._cut_thought = self._split()[0]
         self._before_cut = self._stream.tokens
         self._stream = TextStream(self._tokenizer)
@@ -153,7 +158,7 @@ class Writer:
         return self._tokenizer.encode(CLOSING, add_special_tokens=False)
 
     def end(self) -> Answer | None:
-        """The whole of it; None where the model was still thinking."""
+        """Return the whole answer; None if the model was still thinking."""
         self._stream.end()
         thinking, answer = self._split()
         return None if answer is None else Answer(cut_before(answer, self._sampling.stop).strip(), thinking)
@@ -164,13 +169,13 @@ class Writer:
         return split_thinking(self._stream.text, self._thinks)
 
     def _is_enough(self) -> bool:
-        """Of what the token loop does not know: stops, and the limits of the two parts."""
+        """Return True at a stop, or at the limit of the thought or of the answer: the token loop knows neither."""
         stops, budget = self._sampling.stop, self._sampling.thinking_budget
         if not (stops or budget):
             return False
         answer = self._split()[1]
         if not answer:
-            # The mark that ends the thought and the empty line after it are no part of the answer.
+            # </think> and the empty line after it do not count as tokens of the answer.
             self._thought_tokens = self._stream.tokens
             return answer is None and 0 < budget <= self._thought_tokens
         if budget and self._stream.tokens - self._thought_tokens >= self._sampling.max_new_tokens:

@@ -1,4 +1,4 @@
-"""Several questions at a time: how many fit, reading the next pictures meanwhile, and a seed for each."""
+"""Several questions at a time: how many fit into memory, reading the next pictures meanwhile, and their seeds."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from ..request import Outcome, Question, Sampling
 from ..settings import MAX_SEED
 from .prompt import PIXELS, Prompt
 
-# More rows than this gain little, and each has to wait for the longest answer of all.
+# More rows than this gain little, and every row has to wait for the longest answer.
 MOST_ROWS = 16
-# What is left of the memory that is free: others need some, and estimates err.
+# Share of the free memory that a batch may use: others need some, and estimates err.
 USED_SHARE = 0.8
+# Threads that read pictures.
 READERS = 2
-# Of decoded pictures that wait, beside those in the readers' hands; five of 12 megapixels. A batch of photos takes
-# longer to answer than its pictures to read.
+# Most bytes of decoded pictures that wait, beside those being read: five of 12 megapixels. That is enough, because a
+# batch of photos takes longer to answer than to read.
 AHEAD_BYTES = 256 << 20
-# Of what a batch shows its model. Only pictures in their original size reach it: others of 16 rows are a third of it.
+# Most bytes of pictures in a batch's inputs. Only pictures in original size reach it: 16 others take a third of it.
 BATCH_BYTES = 1 << 30
-# Pillow holds a pixel of RGB in four.
+# Pillow stores an RGB pixel in four bytes.
 _BYTES_PER_PIXEL = 4
 
 
 class BatchLimit:
-    """How many questions fit into memory at a time.
+    """The number of questions that fit into memory at a time.
 
     Args:
-        free: bytes beside the weights.
-        bytes_of: (tokens of a row, of its prompt) -> bytes.
+        free: free bytes beside the weights.
+        bytes_of: (tokens of a row, tokens of its prompt) -> bytes that the row needs.
         longest: the most tokens of an answer.
-        most: rows, however much is free.
+        most: most rows, even if more would fit.
     """
 
     def __init__(self, free: int, bytes_of: Callable[[int, int], int], longest: int, most: int) -> None:
@@ -49,27 +50,27 @@ class BatchLimit:
         self.most = most
 
     def fits(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether these fit; a single one always does, for it is to be tried."""
+        """Return True if these questions fit together; always True for a single one, which is tried in any case."""
         tokens, shown = max(prompt.tokens for prompt in prompts), sum(map(shown_bytes, prompts))
-        # Half as much again: a buffer that grows is copied.
+        # Half as much again, because a buffer that grows is copied.
         row = self._bytes_of(capacity_for(tokens + self._longest) * 3 // 2, tokens)
-        # What is shown is there twice while it is put side by side.
+        # Twice `shown`, because pictures are copied when they are joined to a batch.
         needed = len(prompts) * row + 2 * shown
         return len(prompts) == 1 or (len(prompts) <= self.most and needed <= self._free and shown <= BATCH_BYTES)
 
     def halve(self, tried: int) -> None:
-        """So many did not fit."""
+        """Lower `most` to half of `tried`, a number of questions that did not fit."""
         self.most = max(1, tried // 2)
         log.warning("%d answers at a time need too much memory: going on with %d", tried, self.most)
 
 
 def shown_bytes(prompt: Prompt) -> int:
-    """What the model is shown takes so many."""
+    """Return the bytes of the prompt's pictures and videos."""
     return sum(prompt.inputs[key].nbytes for key in PIXELS if key in prompt.inputs)
 
 
 class _Room:
-    """Lets readers go on while less than so many bytes wait to be taken, and whoever is next in any case."""
+    """A limit for readers: they wait while `most` bytes of pictures wait to be taken, except the next one in order."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -79,7 +80,7 @@ class _Room:
         self._closed = False
 
     def enter(self, number: int) -> bool:
-        """Wait until this one may be read; whether it is wanted still."""
+        """Wait until this item may be read; False if it is no longer wanted."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or number <= self._next or sum(self._held.values()) < self._most
@@ -87,19 +88,19 @@ class _Room:
             return not self._closed
 
     def put(self, number: int, pictures: Sequence[Image.Image]) -> None:
-        """It was read."""
+        """Count the pictures of an item that was read."""
         with self._changed:
-            self._held[number] = sum(each.width * each.height * _BYTES_PER_PIXEL for each in pictures)
+            self._held[number] = sum(picture.width * picture.height * _BYTES_PER_PIXEL for picture in pictures)
 
     def take(self, number: int) -> None:
-        """It is the reader's no longer, read or not."""
+        """Note that an item, read or not, was taken by the caller of read_ahead(), and no longer waits."""
         with self._changed:
             self._held.pop(number, None)
             self._next = number + 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Let all readers end: nothing more is wanted."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -108,12 +109,14 @@ class _Room:
 def read_ahead(
     items: Iterable[tuple[str, Any]], depth: int, most_bytes: int = AHEAD_BYTES
 ) -> Generator[Question | Outcome]:
-    """The question about each item's picture, or why it cannot be read, in order; the next `depth` are read meanwhile.
+    """Yield for every item, in order, the question about its picture, or an Outcome that says why it cannot be read.
+
+    The next `depth` items are read meanwhile.
 
     Args:
         items: a name for messages, and a picture: a file's path, an IMAGE tensor, a PIL image, or a function that
             returns one of these and is called in another thread.
-        most_bytes: of decoded pictures, from which on no further one is begun.
+        most_bytes: bytes of decoded pictures from which on no further picture is begun.
     """
     waiting: deque[tuple[int, Future[list[Image.Image]]]] = deque()
     readers, room = ThreadPoolExecutor(READERS, "qwenvl-read"), _Room(most_bytes)
@@ -121,9 +124,9 @@ def read_ahead(
         for number, (name, item) in enumerate(items):
             waiting.append((number, readers.submit(_read, room, number, name, item)))
             if len(waiting) > depth:
-                yield _made(room, *waiting.popleft())
+                yield _taken(room, *waiting.popleft())
         while waiting:
-            yield _made(room, *waiting.popleft())
+            yield _taken(room, *waiting.popleft())
     finally:
         room.close()
         readers.shutdown(cancel_futures=True)
@@ -132,12 +135,12 @@ def read_ahead(
 def _read(room: _Room, number: int, name: str, item: Any) -> list[Image.Image]:
     if not room.enter(number):
         return []
-    made = media.pictures({name: item() if callable(item) else item})
-    room.put(number, made)
-    return made
+    pictures = media.pictures({name: item() if callable(item) else item})
+    room.put(number, pictures)
+    return pictures
 
 
-def _made(room: _Room, number: int, reading: Future[list[Image.Image]]) -> Question | Outcome:
+def _taken(room: _Room, number: int, reading: Future[list[Image.Image]]) -> Question | Outcome:
     try:
         return Question(number, reading.result())
     except (media.MediaError, OSError) as error:
@@ -147,16 +150,17 @@ def _made(room: _Room, number: int, reading: Future[list[Image.Image]]) -> Quest
 
 
 def run_seed(sampling: Sampling) -> int | None:
-    """The seed of a run, a new one where -1 asks for it; None where it would have no effect."""
+    """Return the seed of a run, a random one if the setting is -1; None for greedy sampling, which needs no seed."""
     if sampling.greedy:
         return None
     return secrets.randbits(53) if sampling.seed == -1 else sampling.seed
 
 
-# As a step of later_seed: no folder has so many pictures.
+# Step of later_seed() for an answer after a thought that was cut; larger than the number of pictures in any folder, as
+# those are steps too.
 AFTER_A_CUT = 1 << 32
 
 
 def later_seed(seed: int | None, step: int) -> int | None:
-    """Another seed for another part of the same run, so that it does not draw the same numbers."""
+    """Return a seed for another part of the same run, so that it does not draw the same random numbers."""
     return None if seed is None else (seed + step) % (MAX_SEED + 1)

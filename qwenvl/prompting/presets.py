@@ -1,9 +1,9 @@
 """Presets: system and user text from small files, around what the user typed.
 
 A file is a preset, and its name, with spaces for underscores, is the preset's name:
-    .yaml, .yml   `text` and `system`, one of them at least; and `needs`, what there must be to look at
+    .yaml, .yml   `text` and `system`, at least one of them; and `needs`, the pictures or video that it asks about
     .txt          the text
-{text} and {system} stand for what the user typed. A user's preset takes the place of a built-in one of its name.
+{text} and {system} stand for what the user typed. A user's preset replaces a built-in one of the same name.
 """
 
 from __future__ import annotations
@@ -24,59 +24,58 @@ from ..settings import SYSTEM_PROMPT
 NONE = "none"
 BUILT_IN = Path(__file__).resolve().parent / "builtin_presets"
 _SUFFIXES = (".yaml", ".yml", ".txt")
-# What a preset may need, and how many pictures that is at least; a video is as good as many.
+# Values of `needs` -> the fewest pictures; a video is enough for any of them.
 NEEDS = {"": 0, "a picture": 1, "two pictures": 2, "a video": 2}
 _MAX_BYTES = 100_000
-# Files that have been complained of: the lists are made for every look at a node.
 
 
 class UnknownPresetError(ValueError):
-    """A preset was asked for that is in no folder."""
+    """A preset was asked for that no file defines."""
 
 
 class NothingShownError(ValueError):
-    """A preset asks about something that the model is not shown: its answer would be made up."""
+    """A preset asks about pictures or a video that the model does not get: it would invent the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Two templates. An empty one leaves what the user typed as it is. It needs one of NEEDS."""
+    """Templates of system prompt and text; an empty one leaves what the user typed. `needs` is a key of NEEDS."""
 
     system: str = ""
     text: str = ""
     needs: str = ""
 
     def fill(self, system: str, text: str) -> tuple[str, str]:
-        """System and user text with what the user typed in its place, or below where the template names no place.
+        """Return system prompt and text with what the user typed at its place in the template, or below the template.
 
-        The default system prompt says nothing that the user wanted, so a preset's takes its place.
+        The default system prompt was not typed by the user, so a preset's system prompt replaces it.
         """
         own = "" if self.system and system.strip() == SYSTEM_PROMPT else system
         return _filled(self.system, "{system}", own), _filled(self.text, "{text}", text)
 
 
 def listed() -> dict[str, Preset]:
-    """Name -> preset, read from the files at every call: first the built-in ones, then the user's."""
+    """Return name -> preset, read from the files at every call: first the built-in ones, then the user's."""
     return {**dict(_in_folder(BUILT_IN)), **dict(_in_folder(host.preset_folder()))}
 
 
 def names() -> tuple[str, ...]:
-    """What the widget offers."""
+    """Return the choices of the widget `preset`."""
     return (NONE, *listed())
 
 
 def find(name: str) -> Preset:
-    """The preset of that name. A name is only ever looked up in the list: it never becomes part of a path.
+    """Return the preset of that name. The name is only looked up in the list, and never becomes part of a path.
 
     Raises:
-        MissingPackageError: what reads such files is not installed.
-        UnknownPresetError: no file has that name; the message says where it would be, and which there are.
+        MissingPackageError: PyYAML is not installed.
+        UnknownPresetError: no file has that name; the message names the folder for it, and the presets that exist.
     """
     if text_of("preset", name) == NONE:
         return Preset()
     presets = listed()
     if name not in presets:
-        require("yaml")  # the one thing that all of ours need
+        require("yaml")  # without it all built-in presets are missing
         raise UnknownPresetError(
             f"preset {shown(name)} does not exist. Put its file into {host.preset_folder()}, "
             f"or pick one of: {', '.join((NONE, *presets))}."
@@ -85,10 +84,10 @@ def find(name: str) -> Preset:
 
 
 def require_shown(name: str, pictures: int, has_video: bool) -> None:
-    """Raise NothingShownError where the preset needs more to look at.
+    """Raise NothingShownError if the preset needs more pictures, or a video.
 
     Args:
-        pictures: how many a question is about.
+        pictures: number of pictures of a question.
     """
     needs = find(name).needs
     if not has_video and pictures < NEEDS[needs]:
@@ -100,7 +99,7 @@ def require_shown(name: str, pictures: int, has_video: bool) -> None:
 
 
 def stamp(name: str | None) -> str:
-    """Changes when the preset's file does. None, and a name that is gone, stand for no preset."""
+    """Return a text that changes with the preset's file. None, and a name without a file, count as no preset."""
     return "" if name is None or name == NONE else repr(listed().get(name))
 
 
@@ -113,7 +112,7 @@ def _filled(template: str, place: str, typed: str) -> str:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
-    """The presets of a folder in the order of their names. A mistake in a file costs this preset only."""
+    """Yield name and preset of a folder's files, by name. A faulty file is logged and left out."""
     if not folder.is_dir():
         return
     roots = host.reachable()
@@ -123,7 +122,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
         name = file.stem.replace("_", " ").strip()
         try:
             if name in taken:
-                raise ValueError(f"the name {name!r} stands for {taken[name]} already")
+                raise ValueError(f"the name {name!r} already means {taken[name]}")
             preset = _read(file)
         except (OSError, ValueError) as error:
             _complain(file, str(error))
@@ -133,13 +132,13 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Preset]]:
 
 
 def _is_preset(file: Path, roots: list[Path] | None) -> bool:
-    """A link may lead out of what may be reached, and reading from a pipe would wait for ever."""
+    """Return True for a preset's file, but not for a link out of the readable folders, or a pipe, which would block."""
     named = file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
     return named and file.is_file() and (not file.is_symlink() or paths.is_within(file, roots))
 
 
 def _read(file: Path) -> Preset:
-    """Raises OSError or ValueError where the file holds no preset."""
+    """Return the preset in a file; OSError or ValueError if it cannot be read."""
     with file.open("rb") as opened:
         content = opened.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
@@ -150,11 +149,11 @@ def _read(file: Path) -> Preset:
     return found
 
 
-# ComfyUI asks for a node's inputs dozens of times a prompt. libyaml would be fast enough without, but nesting that is
-# too deep for it ends the process.
+# Cached, because ComfyUI asks for a node's inputs dozens of times a prompt. libyaml would be fast enough without a
+# cache, but deep nesting crashes it.
 @lru_cache(maxsize=256)
 def _parsed(content: bytes, suffix: str) -> Preset | str:
-    """The preset, or what is wrong with it."""
+    """Return the preset, or a sentence that says what is wrong with it."""
     try:
         text = content.decode("utf-8-sig")
         return _preset({"text": text} if suffix == ".txt" else _of_yaml(text))

@@ -1,4 +1,4 @@
-"""Request -> chat template -> model inputs on the device, of one question and of several side by side."""
+"""The prompt: from a request by the chat template to a model's inputs on its device, for one or several questions."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from ..request import Request
 from ..settings import RESOLUTIONS
 from .answer import THINK_START
 
-# What a chat template calls its own switch for thinking.
+# The name of the switch for thinking in chat templates.
 _SWITCH = "enable_thinking"
-# In the model's precision. The seconds between a video's frames are not: bfloat16 cannot tell 300 from 301.
+# Inputs to convert to the model's precision. The seconds of a video's frames stay: 300 and 301 are equal in bfloat16.
 PIXELS = ("pixel_values", "pixel_values_videos")
-# A code point that Unicode reserves for a program's own use and that no text may hold.
+# A code point that Unicode reserves for a program's internal use, so that no text should hold it.
 _BREAK = "\ufdd0"
 
 
 class PromptError(ValueError):
-    """A question that this model cannot be asked."""
+    """A question that this model cannot answer: it is empty, too long, or about pictures that the model cannot see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is given: generate()'s keywords, on the device. It `thinks` where <think> is open already."""
+    """A model's inputs for question `number`: generate()'s keywords, on the device. `thinks` after an open <think>."""
 
     inputs: Inputs
     thinks: bool = False
-    number: int = 0  # of the question
-    # (width, height) of each picture as the model sees it.
+    number: int = 0
+    # (width, height) in pixels of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Names what is seen, and holds it. Large pictures take a while, and only a question that is asked alone needs it.
+    # Computes `media`, and keeps the pictures for it: that takes a while, and only a question asked alone needs it.
     media_name: Callable[[], str] = str
 
     @property
     def media(self) -> str:
-        """Equal for equal pictures and videos in equal sizes only."""
+        """A text that is equal only for equal pictures and videos in equal sizes."""
         return self.media_name()
 
     @property
@@ -57,7 +57,7 @@ class Prompt:
         return self.inputs["input_ids"].shape[1]
 
     def continued(self, ids: Sequence[int]) -> Prompt:
-        """The same with more text after it."""
+        """Return the prompt with more text after it, given as token ids; `thinks` is then False."""
         more = self.inputs["input_ids"].new_tensor([ids])
         shape = self.inputs["input_ids"].shape
         longer = {key: _widened(key, value, more) for key, value in self.inputs.items() if _like(value, shape)}
@@ -65,10 +65,10 @@ class Prompt:
 
 
 def seen_sizes(inputs: Mapping[str, Any], patch_size: int) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each picture in pixels, as the processor scaled it, in their order. Pure.
+    """Return (width, height) in pixels of each picture, in order, as the processor scaled it.
 
     Args:
-        inputs: the processor's; their image_grid_thw counts patches.
+        inputs: the processor's output; its image_grid_thw counts patches.
         patch_size: side of a patch in pixels.
     """
     grid = inputs.get("image_grid_thw")
@@ -77,13 +77,13 @@ def seen_sizes(inputs: Mapping[str, Any], patch_size: int) -> tuple[tuple[int, i
 
 
 def require_question(request: Request) -> None:
-    """Raise PromptError where there is nothing at all to answer."""
+    """Raise PromptError if the request has neither text nor pictures nor videos."""
     if not (request.shows_something or request.text.strip() or request.system.strip()):
         raise PromptError("There is nothing to answer: the text is empty, and no image or video is connected.")
 
 
 def why_no_switch(handle: ModelHandle, request: Request) -> str | None:
-    """The reason why `thinking` has no effect, or None."""
+    """Return the reason why the setting `thinking` has no effect, or None."""
     if request.thinking == "auto" or _SWITCH in str((handle.processor or handle.tokenizer).chat_template):
         return None
     return (
@@ -101,16 +101,16 @@ def encode(
     alone: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> Prompt:
-    """Pictures first, then videos, then the text, in one user turn after the system prompt.
+    """Encode a question: pictures, then videos, then the text, in one user turn after the system prompt.
 
     Args:
-        phase: a block that times one of the parts "template", "processor" and "transfer".
-        number: of the question.
-        alone: the next run may find what is seen in memory; otherwise the pictures are held no longer.
-        check: raises to cancel.
+        phase: returns a context manager that times one of the parts "template", "processor" and "transfer".
+        number: the question's number.
+        alone: True if the question is asked alone: its pictures are kept, so that a next run may recognise them.
+        check: called often; raises to cancel.
 
     Raises:
-        PromptError: the model cannot see and there is something to look at, or the question is too long for it.
+        PromptError: there are pictures or videos and the model cannot see, or the question is too long for it.
         UnusableError: the model's chat template, processor or configuration fails.
     """
     videos = videos or ()
@@ -138,11 +138,11 @@ def encode(
 
 
 def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None:
-    """A prompt beyond the model's positions would take long and give nothing that makes sense."""
+    """Raise PromptError if the prompt is longer than the model's positions: it would take long and give nonsense."""
     config = handle.model.config.get_text_config()
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     most = getattr(config, "max_position_embeddings", None) or tokens
-    # YaRN stretches them. float() of what is no number fails; times a number it may be gigabytes of text.
+    # YaRN stretches the positions. float() rejects a text from config.json, which times a number may be gigabytes.
     original, factor = scaling.get("original_max_position_embeddings") or most, scaling.get("factor") or 1
     longest = max(most, round(float(original) * float(factor)))
     if tokens > longest:
@@ -153,22 +153,22 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
 
 
 def _naming(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Callable[[], str]:
-    # The same picture in another size is another to the model.
+    # With the resolution, because the model computes other values for a picture in another size.
     return lambda: f"{resolution} {fingerprint(pictures, videos)}"
 
 
 def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) -> Inputs:
-    """generate()'s keywords for several questions: one row each, padded on the left. Pure.
+    """Join the inputs of several questions: generate()'s keywords, one row for each, padded on the left.
 
     Args:
-        dtype: of the model, where it may be another than the questions were encoded for.
+        dtype: the model's dtype, if it may differ from the one that the questions were encoded for.
     """
     longest = max(prompt.tokens for prompt in prompts)
     parts: dict[str, list[Any]] = {}
     for prompt in prompts:
         shape = prompt.inputs["input_ids"].shape
         for key, value in prompt.inputs.items():
-            # 0 is a token like any other; the mask, which is 0 there too, hides it.
+            # Padded with 0, which is an ordinary token, but hidden by the mask, which is 0 there too.
             padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
             parts.setdefault(key, []).append(padded)
     joined = {key: _joined(values) for key, values in parts.items()}
@@ -176,12 +176,12 @@ def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) ->
 
 
 def media_of(prompts: Sequence[Prompt]) -> str:
-    """Names what is seen, where one question is asked alone: only then is anything of it found in memory again."""
+    """Return `media` of a question that is asked alone; "" for several, of which the next run can reuse nothing."""
     return prompts[0].media if len(prompts) == 1 else ""
 
 
 def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
-    """Put a break into each control token a user typed, so that it is tokenized as the text that it is. Pure."""
+    """Put a break into every control token that a user typed, so that it is tokenized as plain text."""
     for token in control_tokens:
         text = text.replace(token, f"{token[0]}{_BREAK}{token[1:]}")
     return text
@@ -189,11 +189,11 @@ def break_control_tokens(text: str, control_tokens: Sequence[str]) -> str:
 
 def _render(handle: ModelHandle, request: Request, pictures: int, videos: int, check: Callable[[], None]) -> str:
     control = list(handle.tokenizer.get_added_vocab())
-    system, text = (break_control_tokens(each, control) for each in (request.system, request.text))
+    system, text = (break_control_tokens(typed, control) for typed in (request.system, request.text))
     shown = [{"type": "image"}] * pictures + [{"type": "video"}] * videos
     messages = [_message(handle, "system", system)] if system else []
     messages.append(_message(handle, "user", text, shown))
-    # A template that does not know the switch ignores it; left out, it does as the model's makers chose.
+    # A template without the switch ignores it; without a value, a template uses the default of the model's makers.
     switch = {} if request.thinking == "auto" else {_SWITCH: request.thinking == "on"}
     return written(
         (handle.processor or handle.tokenizer), handle.tokenizer, messages, check, add_generation_prompt=True, **switch
@@ -201,7 +201,7 @@ def _render(handle: ModelHandle, request: Request, pictures: int, videos: int, c
 
 
 def _message(handle: ModelHandle, role: str, text: str, shown: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
-    """Templates of text models take a string, those of vision models a list of parts."""
+    """Return a message of the chat template: its content is a string for text models, a list for vision models."""
     return {"role": role, "content": text if handle.processor is None else [*shown, {"type": "text", "text": text}]}
 
 
@@ -223,7 +223,7 @@ def _tokenize(
         }
     inputs = handle.processor(return_tensors="pt", **given)
     if "second_per_grid_ts" in inputs:
-        # Qwen2.5-VL's. Version 5 of transformers has them from the metadata, version 4 all of them from one rate.
+        # For Qwen2.5-VL. transformers 5 computes them from the metadata, version 4 from one rate for all videos.
         joined = handle.processor.video_processor.temporal_patch_size
         rates = [len(video.frames) / max(video.duration_s, 0.001) for video in videos]  # sampled frames a second
         inputs["second_per_grid_ts"] = torch.tensor([joined / rate for rate in rates])
@@ -231,21 +231,21 @@ def _tokenize(
 
 
 def _size(images: Any, resolution: str) -> dict[str, Any]:
-    """The picture size as keywords of one call, so that nothing of it is left behind. Always a new dict: version 4 of
-    transformers empties it."""
+    """Return the picture size as keywords of one call, so that the processor itself stays unchanged. Always a new
+    dictionary, because transformers 4 empties it."""
     pixels = RESOLUTIONS[resolution]
     if pixels is None:
         return {}
     low, high = pixels
     size: dict[str, Any] = {"size": {"shortest_edge": low, "longest_edge": high}}
-    # Version 4 prefers these where the model's folder sets them; version 5 knows them as older names.
+    # transformers 4 prefers these if the model's folder sets them; version 5 accepts them as older names.
     if getattr(images, "max_pixels", None):
         size |= {"min_pixels": low, "max_pixels": high}
     return size
 
 
 def _timing(videos: Sequence[Video]) -> dict[str, Any]:
-    """Tell the processor when each frame was, to the millisecond: as if the videos had 1,000 frames a second."""
+    """Return the processor's keywords for the frames' times in milliseconds, as if videos had 1,000 frames a second."""
     metadata = [
         {
             "fps": 1000.0,
@@ -259,14 +259,14 @@ def _timing(videos: Sequence[Video]) -> dict[str, Any]:
 
 
 def _in_pairs(video: Video) -> Video:
-    """A single frame twice: processors join two and take no fewer."""
+    """Repeat a single frame: processors join two frames and need at least two."""
     if len(video.frames) > 1:
         return video
     return replace(video, frames=video.frames.repeat(2, axis=0), times_s=video.times_s * 2)
 
 
 def _without(inputs: Inputs, ids: list[int]) -> Inputs:
-    """Take every run of the ids out of the prompt, together with its column in whatever is as long as the prompt."""
+    """Remove every occurrence of the sequence of ids from all inputs that are as long as the prompt."""
     row = inputs["input_ids"][0].tolist()
     keep = torch.ones(len(row), dtype=torch.bool)
     for start in range(len(row) - len(ids) + 1):
@@ -281,7 +281,7 @@ def _like(value: Any, shape: torch.Size) -> bool:
 
 
 def _widened(key: str, value: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-    """What is as long as the prompt, for that much more text."""
+    """Lengthen an input that is as long as the prompt by the tokens `more`, (1, N)."""
     added = {"input_ids": more, "attention_mask": torch.ones_like(more)}.get(key, torch.zeros_like(more))
     return torch.cat([value, added.to(value.dtype)], 1)
 

@@ -1,4 +1,4 @@
-"""Who looks on while answers are made, and what is told of them. Standard library only."""
+"""The progress of answers: the interface that is called with it, and the calls. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from ..request import Answer, Outcome
 
 
 class Watch(Protocol):
-    """Who looks on while an answer is made: ComfyUI's node, or the terminal."""
+    """The receiver of an answer's progress: ComfyUI's node, or the terminal."""
 
     def check(self) -> None:
         """Raise to cancel."""
 
     def stage(self, state: str, **facts: Any) -> None:
-        """When something begins that takes its time and of which nothing is counted.
+        """Report that a stage begins that takes time and has no count of progress.
 
         Args:
-            state: "loading" a model (facts: model, size in bytes), "reading" the question (pictures, videos: how many),
-                or "asking" an engine (model).
+            state: "loading" a model, "reading" the question, or "asking" an engine.
+            facts: for "loading" model and size in bytes; for "reading" the numbers of pictures and videos; for
+                "asking" model.
         """
 
     def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
-        """While a model is downloaded: how many of how many bytes are there, and a line that says so."""
+        """Report how many of the bytes of a model are there, of the total, and a line of text about it.
+
+        Args:
+            state: "downloading", or "checking" for files that were there already.
+        """
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
-        """After every token: how many there are, the answer so far, and the thought before it. Raise to cancel."""
+        """Report after every token: tokens so far, the answer so far, and the thought before it. Raise to cancel."""
 
     def advance(self, done: int, total: int | None, text: str) -> None:
-        """The same with many answers: how many are finished of how many (None: nobody knows), and the latest."""
+        """Report, with several answers: how many are finished, of how many (None: not known), and the latest text."""
 
     def end(self, text: str) -> None:
-        """Once, with the final answer."""
+        """Report the final answer, once."""
 
 
 class Nobody:
-    """A watch that looks at nothing and never cancels."""
+    """A watch that ignores all calls and never cancels."""
 
     def check(self) -> None: ...
 
@@ -52,40 +57,40 @@ class Nobody:
 
 
 class GrowingAnswer(Protocol):
-    """One answer while it is made."""
+    """One answer while it is generated."""
 
     @property
     def tokens(self) -> int:
-        """How many there are, the thought's too."""
+        """Number of tokens so far, the thought's included."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes, of the thought at least."""
+        """True if no more tokens are wanted; if over_budget is True too, only the thought has ended."""
 
     @property
     def over_budget(self) -> bool:
-        """Whether its thought was cut short, so that the answer is still to come."""
+        """True if its thought was cut short, so that the answer is still to come."""
 
     @property
     def so_far(self) -> Answer:
-        """What is certain of it."""
+        """The answer so far, without an end that may still change."""
 
 
 class TokenAnswer(GrowingAnswer, Protocol):
-    """One that is made of tokens here."""
+    """An answer whose tokens are generated here, not by an engine."""
 
     def push(self, ids: Sequence[int]) -> bool:
-        """Take the next tokens, none where the model has ended the text; returns whether it is enough."""
+        """Append the next tokens, [] if the model has ended the text; return True if no more are wanted."""
 
 
 class Reporter:
-    """Tells a watch how far the answers are, and whoever asked what came of each question.
+    """The calls of a run: to a watch with the progress, and to the caller with the result of each question.
 
     Args:
         done: called in this thread with the number of a question and its answer, as soon as its batch is finished.
-        failed: the same with the error of a question that got none.
-        total: questions in all; None where nobody knows.
-        single: one answer is told token by token, of many how many are finished.
+        failed: called likewise with the number of a question and the error that it got instead of an answer.
+        total: number of all questions; None if it is not known.
+        single: True to report one answer token by token, False to report how many answers are finished.
     """
 
     def __init__(
@@ -105,18 +110,18 @@ class Reporter:
         self._latest = ""
 
     def update(self, answers: Sequence[GrowingAnswer]) -> None:
-        """After every token, at all answers that are being made."""
+        """Report progress after every token; takes all answers that are being generated."""
         if self._single:
             (answer,) = answers
             so_far = answer.so_far
             self.watch.update(answer.tokens, so_far.text, so_far.thinking)
             return
-        ended = [each for each in answers if each.ended and not each.over_budget]
+        ended = [answer for answer in answers if answer.ended and not answer.over_budget]
         latest = ended[-1].so_far.text if ended else self._latest or answers[0].so_far.text
         self.watch.advance(self._finished + len(ended), self._total, latest)
 
     def finish(self, outcome: Outcome) -> None:
-        """What came of a question."""
+        """Pass on the result of a question."""
         if isinstance(outcome.result, Exception):
             self._failed(outcome.number, outcome.result)
         else:
@@ -126,12 +131,13 @@ class Reporter:
 
 
 class TokenListener:
-    """Hears the tokens of a generation: they become text, and are told. No function within a method: its frame in the
-    traceback of a cancel would hold the model by what it closes over.
+    """A callback for the tokens of a generation: it adds them to the answers and reports progress.
+
+    It is no nested function, whose frame in the traceback of a cancel would keep the model alive by its closure.
 
     Args:
-        rows: whose tokens these are.
-        everyone: all answers that are being made.
+        rows: the answers of the generation's rows.
+        everyone: all answers that are being generated.
     """
 
     def __init__(self, rows: Sequence[TokenAnswer], everyone: Sequence[GrowingAnswer], reporter: Reporter) -> None:

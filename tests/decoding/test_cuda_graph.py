@@ -45,7 +45,7 @@ def test_where_a_capture_fails_the_eager_step_goes_on_with_the_same_tokens(tmp_p
         assert [generated(decoder, inputs, sampling, seed) for _ in "abcde"] == [expected] * 5
     told = [(each.levelname, each.getMessage()) for each in caplog.records if "CUDA graph" in each.getMessage()]
     assert [level for level, _ in told] == ["INFO", "INFO", "WARNING"], "then no more is tried, and no more is said"
-    assert "from now on, for it failed 3 times: it is not on a GPU" in told[-1][1]
+    assert "from now on: it failed 3 times: it is not on a GPU" in told[-1][1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a capture succeeds")

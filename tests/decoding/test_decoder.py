@@ -258,7 +258,7 @@ def test_a_step_is_checked_before_every_layer_and_no_part_of_it(generate):
 def test_a_model_that_cannot_be_computed_is_an_error_of_ours(generate, broken):
     broken()
     with pytest.raises(
-        UnusableError, match=r"m\d* was loaded, but cannot be computed\. .*, or ask whoever made it: \S"
+        UnusableError, match=r"m\d* was loaded, but cannot be computed\. .*, or ask the model's maker: \S"
     ) as caught:
         generate(GREEDY)
     assert type(caught.value.__cause__) is RuntimeError

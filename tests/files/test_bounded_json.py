@@ -55,11 +55,11 @@ def test_what_holds_no_object_is_one_kind_of_error_that_names_the_file_and_says_
 
 
 def test_a_file_that_is_not_there_a_folder_and_a_pipe_are_not_waited_for(file, tmp_path):
-    for path, reason in ((file, "there is no such file"), (tmp_path, "it is no file")):
+    for path, reason in ((file, "there is no such file"), (tmp_path, "it is not a file")):
         with pytest.raises(UnreadableError, match=reason):
             read_json_object(path)
     os.mkfifo(file)
-    with pytest.raises(UnreadableError, match="it is no file"):
+    with pytest.raises(UnreadableError, match="it is not a file"):
         read_json_object(file)
 
 

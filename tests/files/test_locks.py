@@ -246,7 +246,7 @@ def test_a_disk_that_knows_no_locks_is_told_of_once(tmp_path, no_locks, caplog):
         lock = FileLock(tmp_path / "lock")
         assert lock.take()
         lock.release()
-    assert caplog.text.count("knows no locks") == 1
+    assert caplog.text.count("has no file locks") == 1
     assert list(tmp_path.iterdir()) == []
 
 

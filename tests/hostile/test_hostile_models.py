@@ -251,7 +251,7 @@ def test_a_header_that_claims_gigabytes_is_not_read(folder):
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 1 << 40))
         file.truncate(1 << 41)
-    assert "no safetensors file" in ask(folder)
+    assert "not a safetensors file" in ask(folder)
 
 
 def damage(folder, name, data):

@@ -180,6 +180,6 @@ def test_what_helps_depends_on_what_it_was_computed_with(demo):
     assert str(error).endswith(
         "for token 4, in float16 on cuda:0 with attention eager, gptq. What may help: a GPU that computes in bfloat16, "
         "since float16 overflows with some models; device cpu, which computes in bfloat16 or float32; attention_mode "
-        "sdpa; the same model not stored as gptq; downloading it again, for its weights may be damaged."
+        "sdpa; the same model not stored as gptq; downloading it again, because its weights may be damaged."
     )
     assert in_float32(None, stored) is None, "its weights leave no choice"

@@ -136,7 +136,7 @@ def test_a_file_that_no_reader_follows_is_an_error_of_ours(tmp_path, content):
 def test_a_pipe_and_a_file_without_end_are_not_read(tmp_path):
     file = tmp_path / "config.json"
     os.mkfifo(file)
-    with pytest.raises(UnreadableError, match="it is no file"):
+    with pytest.raises(UnreadableError, match="it is not a file"):
         read_checkpoint(tmp_path)
     file.unlink()
     with file.open("wb") as opened:

@@ -82,7 +82,7 @@ INDEXED = (
 @pytest.mark.parametrize("outside", INDEXED)
 def test_an_index_that_points_out_of_the_folder_is_refused(sharded, outside):
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": outside}}))
-    assert "no plain file name" in why_incomplete(sharded)
+    assert "not a plain file name" in why_incomplete(sharded)
 
 
 @pytest.mark.parametrize("broken", ["{", "{}", '{"weight_map": 3}'])
@@ -340,7 +340,7 @@ def test_a_header_that_claims_a_terabyte_is_not_read(tmp_path):
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write((1 << 40).to_bytes(8, "little"))
         file.truncate(1 << 41)
-    assert "is no safetensors file" in why_incomplete(tmp_path)
+    assert "is not a safetensors file" in why_incomplete(tmp_path)
 
 
 def test_a_folder_with_a_name_that_no_disk_takes_is_incomplete():

@@ -163,7 +163,7 @@ def test_a_preset_of_the_user_takes_the_place_of_ours(write):
         ("bad.txt", b"\xff\xfe\xff", "utf-8"),
         ("bad.txt", "x" * 100_001, "larger than"),
         ("bad.txt", " \n", "empty"),
-        ("none.txt", "x", "stands for no preset"),
+        ("none.txt", "x", "already means no preset"),
     ],
 )
 def test_a_broken_file_costs_itself_only_and_is_named_once_with_its_reason(write, caplog, name, content, reason):

@@ -36,6 +36,10 @@ class Loaded:
     def get(self, source: Loaded, request_bytes: int, check: Callable[[], None]) -> ModelHandle:
         return self._handle
 
+    @property
+    def held(self) -> list[LoadSpec]:
+        return [self._handle.spec]
+
     def free_memory(self, spec: LoadSpec, request_bytes: int) -> None:
         self._free_memory()
 

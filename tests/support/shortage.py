@@ -67,8 +67,8 @@ class _Watched(Operators):
         super().__init__()
         self._shortage = shortage
 
-    def ran(self, func: Any, given: tuple[Any, Any], made: Any) -> None:
-        for _ in set(_storages(made)) - set(_storages(given)):
+    def ran(self, func: Any, given: tuple[Any, Any], result: Any) -> None:
+        for _ in set(_storages(result)) - set(_storages(given)):
             self._shortage.allocate()
 
 
