@@ -4,12 +4,12 @@
 import { app } from "../../scripts/app.js";
 import { isTranslated, meaning } from "./words.js";
 
-const HEADING = /^(## |\d {2})(.*)$/s;
-
 /** Translate a paragraph, a heading or a title. */
 function translated(text) {
-  const [, before, rest] = text.match(HEADING) ?? [];
-  return before ? before + meaning(rest) : meaning(text);
+  const begin = text.slice(0, 3);
+  // A heading, or a title that begins with its number in the order of steps.
+  const isMarked = begin === "## " || (begin[0] >= "0" && begin[0] <= "9" && begin.slice(1) === "  ");
+  return isMarked ? begin + meaning(text.slice(3)) : meaning(text);
 }
 
 function translate(graph) {

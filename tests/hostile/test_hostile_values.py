@@ -27,7 +27,7 @@ from qwenvl.models import catalog
 from qwenvl.request import Frames, LoadSpec, Request
 
 NODES = ("QwenVL", "Qwen", "QwenVLBoxes", "QwenVLLoadFolder", "QwenVLSaveCaptions")
-CHECKED = ("model", "quantization", "attention_mode", "preset", "device")
+CHECKED = ("model",)
 DEMO = catalog.DEMO
 NOISE = torch.rand(3, 1, 1, 3, generator=torch.Generator().manual_seed(0))
 # What a widget, a file of a workflow or a link may bring.

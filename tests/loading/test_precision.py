@@ -207,4 +207,6 @@ def test_what_others_warn_of_where_all_is_well_is_left_out_and_nothing_else(logg
     logging.getLogger(logger).warning(line)
     logging.getLogger(logger).warning("something else")
     assert caplog.messages == ["something else"]
-    assert len(logging.getLogger(logger).filters) == 1
+    # The pack itself, which other tests load as ComfyUI does, may have added one of its own class.
+    ours = [known for known in logging.getLogger(logger).filters if type(known).__module__ == quiet_others.__module__]
+    assert len(ours) == 1
