@@ -193,7 +193,7 @@ def _refusal(data: bytes) -> None:
     """Words of an engine that refuses; the first byte stands for its status."""
     words = refusals.words(data[1:].decode(errors="replace"))
     words.encode()
-    assert len(words) <= refusals._LONGEST_SAID + 4
+    assert len(words) <= refusals._LONGEST_QUOTE + 4
     refusals.left_out(data[0] * 4 if data else 500, words, {"top_k", "stop"})
     kinds.of_models(data.decode(errors="replace"))
     error = refusals.refused(ENGINE, 400 + data[0] if data else 500, words)
