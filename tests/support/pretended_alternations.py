@@ -1,6 +1,6 @@
 """The alternations of benchmarks.gpu on the pretended device: python tests/support/pretended_alternations.py COUNT ENDS
 
-Prints what the turns were as JSON, and where the weights were whenever the block was taken and let go. ENDS: seconds.
+Prints the figures of the turns as JSON, and where the weights were when the block was taken and freed. ENDS: seconds.
 """
 
 from __future__ import annotations
