@@ -43,7 +43,7 @@ class RemoteFile:
         return folder / f"{self.name}.{self.hash[:12]}.part"
 
     def may_be(self, path: Path) -> bool:
-        """Tell by its size whether a file can be this one."""
+        """Tell by its size if a file can be this one."""
         return path.is_file() and path.stat().st_size == self.size
 
     def equals(self, path: Path, read: Count) -> bool:

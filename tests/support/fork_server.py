@@ -139,7 +139,7 @@ def _serve() -> None:
     torch.set_num_threads(1)
     for name in IMPORTS:
         importlib.import_module(name)
-    # What another thread holds at the moment of a fork, nobody in the child ever lets go.
+    # A lock that another thread holds at the moment of a fork is never released in the child.
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads"
     # Not `for line in`, which reads ahead.
