@@ -1,8 +1,8 @@
 """Our model and memory that ComfyUI manages take turns on one GPU: python -m benchmarks.alternate COMFYUI [--turns 20]
 
-COMFYUI is a checkout whose requirements this Python has. The demo model answers; then ComfyUI loads a block of tensors
-for which ours has to go; and again. What should be seen: the same answer every time, ours gone while the block is
-there, and after the first turns no more memory in use. The last line is one JSON object.
+COMFYUI is a checkout whose requirements this Python has. In every turn the demo model answers, and then ComfyUI loads a
+block of tensors for which our model has to leave the GPU. Expected: the same answer every time, our model gone while
+the block is there, and no more memory in use after the first turns. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _comfyui(folder: Path, cpu: bool) -> tuple[Any, type]:
-    """Its memory manager, set up as its main program does."""
+    """Return ComfyUI's memory manager, set up as its main program does, and its ModelPatcher."""
     sys.argv = ["main.py", *(["--cpu"] if cpu else [])]
     os.chdir(folder)
     sys.path.insert(0, str(folder))
@@ -84,7 +84,7 @@ def _pack() -> Any:
 
 def _block_class(patcher: type) -> type:
     class Block(patcher):  # type: ignore[misc, valid-type]
-        """So many bytes on the device, as ComfyUI's models are."""
+        """A model of ComfyUI's that holds `size` bytes on the device."""
 
         def __init__(self, size: int, device: torch.device) -> None:
             super().__init__(torch.nn.Module(), device, torch.device("cpu"), size=size)

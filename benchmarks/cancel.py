@@ -1,10 +1,10 @@
 """How long a cancel takes in a running ComfyUI, and where the time goes: python -m benchmarks.cancel
 
 COMFYUI_DIR names a checkout, COMFYUI_PYTHON an interpreter that has its requirements and this pack's. A model of 0.9
-billion random weights is read, shown a picture, and answers; each stage is cancelled at moments spread over it. A
-second pack, this program's own, writes down when the server set its flag, when our node heard of it, and when ComfyUI
-began to tell the page. All clocks are one. The last line is one JSON object: seconds after the click, the least, the
-median and the most.
+billion random weights is loaded, reads a picture, and answers; each stage is cancelled at moments spread over it. A
+second pack, this program's own, notes when the server set its flag, when our node saw it, and when ComfyUI sent the
+page an event. All use one clock. The last line is one JSON object: seconds after the click, the least, the median and
+the most.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _save_model(folder: Path) -> None:
-    """0.9 billion weights in bfloat16, with the demo model's tokenizer, which never end their text."""
+    """Save a model of 0.9 billion weights in bfloat16 that never ends its text, with the demo model's tokenizer."""
     from transformers import AutoConfig
 
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -109,11 +109,11 @@ def _cancels(base: Path, times: int) -> dict[str, dict[str, list[float]]]:
     server = comfyui_server.with_the_pack(base)
     try:
         server.wait_until_ready()
-        _cancel(server.client, base, "first", 60.0, 1)  # imports, and the model's way into the disk's cache
+        _cancel(server.client, base, "first", 60.0, 1)  # imports everything, and brings the model into the disk's cache
         found = {}
         for stage, (first, last) in STAGES.items():
             runs = [_cancel(server.client, base, stage, _spread(first, last, n, times), n) for n in range(times)]
-            found[stage] = {what: _summary([each[what] for each in runs]) for what in ("flag", "heard", "sent", "page")}
+            found[stage] = {what: _summary([run[what] for run in runs]) for what in ("flag", "heard", "sent", "page")}
         return found
     finally:
         server.stop()
@@ -124,12 +124,12 @@ def _spread(first: float, last: float, number: int, times: int) -> float:
 
 
 def _summary(seconds: list[float]) -> list[float]:
-    """Least, median and most."""
-    return [round(each, 3) for each in (min(seconds), statistics.median(seconds), max(seconds))]
+    """Return least, median and most."""
+    return [round(value, 3) for value in (min(seconds), statistics.median(seconds), max(seconds))]
 
 
 def _cancel(client: Any, base: Path, stage: str, delay_s: float, number: int) -> dict[str, float]:
-    """One run that is cancelled; seconds after the click until each thing happened."""
+    """Cancel one run; return the seconds from the click until each event."""
     notes = base / "cancels.jsonl"
     notes.write_text("", encoding="utf-8")
     if stage == "loading":

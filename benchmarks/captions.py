@@ -1,13 +1,12 @@
 """Pictures per second, one by one against several at a time, in one run: python -m benchmarks.captions --pictures 200
 
-A decode step reads every weight once, whatever the number of rows, and a small model spends its time on launches,
-which are as many for sixteen rows as for one: so batching can gain at most as many times as there are rows, and gains
-less where the vision tower, which works picture by picture, takes most of the time; its share is in the result.
+A decode step reads every weight once, for any number of rows, and a small model spends its time on launches, which are
+as many for sixteen rows as for one. So batching makes it faster by a factor of at most the number of rows, and less if
+the vision tower, which works picture by picture, takes most of the time; its share is in the result.
 
 Pictures are drawn and written to files first. Every side reads the same files, sides take turns, the first round is
-thrown away, and the figures are medians over the rest with their spread; the process's own time, in which other
-programs do not count, is given too. Answers are greedy and compared with those of one by one. The last line is one JSON
-object.
+thrown away, and the figures are medians over the rest with their spread. The process's own time, which leaves out other
+programs, is given too. Answers are greedy, and compared with those one by one. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Side = Callable[[list[Path]], tuple[list[str], Stats]]
 
 @dataclass(frozen=True)
 class Round:
-    """One side, once: on the clock, and of the process alone, all its threads together."""
+    """One round of one side: wall seconds, and CPU seconds of the process with all its threads."""
 
     seconds: float
     own_seconds: float
@@ -75,10 +74,10 @@ def main() -> None:
 
 
 def _result(options: argparse.Namespace, found: dict[str, list[Round]]) -> dict[str, Any]:
-    rates = {name: [options.pictures / each.seconds for each in rounds] for name, rounds in found.items()}
+    rates = {name: [options.pictures / turn.seconds for turn in rounds] for name, rounds in found.items()}
     ratios = [b / a for a, b in zip(rates["one by one"], rates["batches"], strict=True)]
-    own = {name: statistics.median(each.own_seconds for each in rounds) for name, rounds in found.items()}
-    expected, made = found["one by one"][0].answers, found["batches"][0].answers
+    own = {name: statistics.median(turn.own_seconds for turn in rounds) for name, rounds in found.items()}
+    expected, answers = found["one by one"][0].answers, found["batches"][0].answers
     stats = found["batches"][-1].stats
     return {
         "model": options.model,
@@ -99,7 +98,7 @@ def _result(options: argparse.Namespace, found: dict[str, list[Round]]) -> dict[
         "one_by_one_own_ms_per_picture": round(1000 * own["one by one"] / options.pictures, 2),
         "own_ratio": round(own["one by one"] / own["batches"], 2),
         "prefill_share": round(stats.prompt.prefill_s / stats.total_s, 2),
-        "same_answers": sum(a == b for a, b in zip(expected, made, strict=True)),
+        "same_answers": sum(a == b for a, b in zip(expected, answers, strict=True)),
         "peak_bytes": stats.peak_bytes,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
@@ -107,7 +106,7 @@ def _result(options: argparse.Namespace, found: dict[str, list[Round]]) -> dict[
 
 
 def draw_pictures(folder: Path, count: int) -> list[Path]:
-    """Files with a shape of one colour on another, of several sizes."""
+    """Draw picture files of several sizes, each a shape of one colour on another."""
     dice = random.Random(0)
     files = []
     for number in range(count):
@@ -132,8 +131,8 @@ def _draw(pen: ImageDraw.ImageDraw, shape: str, color: str, x: float, y: float, 
 
 
 def _one_by_one(asked: Request, files: list[Path], models: ModelCache) -> tuple[list[str], Stats]:
-    made = [run(replace(asked, images={"image": file}), models, Nobody()) for file in files]
-    return [each.text for each in made], made[-1].stats
+    results = [run(replace(asked, images={"image": file}), models, Nobody()) for file in files]
+    return [result.text for result in results], results[-1].stats
 
 
 def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int | None) -> tuple[list[str], Stats]:
@@ -146,16 +145,16 @@ def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int
 
 
 def _measure(sides: dict[str, Side], files: list[Path], rounds: int) -> dict[str, list[Round]]:
-    """Every round of each side but the first."""
+    """Measure all rounds of every side; leave out the first."""
     found: dict[str, list[Round]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
             start, own = time.perf_counter(), time.process_time()
             answers, stats = side(files)
-            made = Round(time.perf_counter() - start, time.process_time() - own, answers, stats)
+            turn = Round(time.perf_counter() - start, time.process_time() - own, answers, stats)
             if number:
-                found[name].append(made)
-                print(f"round {number}, {name}: {len(files) / made.seconds:.1f} pictures/s", flush=True)
+                found[name].append(turn)
+                print(f"round {number}, {name}: {len(files) / turn.seconds:.1f} pictures/s", flush=True)
     return found
 
 

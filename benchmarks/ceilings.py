@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: bytes per second of its memory, and arithmetic of its matrix products."""
+"""Measures a device's limits: bytes per second of its memory, and operations per second of matrix products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from qwenvl.cli.doctor import copy_bandwidth
 
 TIMES = 7
-# A small buffer would be read from a GPU's cache, and a short kernel ends before the memory is at its full speed.
+# Sizes of the buffers: a small one would be read from a GPU's cache, and a short kernel does not reach full speed.
 GPU_BYTES, CPU_BYTES = 4 << 30, 256 << 20
 COLUMNS = 8192
 GPU_SIDE, CPU_SIDE = 8192, 512
@@ -20,7 +20,7 @@ GPU_SIDE, CPU_SIDE = 8192, 512
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """The best of a few tries each: bytes read (a copy: and written) and floating-point operations, per second."""
+    """The best of a few tries: bytes read (and written, in a copy) and floating-point operations, per second."""
 
     copy_bytes_per_s: float
     sum_bytes_per_s: float
@@ -29,7 +29,7 @@ class Ceiling:
 
     @property
     def bytes_per_s(self) -> float:
-        """The fastest of three ways to read memory: a share of it flatters nobody."""
+        """Return the fastest of three ways to read memory, so that no share of it is too high."""
         return max(self.copy_bytes_per_s, self.sum_bytes_per_s, self.matrix_vector_bytes_per_s)
 
     def figures(self) -> dict[str, float]:
@@ -39,14 +39,14 @@ class Ceiling:
 
 
 def ceiling(device: str, dtype: torch.dtype) -> Ceiling:
-    """Of the device ("cuda" or "cpu"), in the dtype that the model computes in."""
+    """Measure the device ("cuda" or "cpu") in the dtype that the model computes in."""
     with torch.inference_mode():
         sums, products = _bytes_read_per_s(device, dtype)
         return Ceiling(copy_bandwidth(device), sums, products, _flops_per_s(device, dtype))
 
 
 def _bytes_read_per_s(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """By a sum, and by the product of a matrix and a vector, which is what a decode step mostly does."""
+    """Measure by a sum, and by a matrix-vector product, which is most of a decode step."""
     matrix = torch.ones(_bytes(device) // dtype.itemsize // COLUMNS, COLUMNS, dtype=dtype, device=device)
     vector = torch.ones(COLUMNS, dtype=dtype, device=device)
     size = matrix.numel() * matrix.element_size()
@@ -61,7 +61,7 @@ def _flops_per_s(device: str, dtype: torch.dtype) -> float:
 
 
 def best_seconds(work: Callable[[], Any], device: str) -> float:
-    """The shortest of a few tries, after one that does not count; on a GPU by its own clock."""
+    """Return the shortest of a few tries, after one that does not count; on a GPU by its own clock."""
     work()
     return min(_seconds(work, device) for _ in range(TIMES))
 
@@ -80,5 +80,5 @@ def _seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def _bytes(device: str) -> int:
-    """Less where others use the GPU."""
+    """Return the buffer's size; it is smaller if other programs use the GPU."""
     return min(GPU_BYTES, torch.cuda.mem_get_info()[0] // 4) if device == "cuda" else CPU_BYTES

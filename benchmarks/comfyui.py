@@ -1,7 +1,7 @@
 """Our decode speed against ComfyUI's own Qwen3-VL: python -m benchmarks.comfyui COMFYUI --shape nano --device cpu
 
-COMFYUI is a checkout that has such a model and whose requirements this Python has. Its side generates from embeddings
-as long as our prompt, so that only the loops are compared: the same shape, random weights, the same number of tokens.
+COMFYUI is a checkout that has such a model and whose requirements this Python has. ComfyUI generates from embeddings as
+long as our prompt, so that only the loops are compared: the same shape, random weights, the same number of tokens.
 Sides take turns as in benchmarks.decode. The last line is one JSON object.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
     version, theirs = _comfyui(options.comfyui.resolve(), shape, length, options.device, dtype)
     sides = {"ours": ours, "generate": generate, "comfyui": theirs}
     found = rounds(sides, options.tokens, options.rounds, clock_for(options.device))
-    speeds = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
+    speeds = {name: [figures["tokens_per_s"] for figures in rounds] for name, rounds in found.items()}
     result = {
         "command": how,
         "date": time.strftime("%Y-%m-%d"),
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _comfyui(folder: Path, shape: Shape, length: int, device: str, dtype: torch.dtype) -> tuple[str, Side]:
-    """Its version, and its loop with a model of that shape."""
+    """Return ComfyUI's version, and its loop with a model of that shape."""
     sys.argv = ["main.py", *(["--cpu"] if device == "cpu" else [])]
     os.chdir(folder)
     sys.path.insert(0, str(folder))
@@ -105,7 +105,7 @@ def _comfyui(folder: Path, shape: Shape, length: int, device: str, dtype: torch.
         "lm_head": not shape.tied,
     }
     with torch.device(device):
-        # What its text encoders use where nothing else is asked for.
+        # manual_cast is what ComfyUI's text encoders use by default.
         model = Model(sizes, dtype, device, comfy.ops.manual_cast).eval()
     for weight in model.parameters():
         weight.requires_grad_(False).uniform_(-0.05, 0.05)

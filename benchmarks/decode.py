@@ -1,12 +1,11 @@
 """Decode speed of each tier against transformers' generate(), in one run: python -m benchmarks.decode --shape nano
 
 A decode step must read every weight once, so memory bandwidth sets a ceiling: tokens per second cannot exceed the
-measured copy bandwidth over the bytes that a step reads. Small models stay far below it because launches, not
-bytes, take their time; there the ratio to generate() says more.
+measured copy bandwidth over the bytes that a step reads. Small models stay far below it because their time goes to
+launches and not to bytes; for them the ratio to generate() says more.
 
 Sides take turns, the first round is thrown away, and the figures are medians over the rest with their spread. On one
-CPU thread the clock is the process's own time, so that other programs on the machine do not count. The last line is
-one JSON object.
+CPU thread the clock is the process's own time, which leaves out other programs. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
 SAMPLED = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
-# A square picture of so many 16-pixel patches a side, and words: about 1,100 tokens for the large models.
+# 16-pixel patches along a side of a square picture, and text tokens: about 1,100 tokens in all for the large models.
 PROMPTS = {"nano": (16, 32), "small": (16, 32), "2b": (64, 64), "4b": (64, 64), "8b": (64, 64)}
 
 
@@ -66,7 +65,7 @@ def main() -> None:
         json.dumps(
             {
                 **_described(options, inputs),
-                # Before the bandwidth is measured, which takes gigabytes itself.
+                # First, because measuring the bandwidth takes gigabytes itself.
                 **(of_the_gpu(decoder, model) if device == "cuda" else {}),
                 **speeds(found, copy_bandwidth(device, clock=clock_for(device)) / _bytes(model, inputs, options)),
                 "tier": last.tier,
@@ -89,7 +88,7 @@ def _decoder(model: Any, options: argparse.Namespace) -> Decoder:
 
 
 def _described(options: argparse.Namespace, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What was measured, where, when, and with which command."""
+    """Return what was measured, where, when, and by which command."""
     return {
         "command": command("benchmarks.decode"),
         "date": time.strftime("%Y-%m-%d"),
@@ -107,9 +106,9 @@ def _described(options: argparse.Namespace, inputs: dict[str, Any]) -> dict[str,
 
 
 def speeds(found: dict[str, list[dict]], ceiling: float) -> dict[str, Any]:
-    """Of rounds with the sides "ours" and "generate", and others; ceiling in tokens per second."""
-    by_side = {name: [each["tokens_per_s"] for each in rounds] for name, rounds in found.items()}
-    prefills = {name: statistics.median(each["prefill_s"] for each in rounds) for name, rounds in found.items()}
+    """Summarise rounds with the sides "ours", "generate" and perhaps others; ceiling in tokens per second."""
+    by_side = {name: [figures["tokens_per_s"] for figures in rounds] for name, rounds in found.items()}
+    prefills = {name: statistics.median(figures["prefill_s"] for figures in rounds) for name, rounds in found.items()}
     mine, others = statistics.median(by_side["ours"]), by_side["generate"]
     more = [name for name in by_side if name not in ("ours", "generate")]
     return {
@@ -126,7 +125,7 @@ def speeds(found: dict[str, list[dict]], ceiling: float) -> dict[str, Any]:
 
 
 def of_the_gpu(decoder: Decoder, model: Any) -> dict[str, Any]:
-    """What captures took, and the memory beside the weights at the highest point of all."""
+    """Return the time of the captures, the bytes of the weights, and the peak of allocated memory."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return {
         "captured": len(decoder._steps),
@@ -142,19 +141,19 @@ def _bytes(model: Any, inputs: dict[str, Any], options: argparse.Namespace) -> i
 
 
 def in_common(one: tuple[int, ...], other: list[int]) -> int:
-    """How many tokens are the same from the start on."""
+    """Count how many tokens are the same from the start on."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
 def ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool = False) -> Side:
-    """A side of rounds(): an answer of so many tokens."""
+    """Return a side of rounds() that gives an answer by our decoder."""
     calls = 0
 
     def run(tokens: int) -> Any:
         nonlocal calls
         calls += 1
         how = {**SAMPLED, "do_sample": True, "seed": 1} if sampled else {"do_sample": False}
-        # Another name for the picture each time: the prompt must be computed, as generate() does.
+        # A new name for the picture each time, so that the prompt is computed anew, as in generate().
         sampling = Sampling(max_new_tokens=tokens, **how)
         return decoder.generate(inputs, sampling, 1 if sampled else None, lambda rows: None, lambda: None, str(calls))
 
@@ -162,12 +161,12 @@ def ours(decoder: Decoder, inputs: dict[str, Any], sampled: bool = False) -> Sid
 
 
 def theirs(model: Any, inputs: dict[str, Any], sampled: bool = False, **more: Any) -> Side:
-    """The same by generate()."""
+    """Return a side of rounds() that gives an answer by generate()."""
     how = {**SAMPLED, "do_sample": True} if sampled else {"do_sample": False}
 
     def run(tokens: int) -> list[int]:
-        made = model.generate(**inputs, max_new_tokens=tokens, **how, **more)
-        return made[0, inputs["input_ids"].shape[1] :].tolist()
+        output = model.generate(**inputs, max_new_tokens=tokens, **how, **more)
+        return output[0, inputs["input_ids"].shape[1] :].tolist()
 
     return run
 

@@ -1,9 +1,8 @@
 """Millions of hostile files and texts, guided by the coverage they reach: python -m benchmarks.fuzz --target boxes
 
-Needs atheris (pip install atheris), which is no requirement of anything else. The targets are those of
-tests/support/targets.py, and what they hold to is said there. Without --target every target runs, each in a process
-of its own and for --executions in all; the last line is one JSON object. A finding ends its target, and its input is
-written to --findings, from where it should become a test.
+Needs atheris (pip install atheris), which nothing else requires. tests/support/targets.py has the targets and what each
+must hold to. Without --target every target runs, each in a process of its own and for --executions; the last line is
+one JSON object. A finding ends its target, and its input is written to --findings, from where it should become a test.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What is instrumented, of what is written in Python.
+# The Python packages that are instrumented.
 OURS = ("qwenvl", "json", "yaml", "PIL")
-# Seconds for one input, after which it counts as a hang; and the most memory.
+# Seconds after which an input counts as a hang, and the memory limit.
 LONGEST_S, MOST_MB = 10, 4096
 
 
@@ -55,17 +54,17 @@ def main() -> None:
 
 
 def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one target; libFuzzer ends its process, and may end it by a signal."""
+    """Run one target in a process, which libFuzzer ends, perhaps by a signal."""
     options.findings.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.fuzz", "--inside", "--target", name]
     for option in ("executions", "seconds", "seed", "longest_input", "findings"):
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    told = done.stderr + done.stdout
-    counts = re.findall(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)", told, re.MULTILINE)
+    output = done.stderr + done.stdout
+    counts = re.findall(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)", output, re.MULTILINE)
     executions, covered, features, corpus = map(int, counts[-1]) if counts else (0, 0, 0, 0)
-    ended = re.findall(r"^Done (\d+) in", told, re.MULTILINE)
+    ended = re.findall(r"^Done (\d+) in", output, re.MULTILINE)
     result = {
         "executions": int(ended[-1]) if ended else executions,
         "coverage": covered,
@@ -74,11 +73,11 @@ def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 1),
         "finding": "",
     }
-    # Once it is done, the timer for hangs may still end the process.
+    # A process that is done may still be ended by the timer for hangs.
     if done.returncode and not ended:
-        said = [line for line in told.splitlines() if "Error" in line or "ERROR" in line or "Exception" in line]
-        kept = re.findall(r"Test unit written to (\S+)", told)
-        result["finding"] = f"{said[0] if said else f'status {done.returncode}'} {' '.join(kept)}"
+        errors = [line for line in output.splitlines() if "Error" in line or "ERROR" in line or "Exception" in line]
+        kept = re.findall(r"Test unit written to (\S+)", output)
+        result["finding"] = f"{errors[0] if errors else f'status {done.returncode}'} {' '.join(kept)}"
     return result
 
 
@@ -99,7 +98,7 @@ def _summary(results: dict[str, dict[str, Any]], seconds: float) -> dict[str, An
 def _fuzz(options: argparse.Namespace) -> None:
     import atheris
 
-    # Before ours are imported: instrumentation happens at import.
+    # Before our modules are imported, because they are instrumented at import.
     with atheris.instrument_imports(include=list(OURS), enable_loader_override=False):
         from qwenvl.log import log
         from tests.support.targets import TARGETS
@@ -133,7 +132,7 @@ def _escaped(word: str) -> str:
 
 
 class _Formatted(logging.Handler):
-    """Every line of the log is made, and none written."""
+    """Formats every line of the log, and writes none."""
 
     def emit(self, record: logging.LogRecord) -> None:
         record.getMessage()

@@ -1,7 +1,7 @@
-"""A model most of whose layers are linear attention, with random weights: the shape of Qwen3.5-4B, and a small one.
+"""A model with random weights and mostly linear attention, in the shape of Qwen3.5-4B and in a small one.
 
-Three layers of four keep a state of fixed size in the place of keys and values. Without kernels of its own for them,
-transformers computes them in many small steps.
+Three layers of four keep a state of fixed size instead of keys and values. Without special kernels transformers
+computes them in many small steps.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _VISION = {
 
 
 def why_not_hybrid() -> str | None:
-    """Why the installed transformers cannot make one, or None."""
+    """Return why the installed transformers cannot build such a model, or None."""
     import transformers
 
     if hasattr(transformers, "Qwen3_5Config"):
@@ -59,7 +59,7 @@ def why_not_hybrid() -> str | None:
 
 
 def build_hybrid(shape: str, device: str, dtype: torch.dtype) -> Any:
-    """The model, "4b" or "nano", its weights drawn on the device. It never ends a text by itself."""
+    """Build the model, "4b" or "nano", with random weights on the device. It never ends a text by itself."""
     from transformers import Qwen3_5Config
 
     text = {**_TEXT[shape], "max_position_embeddings": 65536, "tie_word_embeddings": True}
@@ -69,7 +69,7 @@ def build_hybrid(shape: str, device: str, dtype: torch.dtype) -> Any:
 
 
 def hybrid_bytes_per_token(model: Any, context: int) -> int:
-    """What one step must move: weights and head, keys and values of full attention, and each state, in and out."""
+    """Return the bytes that one step moves: weights, head, keys and values of full attention, states in and out."""
     config = model.config.text_config
     full = sum(kind == "full_attention" for kind in config.layer_types)
     weights = [*model.model.language_model.layers.parameters(), model.get_output_embeddings().weight]

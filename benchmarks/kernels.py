@@ -1,7 +1,7 @@
-"""What the time of a decode step goes to, kernel by kernel: python -m benchmarks.kernels --shape 4b
+"""Where the time of a decode step goes, kernel by kernel: python -m benchmarks.kernels --shape 4b
 
 Profiles the loop of one answer, after the prefill and the captures, and lists kernels (on a CPU: operators) by their
-share of its time. What is missing to 1 is the time in which the device did nothing. The last line is one JSON object.
+share of its time. The rest to 1 is time in which the device was idle. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def by_kernel(decoder: Decoder, inputs: dict[str, Any], tokens: int, device: str, most: int) -> dict[str, Any]:
-    """Where the time of a step goes, in an answer of so many tokens, which must be more than 12."""
+    """Profile an answer of `tokens` tokens, more than 12, and return where the time of a step goes."""
     cuda = device == "cuda"
     steps, seconds, events = _profiled(decoder, inputs, tokens, synced_clock(device), cuda)
     total = sum(_microseconds(event, cuda) for event in events)
@@ -61,13 +61,13 @@ def by_kernel(decoder: Decoder, inputs: dict[str, Any], tokens: int, device: str
                 "microseconds_each": round(_microseconds(event, cuda) / event.count, 2),
                 "share": round(_microseconds(event, cuda) / 1e6 / seconds, 4),
             }
-            for event in sorted(events, key=lambda each: -_microseconds(each, cuda))[:most]
+            for event in sorted(events, key=lambda event: -_microseconds(event, cuda))[:most]
         ],
     }
 
 
 def _profiled(decoder: Decoder, inputs: dict[str, Any], tokens: int, clock: Any, cuda: bool) -> tuple:
-    """Steps, their seconds, and the profiler's events, of the part of an answer after its first tokens."""
+    """Return steps, their seconds, and the profiler's events, for the part of an answer after its first tokens."""
     sampling = Sampling(do_sample=False, max_new_tokens=tokens)
     decoder.generate(inputs, sampling, None, lambda rows: None, lambda: None, "first")
     profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])

@@ -1,4 +1,4 @@
-"""Count what a step would launch on a GPU, without one."""
+"""Counts the kernels that a step would launch on a GPU, without a GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-# Calls that start no kernel: they make views or ask for sizes.
+# Calls that start no kernel: they make views or return sizes.
 VIEWS = {"view", "reshape", "chunk", "split", "transpose", "t", "expand", "__getitem__", "__get__", "size", "dim"}
 
 
 class Launches(TorchFunctionMode):
-    """Records the calls that start a kernel on a GPU, where F.rms_norm and attention are one each."""
+    """Records the calls that start a kernel on a GPU. F.rms_norm and attention count as one kernel each."""
 
     def __init__(self) -> None:
         super().__init__()

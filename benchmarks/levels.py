@@ -1,4 +1,4 @@
-"""What a process holds: memory, files, threads, tensors, models; and whether that has grown. For soak.py and tests."""
+"""Measures what a process holds (memory, files, threads, tensors, models) and finds growth. For soak.py and tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from qwenvl.loading import loader
 
-# A file, a thread or a few tensors may come late and once; what leaks does so again and again.
+# Bounds of growth: a file, a thread or a few tensors may come late, but only once; a leak grows again and again.
 MORE_FILES, MORE_THREADS, MORE_TENSORS = 2, 1, 16
 MORE_TENSOR_BYTES = 1 << 20
 MORE_RESIDENT = 0.05
@@ -33,10 +33,10 @@ class Levels:
     models: int
 
     def growth(self, since: Levels, resident: bool = True) -> list[str]:
-        """A sentence for each figure that has grown beyond its bound.
+        """Return a sentence for each figure that has grown beyond its bound.
 
         Args:
-            resident: look at the memory of the whole process too, which settles within hundreds of runs only.
+            resident: compare the memory of the whole process too, which settles only after hundreds of runs.
         """
         bounds = {
             "files": since.files + MORE_FILES,
@@ -56,16 +56,16 @@ class Levels:
 
 
 def look(alive: list[weakref.ref]) -> Levels:
-    """The levels now, of what is still in use: garbage is collected first.
+    """Collect garbage, and return the present levels.
 
     Args:
-        alive: of watched_loads.
+        alive: the list that watched_loads yields.
     """
     gc.collect()
     process = psutil.Process()
-    # Types and not isinstance, which would have lazy objects of others make themselves.
-    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-    # By address: many tensors may be views of one memory.
+    # By type and not by isinstance, which would make lazy objects of other libraries load.
+    tensors = [held for held in gc.get_objects() if issubclass(type(held), torch.Tensor)]
+    # By address, because many tensors may be views of the same memory.
     stored = dict(filter(None, map(_stored, tensors)))
     return Levels(
         resident_bytes=process.memory_info().rss,
@@ -73,13 +73,13 @@ def look(alive: list[weakref.ref]) -> Levels:
         threads=threading.active_count(),
         tensors=len(tensors),
         tensor_bytes=sum(stored.values()),
-        models=sum(each() is not None for each in alive),
+        models=sum(model() is not None for model in alive),
     )
 
 
 @contextmanager
 def watched_loads() -> Iterator[list[weakref.ref]]:
-    """Weak references to every model that is loaded within the block."""
+    """Collect weak references to every model that is loaded within the block."""
     alive: list[weakref.ref] = []
     real = loader.load
 
@@ -96,7 +96,7 @@ def watched_loads() -> Iterator[list[weakref.ref]]:
 
 
 def _stored(tensor: torch.Tensor) -> tuple[int, int] | None:
-    """Address and bytes of what it lies in; None where it lies nowhere, as those by which torch's compiler plans."""
+    """Return address and bytes of a tensor's memory; None if it has none, as a fake tensor of torch's compiler."""
     try:
         storage = tensor.untyped_storage()
         return (storage.data_ptr(), storage.nbytes()) if storage.data_ptr() else None

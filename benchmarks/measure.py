@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: clocks, rounds in which sides take turns, the memory's bandwidth, launches."""
+"""Tools of the benchmarks: clocks, rounds in which sides take turns, summaries, counts of launches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Side = Callable[[int], Any]
 
 
 def synced_clock(device: str) -> Callable[[], float]:
-    """Wall time; on a GPU, when it has done what it was given."""
+    """Return a clock of wall time that waits for the GPU first, if the device is one."""
 
     def clock() -> float:
         if device == "cuda":
@@ -31,12 +31,12 @@ def synced_clock(device: str) -> Callable[[], float]:
 
 
 def clock_for(device: str) -> Callable[[], float]:
-    """On one CPU thread the process's own time, so that other programs on the machine do not count."""
+    """Return the clock to use: on one CPU thread the process's own time, which leaves out other programs."""
     return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else synced_clock(device)
 
 
 def rounds(sides: dict[str, Side], tokens: int, count: int, clock: Callable[[], float]) -> dict[str, list[dict]]:
-    """Per side and round: the loop's speed, from a long answer less a short one, and the time of the short one."""
+    """Measure, per side and round, the loop's speed (a long answer less a short one) and the short one's time."""
     found: dict[str, list[dict]] = {name: [] for name in sides}
     for counted in [False] + [True] * count:
         for name, side in sides.items():
@@ -51,8 +51,8 @@ def rounds(sides: dict[str, Side], tokens: int, count: int, clock: Callable[[], 
 
 
 def speed(found: list[dict]) -> dict[str, Any]:
-    """Of one side of rounds(): the median and the range."""
-    values = [each["tokens_per_s"] for each in found]
+    """Return median and range of the speed of one side of rounds()."""
+    values = [figures["tokens_per_s"] for figures in found]
     return {
         "tokens_per_s": round(statistics.median(values), 1),
         "tokens_per_s_range": [round(min(values), 1), round(max(values), 1)],
@@ -60,7 +60,7 @@ def speed(found: list[dict]) -> dict[str, Any]:
 
 
 def spread(values: list[float], digits: int = 4) -> dict[str, Any]:
-    """The median and the range."""
+    """Return the median and the range."""
     return {
         "median": round(statistics.median(values), digits),
         "range": [round(min(values), digits), round(max(values), digits)],
@@ -68,12 +68,12 @@ def spread(values: list[float], digits: int = 4) -> dict[str, Any]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over the rounds of what one side reached beside the other in the same round."""
+    """Return the median over the rounds of one side's figure divided by the other's in the same round."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)
 
 
 def launches_per_layer(decoder: Decoder, inputs: dict[str, Any]) -> float | None:
-    """Of a captured step: what one more layer adds to our own, all of it per layer of the generic one."""
+    """Count a captured step's launches per layer: what one more layer adds to our own step; the generic step's mean."""
     lanes: Any = decoder._lanes
     if lanes is None:
         return None
@@ -99,7 +99,7 @@ def _launches(lanes: Any, tokens: torch.Tensor) -> int:
 
 
 def device_name(device: str) -> str:
-    """Without the machine's name."""
+    """Return the name of the GPU or processor, and not that of the machine."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -109,7 +109,7 @@ def device_name(device: str) -> str:
 
 
 def command(module: str) -> str:
-    """How this run was started."""
+    """Return the command that started this run."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""Runs of changing kinds, drawn from a seed, and what must come of each: for soak.py and test_endurance.py."""
+"""Runs of changing kinds, drawn from a seed, and the result each must have. For soak.py and test_endurance.py."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from qwenvl.prompting.prompt import PromptError
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import DIAGNOSTICS, IMAGE_MODES, RELEASES, RESOLUTIONS
 
-# What the demo model never takes for something else, in these sizes.
+# Colours and sizes that the demo model always names rightly.
 COLORS = ("red", "green", "yellow", "blue", "purple", "pink")
 BACKGROUNDS = ("white", "black")
 SIZES = ((192, 192), (128, 160))
 SYSTEM = "You are a helpful assistant."
 GREEDY = Sampling(do_sample=False, max_new_tokens=80)
-# How a run may end.
+# The ways in which a run may end.
 RIGHT, UNCHECKED, CANCELLED, REFUSED = "right answer", "answer of no known text", "cancelled", "refused"
 
 
@@ -37,11 +37,11 @@ class Cancel(BaseException):
 
 
 class Watch:
-    """Cancels when it has been told of so many tokens, or finished answers; never, if None."""
+    """Cancels after `cancel_at` updates, of tokens or finished answers; never if that is None."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         self._cancel_at = cancel_at
-        self._told = 0
+        self._updates = 0
         self.texts: list[str] = []
 
     def check(self) -> None:
@@ -54,8 +54,8 @@ class Watch:
 
     def update(self, new_tokens: int, text: str, thinking: str = "") -> None:
         self.texts.append(text)
-        self._told += 1
-        if self._told == self._cancel_at:
+        self._updates += 1
+        if self._updates == self._cancel_at:
             raise Cancel
 
     def advance(self, done: int, total: int | None, text: str) -> None:
@@ -67,7 +67,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture, and what the demo model says of it."""
+    """A picture, and the demo model's caption of it."""
 
     color: str
     background: str
@@ -86,7 +86,7 @@ class Scene:
 
     @property
     def image(self) -> torch.Tensor:
-        """As ComfyUI's IMAGE."""
+        """Return the picture as ComfyUI's IMAGE."""
         return torch.from_numpy(np.asarray(self.picture, dtype=np.float32) / 255)[None]
 
 
@@ -95,9 +95,9 @@ class Run:
     """One run, and how it must end."""
 
     request: Request
-    # None where it may say anything.
+    # None if any answer will do.
     answers: tuple[str, ...] | None
-    # After so many tokens; 0 is before the first layer of the prompt.
+    # Cancel after this many tokens; 0 is before the first layer of the prompt.
     cancel_at: int | None = None
     refused: bool = False
 
@@ -106,8 +106,8 @@ class Mix:
     """Draws one run after the other.
 
     Args:
-        draw: what it is drawn from.
-        video: a file of write_video.
+        draw: source of the random numbers.
+        video: a file that write_video made.
     """
 
     def __init__(self, draw: random.Random, video: Path) -> None:
@@ -137,8 +137,8 @@ class Mix:
 
     def _many(self) -> Run:
         scenes = [self.scene() for _ in range(self._draw.randint(2, 3))]
-        said = "; ".join(f"image {number}: {scene.caption}" for number, scene in enumerate(scenes, 1))
-        return self._about("Describe each image.", [f"I{said[1:]}"], images=_connected(scenes))
+        answer = "; ".join(f"image {number}: {scene.caption}" for number, scene in enumerate(scenes, 1))
+        return self._about("Describe each image.", [f"I{answer[1:]}"], images=_connected(scenes))
 
     def _each(self) -> Run:
         scenes = [self.scene() for _ in range(self._draw.randint(2, 5))]
@@ -155,7 +155,7 @@ class Mix:
         return Run(Request(self._load, text, SYSTEM, sampling=GREEDY, **about), tuple(answers))
 
     def _varied(self, run: Run) -> Run:
-        """With other settings; where they may change the answer, it is no longer known."""
+        """Change settings of a run. If they may change the answer, the answer is no longer checked."""
         draw, request = self._draw, run.request
         request = replace(
             request,
@@ -189,7 +189,7 @@ class Mix:
         )
 
     def _broken(self, run: Run) -> Run:
-        """What must be refused, before or after the model was loaded."""
+        """Change a run so that it must be refused, before or after the model is loaded."""
         broken = self._draw.choice(
             [
                 {"images": {"image4": torch.zeros(0, 8, 8, 3)}},
@@ -204,28 +204,28 @@ class Mix:
         return Run(replace(run.request, **broken), None, refused=True)
 
 
-def how_it_ended(made: Run, models: ModelCache) -> str:
-    """Do the run; one of the four ways in which it should have ended, or a sentence that says what went wrong."""
+def how_it_ended(planned: Run, models: ModelCache) -> str:
+    """Do the run; return one of the four ways in which a run may end, or a sentence on what went wrong."""
     try:
-        result = run(made.request, models, Watch(made.cancel_at))
+        result = run(planned.request, models, Watch(planned.cancel_at))
     except Cancel:
         return CANCELLED
     except (MediaError, PromptError, NoAnswerError) as error:
-        # A thought may also outlast what was drawn for a run that was not broken.
-        drawn = isinstance(error, NoAnswerError) and made.answers is None
-        return REFUSED if made.refused or drawn else f"{type(error).__name__}: {error}"
+        # In a run that was not broken, a thought may use up the random number of tokens.
+        drawn = isinstance(error, NoAnswerError) and planned.answers is None
+        return REFUSED if planned.refused or drawn else f"{type(error).__name__}: {error}"
     except (ValueError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     texts = tuple(answer.text for answer in result.answers)
-    if made.refused:
+    if planned.refused:
         return f"{texts} where it should have been refused"
-    if made.answers is None:
+    if planned.answers is None:
         return UNCHECKED
-    return RIGHT if texts == made.answers else f"{texts} where it should have been {made.answers}"
+    return RIGHT if texts == planned.answers else f"{texts} where it should have been {planned.answers}"
 
 
 def write_video(path: Path) -> Path:
-    """A red circle, then a blue square, three seconds each."""
+    """Write a video of a red circle, then a blue square, three seconds each."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"

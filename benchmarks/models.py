@@ -1,4 +1,4 @@
-"""Qwen3-VL of real shapes with random weights, and prompts for them: speed does not depend on what weights say."""
+"""Builds Qwen3-VL in real shapes with random weights, on which speed does not depend, and prompts for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DECODE = family_of("qwen3_vl").decode
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of the text stack and of the vision tower; 2b, 4b and 8b are those of Qwen3-VL."""
+    """Sizes of the text stack and of the vision tower. 2b, 4b and 8b are Qwen3-VL's own."""
 
     hidden: int
     intermediate: int
@@ -49,12 +49,12 @@ SHAPES = {
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
-    """The model, its weights drawn on the device. It never ends a text by itself."""
+    """Build the model with random weights on the device. It never ends a text by itself."""
     return randomized(_config(shape), device, dtype)
 
 
 def randomized(config: Any, device: str, dtype: torch.dtype) -> Any:
-    """A model of that configuration, its weights drawn on the device."""
+    """Build a model of that configuration with random weights on the device."""
     from transformers import AutoModelForImageTextToText
 
     before = torch.get_default_dtype()
@@ -79,7 +79,7 @@ def randomized(config: Any, device: str, dtype: torch.dtype) -> Any:
 
 
 def quantize(model: Any, how: str) -> Any:
-    """A copy whose matrices are bitsandbytes', as the pack loads them ("4bit", "8bit"); the model itself for "none"."""
+    """Return a copy with bitsandbytes' matrices, as the pack loads "4bit" and "8bit"; for "none" the model itself."""
     if how == "none":
         return model
     from bitsandbytes import nn
@@ -91,19 +91,19 @@ def quantize(model: Any, how: str) -> Any:
         sizes = (linear.in_features, linear.out_features, linear.bias is not None)
         if how == "4bit":
             options = {"compress_statistics": True, "quant_type": "nf4"}
-            made = nn.Linear4bit(*sizes, compute_dtype=model.dtype, **options, device="meta")
+            quantized = nn.Linear4bit(*sizes, compute_dtype=model.dtype, **options, device="meta")
             weight = nn.Params4bit(linear.weight.data, requires_grad=False, **options)
         else:
-            made = nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
+            quantized = nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
             weight = nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
-        made.weight, made.bias = weight, linear.bias
-        copied.set_submodule(name, made.to(model.device))
+        quantized.weight, quantized.bias = weight, linear.bias
+        copied.set_submodule(name, quantized.to(model.device))
     copied.is_loaded_in_8bit = how == "8bit"
     return copied
 
 
 def prompt(model: Any, image_side: int, text_tokens: int) -> dict[str, torch.Tensor]:
-    """generate()'s keywords for a square picture of so many 16-pixel patches a side, and random text after it."""
+    """Return generate()'s keywords for a square picture, image_side patches of 16 pixels wide, and random text."""
     random = torch.Generator().manual_seed(0)
     text = torch.randint(20, model.config.text_config.vocab_size, (text_tokens,), generator=random)
     picture = torch.full((image_side**2 // 4,), IMAGE)
@@ -121,7 +121,7 @@ def prompt(model: Any, image_side: int, text_tokens: int) -> dict[str, torch.Ten
 
 
 def text_prompt(model: Any, tokens: int) -> dict[str, torch.Tensor]:
-    """The same of so many tokens of random text, without a picture."""
+    """Return generate()'s keywords for `tokens` tokens of random text, without a picture."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(20, model.config.text_config.vocab_size, (1, tokens), generator=random).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -129,9 +129,9 @@ def text_prompt(model: Any, tokens: int) -> dict[str, torch.Tensor]:
 
 
 def prefill_flops(model: Any, inputs: dict[str, torch.Tensor]) -> int:
-    """Of the matrix products with weights: the text stack's layers for each token, the vision tower's for each patch.
+    """Count operations of the products with weights: text layers for each token, vision layers for each patch.
 
-    Attention's own products are left out: a few percent of it at a thousand tokens.
+    Attention's own products are left out: a few percent at a thousand tokens.
     """
     stacks = [(model.model.language_model.layers, inputs["input_ids"].numel())]
     if "pixel_values" in inputs:
@@ -140,7 +140,7 @@ def prefill_flops(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 
 
 def bytes_per_token(model: Any, context: int) -> int:
-    """What one step must read: every weight of the text stack and the head, and the keys and values so far."""
+    """Return the bytes that one step reads: all weights of the text stack and the head, and the keys and values."""
     stack, config = model.model.language_model, model.config.text_config
     weights = [*stack.layers.parameters(), model.get_output_embeddings().weight]
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
@@ -179,7 +179,7 @@ def _config(shape: Shape) -> Any:
 
 
 def _no_init() -> Any:
-    """Weights are drawn afterwards: transformers' own drawing takes minutes for billions of them."""
+    """Switch off transformers' own initialisation, which takes minutes for billions of weights."""
     from transformers import modeling_utils
 
     if hasattr(modeling_utils, "no_init_weights"):

@@ -1,8 +1,8 @@
 """What each precision costs the demo model in right answers: python -m benchmarks.precision [--questions N]
 
 The ceiling is the unquantized model on the same questions. The pack leaves the vision tower unquantized; "vision too"
-shows what that saves and costs. Nothing is measured in seconds: on a CPU the speed of quantized weights says nothing
-about a GPU. Writes benchmarks/results/<date>-precision.json; the same is the last line of the output.
+quantizes it for comparison. No times are measured: on a CPU the speed of quantized weights says nothing about a GPU.
+Writes benchmarks/results/<date>-precision.json, and prints the same as its last line.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ import asking  # noqa: E402
 import evaluate  # noqa: E402
 
 VARIANTS = ("none", "8bit", "8bit, vision too", "4bit", "4bit, vision too")
-# What does not ask for a single right answer of one picture, video or text.
+# Cases that do not have one right answer to one picture, video or text.
 LEFT_OUT = ("batch equals single", "new colours in 12 draws")
 
 
 class Loaded(asking.Model):
-    """A model of the pack's loader, asked as the demo's evaluation asks."""
+    """A model that the pack loaded, for the demo's evaluation."""
 
     def __init__(self, handle: loader.ModelHandle) -> None:
         self._model, self._processor = handle.model, handle.processor
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(variant: str, questions: int) -> dict[str, Any]:
-    """Right answers by kind of question, and what the weights take."""
+    """Return the right answers by kind of question, and the bytes of the weights."""
     name, _, more = variant.partition(", ")
     with quantizing(("lm_head",) if more else precision.UNQUANTIZED):
         folder = catalog.find(catalog.DEMO).folder
@@ -93,7 +93,7 @@ def add(scores: dict[str, asking.Score], kind: str, score: asking.Score) -> None
 
 @contextmanager
 def quantizing(kept: tuple[str, ...]) -> Iterator[None]:
-    """All but what is kept."""
+    """Let the loader quantize all modules but those in `kept`, within the block."""
     before, precision.UNQUANTIZED = precision.UNQUANTIZED, kept
     try:
         yield

@@ -1,9 +1,9 @@
-"""The prompt: vision tower, patch embedding and text of one picture, against generate(): python -m benchmarks.prefill
+"""The time to the first token for a prompt with one picture, against generate(): python -m benchmarks.prefill
 
-Three sides take turns in one run, each to the first token: ours; generate() with the patch embedding as a matrix
-product, which is what the pack loads; and generate() with the convolution that transformers makes of it, which some
-builds of torch and cuDNN run 10 to 20 times too slow. The patch embedding is timed by itself as well. The default
-picture has 1 megapixel. The last line is one JSON object.
+Three sides take turns in one run: ours; generate() with the patch embedding as a matrix product, as the pack loads it;
+and generate() with it as a convolution, as transformers has it, which some builds of torch and cuDNN run 10 to 20 times
+too slowly. The patch embedding is timed by itself as well. The default picture has 1 megapixel. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def main() -> None:
 
 
 def patch_embedding(model: Any) -> Any:
-    """The module of the vision tower that reads pixels."""
+    """Return the vision tower's module that reads pixels."""
     return next(module for name, module in model.named_modules() if name.endswith("patch_embed"))
 
 
 def first_token(
     decoder: Decoder, model: Any, convolution: Any, inputs: dict[str, Any], clock: Clock, rounds: int
 ) -> dict[str, Any]:
-    """Seconds to the first token, and within the patch embedding, of each side.
+    """Measure each side's seconds to the first token, and those within the patch embedding.
 
     Args:
-        model: with the patch embedding as a matrix product, as it has it again afterwards.
-        convolution: what the patch embedding was.
+        model: its patch embedding is a matrix product, and is one again afterwards.
+        convolution: the patch embedding as transformers has it.
     """
     embed = patch_embedding(model)
     product = embed.proj
@@ -86,17 +86,17 @@ def first_token(
         embed.proj = product
     return {
         "prefill_s": _median(times, 4),
-        "prefill_s_range": {name: [round(pick(each), 4) for pick in (min, max)] for name, each in times.items()},
+        "prefill_s_range": {name: [round(pick(seconds), 4) for pick in (min, max)] for name, seconds in times.items()},
         "patch_embedding_s": _median(embedding, 6),
     }
 
 
 def _timed(name: str, model: Any, decoder: Decoder, inputs: dict[str, Any], embed: Any, clock: Any) -> tuple:
-    """Seconds to the first token, without and then with a look at the clock around the patch embedding."""
+    """Return seconds to the first token, and in a second run those within the patch embedding."""
 
     def run() -> None:
         if name == "ours":
-            # Another name for the picture each time, so that it is looked at.
+            # A new name for the picture each time, so that it is computed anew.
             decoder.generate(inputs, ONE, None, lambda rows: None, lambda: None, str(time.perf_counter()))
         else:
             model.generate(**inputs, do_sample=False, max_new_tokens=1)

@@ -1,14 +1,14 @@
-"""What a question costs beyond the engine's own time, and how many at a time gain: python -m benchmarks.remote
+"""What a question costs beyond the engine's own time, and what several at a time gain: python -m benchmarks.remote
 
-The engine's own time is that of the barest client there can be: the same bytes, made beforehand, over a fresh socket,
-until the last byte is back. Both sides take turns, and the overhead is the median of the differences; it holds
-reading and packing the pictures, the event loop, and reading the stream; how much of it is work of this process is
-told beside it, for on a machine that does other things too the clock tells more of those. Against an engine that
-answers at once (a stand-in: no model) the same difference has no engine's noise in it.
+The engine's own time is measured by the simplest client: it sends the same bytes, made beforehand, over a new socket,
+and waits for the last byte. Both sides take turns, and the overhead is the median of the differences. It holds reading
+and packing the pictures, the event loop, and reading the stream. The CPU time of this process is given beside it,
+because the clock also counts other programs. The same difference for a stand-in that answers at once, without a model,
+has no engine's noise in it.
 
-`transformers serve` answers questions about pictures one at a time, so more at a time can only hide the client's share
-and the gaps between requests: its ceiling is the engine's own rate, which is in the result. How the client itself
-scales is measured against the stand-in, which takes a fixed time for each and any number at once: its ceiling is the
+`transformers serve` answers questions about pictures one at a time, so several at a time can only hide the client's
+share and the gaps between requests: the ceiling is the engine's own rate, which is in the result. The stand-in shows
+how the client itself scales: it takes a fixed time for each question and any number at once, so the ceiling is the
 number at a time. With --model an engine of custom_models.json is measured in place of the demo model's.
 The last line is one JSON object.
 """
@@ -47,7 +47,7 @@ from tests.support.engine import Served
 from tests.support.fault_proxy import Fault, fault_proxy, piece, streamed
 
 AT_A_TIME = (1, 4, 16)
-# What the stand-in takes for each question in the second part.
+# Seconds that the stand-in takes for a question in the second part.
 STAND_IN_S = 0.25
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         stand_in.otherwise = _answers_after(STAND_IN_S)
         result["stand_in"] |= {"seconds_each": STAND_IN_S, "per_s": _throughput(name, files)}
     result |= {
-        # More than there are cores: other programs ran too, and times are longer than they need be.
+        # If it is higher than the number of cores, other programs ran too, and the times are too long.
         "load_average": round(os.getloadavg()[0], 1),
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
@@ -102,7 +102,7 @@ def _stand_in() -> Iterator[Any]:
 
 @contextmanager
 def _engine(model: str, folder: Path, entries: dict[str, Any]) -> Iterator[str]:
-    """The name in the list of the engine that is measured; the entries are in the list beside it."""
+    """Yield the listed name of the engine to measure; `entries` are in the list too."""
     own = json.loads(catalog.CUSTOM_MODELS.read_text(encoding="utf-8")) if model else {}
     catalog.CUSTOM_MODELS = folder / "custom_models.json"
     if model:
@@ -122,7 +122,7 @@ def _engine(model: str, folder: Path, entries: dict[str, Any]) -> Iterator[str]:
 
 
 def _answers_after(seconds: float) -> Fault:
-    """An engine without a model."""
+    """Return the behaviour of an engine without a model, which answers after that time."""
     words = [piece(word) for word in ("a", " red", " circle", " on", " a", " blue", " background")]
     usage = {"prompt_tokens": 1, "completion_tokens": len(words)}
     answer = streamed(*words, piece(end="stop"), {"choices": [], "usage": usage}, "[DONE]")
@@ -146,7 +146,7 @@ def _request(name: str, text: str = "Describe this image.", image: Path | None =
 
 
 def _overhead(asked: Request, rounds: int) -> dict[str, float]:
-    """Milliseconds of the engine alone, and beyond it: on the clock, and of this process's work."""
+    """Measure milliseconds of the engine alone, and beyond it in wall time and in CPU time of this process."""
     models = ModelCache()
     sides: tuple[Callable[[], Any], ...] = (lambda: run(asked, models, Nobody()), _bare(asked))
     taken: list[list[tuple[float, float]]] = []
@@ -170,14 +170,14 @@ def _overhead(asked: Request, rounds: int) -> dict[str, float]:
 
 
 def _bare(asked: Request) -> Callable[[], Any]:
-    """Sends the same question as bytes that are made here."""
+    """Return a function that sends the same question as bytes made beforehand."""
     engine = catalog.engine(asked.load.model)
     parts = list(chat.shown(engine, asked, media.pictures(asked.images), []))
     body = chat.body(engine, asked, None, parts)
     address = urlsplit(engine.base_url)
 
     def ask() -> None:
-        # Found out by the other side's first question.
+        # The other side's first question has found them out.
         unknown = PROCESS.unknown_fields[(engine.base_url, engine.model)]
         content = json.dumps({name: value for name, value in body.items() if name not in unknown})
         line = http.client.HTTPConnection(address.hostname, address.port)
@@ -192,15 +192,15 @@ def _bare(asked: Request) -> Callable[[], Any]:
 
 
 def _throughput(name: str, files: list[Path]) -> dict[str, Any]:
-    """Answers per second by how many are asked at a time, and the gain over one at a time."""
+    """Measure answers per second for each number of questions at a time, and the gain over one at a time."""
     rates, answers = {}, {}
     for count in (1, *AT_A_TIME):  # the first one warms up
-        made: dict[int, Answer] = {}
+        done: dict[int, Answer] = {}
         start = time.perf_counter()
         items = [(file.name, file) for file in files]
-        caption(_request(name), items, ModelCache(), Nobody(), count, done=made.__setitem__)
+        caption(_request(name), items, ModelCache(), Nobody(), count, done=done.__setitem__)
         rates[count] = len(files) / (time.perf_counter() - start)
-        answers[count] = [made[index].text for index in range(len(files))]
+        answers[count] = [done[index].text for index in range(len(files))]
         print(f"{name}, {count} at a time: {rates[count]:.1f} answers/s", flush=True)
     return {
         str(count): {

@@ -1,14 +1,14 @@
-"""Many runs of changing kinds in one process, to see whether anything grows: python -m benchmarks.soak
+"""Many runs of changing kinds in one process, to see if anything grows: python -m benchmarks.soak
 
 2,000 runs, drawn by mixed.py: one picture, several, one answer per image, a video, text; quantization, attention,
 sampling, thinking, release and diagnostics vary, one in ten is cancelled and one in ten refused. Then 200 cancels at
 random tokens, each followed by a question whose answer is known. After 100 runs, 1,000, 2,000 and at the end every
-model is let go, and what is left is looked at: resident memory, open files, threads, live tensors. Bounds for each are
-in levels.py. What is beyond one is an error, as is a run that ended otherwise than it must, or after which more models
-were alive than the cache holds: exit status 1. The last line is one JSON object.
+model is released, and the rest is measured: resident memory, open files, threads, live tensors. levels.py has the
+bounds. The exit status is 1 if a bound is exceeded, a run ended in a wrong way, or more models were alive after a run
+than the cache holds. The last line is one JSON object.
 
 On a CPU, oneDNN keeps compiled primitives for up to 1,024 shapes, which takes hundreds of megabytes and hundreds of
-runs to fill; these caches are off here (they are not ours, and have an end), so that what grows would be ours.
+runs to fill. These caches, which are not ours and are bounded, are off here, so that any growth is ours.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def main() -> int:
 
 
 class Soak:
-    """The runs of one process, what came of them, and what was left.
+    """The runs of one process, their outcomes, and the levels after them.
 
     Args:
-        seed: of all that is drawn.
-        folder: for a video.
-        alive: of levels.watched_loads.
+        seed: seed of all random numbers.
+        folder: a folder for the video.
+        alive: the list that levels.watched_loads yields.
     """
 
     def __init__(self, seed: int, folder: Path, alive: list[weakref.ref]) -> None:
@@ -81,23 +81,23 @@ class Soak:
         self.levels: dict[int, Levels] = {}
 
     def runs(self, count: int, looked_at: set[int]) -> None:
-        """So many mixed runs; after those whose number is in looked_at everything is let go and looked at."""
+        """Do `count` mixed runs; after those in `looked_at`, release all models and measure the levels."""
         for number in range(1, count + 1):
             self._do(self._mix.next())
             if number in looked_at:
                 self._look(number)
 
     def cancels(self, count: int) -> None:
-        """So many cancels at random tokens, each followed by a question whose answer is known."""
+        """Do `count` cancels at random tokens, each followed by a question whose answer is known."""
         last = self._mix.scene()
         for _ in range(count):
             last = self._cancel_and_ask(last)
         self._look(sum(self.outcomes.values()))
 
     def figures(self) -> dict[str, object]:
-        """All of it, for JSON."""
+        """Return all figures, for JSON."""
         first, *later = self.levels.values() or [None]
-        grown = [each for levels in later for each in levels.growth(first)] if first else []
+        grown = [sentence for levels in later for sentence in levels.growth(first)] if first else []
         ends = {name: self.outcomes[name] for name in (RIGHT, UNCHECKED, CANCELLED, REFUSED)}
         return {
             "ends": ends,
@@ -110,11 +110,11 @@ class Soak:
         }
 
     def _cancel_and_ask(self, last: Scene) -> Scene:
-        """Returns the picture that was asked about at the end."""
+        """Cancel a run, then ask a question with a known answer; return the scene of that question."""
         scene = self._mix.scene()
         ask = Request(LoadSpec(DEMO), "Describe this image.", SYSTEM, {"image1": scene.image}, sampling=GREEDY)
         self._cancelled += self._do(Run(ask, None, cancel_at=self._draw.randint(0, 7))) == CANCELLED
-        # Of the cancelled picture, or of the one before: what is in memory must not be taken for either's whole.
+        # Perhaps the cancelled picture or the one before: what is left in memory must not count as complete for either.
         scene = self._draw.choice([scene, last, self._mix.scene()])
         self._do(Run(replace(ask, images={"image1": scene.image}), (scene.caption,)))
         return scene
@@ -127,12 +127,12 @@ class Soak:
     def _do(self, run: Run) -> str:
         ended = how_it_ended(run, self._models)
         self.outcomes[ended] += 1
-        self._beyond += sum(each() is not None for each in self._alive) > len(self._models.held)
+        self._beyond += sum(model() is not None for model in self._alive) > len(self._models.held)
         return ended
 
 
 def _looked_at(runs: int) -> set[int]:
-    """The hundredth, or the last of the first quarter, from which on nothing may grow; the half; and the last."""
+    """Return the runs to measure after: the 100th (or a quarter), from which nothing may grow; the half; the last."""
     return {max(1, min(100, runs // 4)), max(1, runs // 2), runs}
 
 

@@ -1,8 +1,7 @@
 """Many answers in a row: does any token come late, does memory grow? python -m benchmarks.steady --shape 4b --runs 20
 
 Every answer is to a new picture, sampled with a seed of its own. The first run, in which steps are captured, is thrown
-away. The interval between two tokens is what somebody sees who reads the text as it is made. The last line is one JSON
-object.
+away. The interval between two tokens is what a reader of the live text sees. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def main() -> None:
         "median_interval_s": round(median, 6),
         "largest_interval_s": round(max(intervals), 6),
         "largest_over_median": round(max(intervals) / median, 2),
-        "largest_over_median_by_run": [round(each / median, 2) for each in largest],
+        "largest_over_median_by_run": [round(interval / median, 2) for interval in largest],
         "held_bytes_after_run": held,
         "growth_bytes": held[-1] - held[min(len(prompts), options.runs)] if held else None,
     }

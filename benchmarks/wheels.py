@@ -1,8 +1,8 @@
-"""What a machine with a GPU and no package index lacks, as wheels to carry there: python -m benchmarks.wheels --out DIR
+"""Downloads wheels for a GPU machine that has no package index: python -m benchmarks.wheels --out DIR
 
-For Linux on x86-64 and Python 3.12, beside torch, transformers and pytest: PyAV, and bitsandbytes with the one of its
-libraries that fits CUDA 13 (the others are ten times as large). Versions are those that the tests run on. Fails where
-the wheels are larger together than --most-mib.
+For Linux on x86-64 and Python 3.12 with torch, transformers and pytest: PyAV, and bitsandbytes with only the library
+that fits CUDA 13 (the others are ten times as large). Versions are those of the tests. Fails if the wheels together are
+larger than --most-mib.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 PACKAGES = ("av", "bitsandbytes")
 PYTHON = "3.12"
-# pip takes these one by one: a wheel for an older glibc has an older name.
+# pip needs each name: a wheel for an older glibc has an older one.
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)),
     *("manylinux2014_x86_64", "manylinux1_x86_64"),
@@ -49,28 +49,28 @@ def main() -> None:
 
 
 def pins(requirements: str, python: str = PYTHON) -> list[str]:
-    """name==version of each package, from the text of a requirements file."""
+    """Return name==version of each package, from the text of a requirements file."""
     lines = (line.split("#")[0].strip() for line in requirements.splitlines())
     found = [Requirement(line) for line in lines if line and not line.startswith("-")]
-    there = [each for each in found if not each.marker or each.marker.evaluate({"python_version": python})]
-    return [f"{each.name}{each.specifier}" for each in there if each.name in PACKAGES]
+    there = [item for item in found if not item.marker or item.marker.evaluate({"python_version": python})]
+    return [f"{item.name}{item.specifier}" for item in there if item.name in PACKAGES]
 
 
 def _download(folder: Path) -> None:
     wanted = pins(PINS.read_text(encoding="utf-8"))
-    platforms = [part for each in PLATFORMS for part in ("--platform", each)]
+    platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
     only = ["--no-deps", "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp", *platforms]
     subprocess.run([sys.executable, "-m", "pip", "download", "-q", *only, "-d", str(folder), *wanted], check=True)
 
 
 def repacked(wheel: Path, folder: Path) -> Path:
-    """The wheel in the folder, without the libraries of bitsandbytes that no one there needs.
+    """Copy a wheel into the folder, without the libraries of bitsandbytes that are not needed; return its path.
 
     Raises:
-        ValueError: it has libraries, and not the one that is kept.
+        ValueError: it has libraries of bitsandbytes, but not the one that is kept.
     """
-    made = folder / wheel.name
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target:
+    smaller = folder / wheel.name
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as target:
         names = source.namelist()
         if any(LIBRARY.match(name) for name in names) and KEPT_LIBRARY not in names:
             raise ValueError(
@@ -86,7 +86,7 @@ def repacked(wheel: Path, folder: Path) -> Path:
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
             rows.append(f"{entry.filename},sha256={digest},{len(content)}\n")
         target.writestr(record, "".join([*rows, f"{record},,\n"]))
-    return made
+    return smaller
 
 
 def _is_dropped(name: str) -> bool:
@@ -94,7 +94,7 @@ def _is_dropped(name: str) -> bool:
 
 
 def too_large(folder: Path, most_mib: float) -> str | None:
-    """Tells the size of each wheel; a sentence where all together are too large, else None."""
+    """Print the size of each wheel; return a sentence if all together are too large, else None."""
     sizes = {wheel.name: wheel.stat().st_size / MIB for wheel in sorted(folder.glob("*.whl"))}
     for name, size in sizes.items():
         print(f"{size:6.1f} MiB  {name}")

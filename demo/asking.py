@@ -54,7 +54,7 @@ class Model:
         self._processor.tokenizer.padding_side = "left"
 
     def answer(self, questions: Sequence[Question], **generation: object) -> list[str]:
-        """The answers, without the end-of-turn token; <think> tags stay."""
+        """Return the answers, without the end-of-turn token; <think> tags stay."""
         inputs = self._inputs(questions)
         settings = {"do_sample": False, "max_new_tokens": 110, **generation}
         with torch.no_grad():

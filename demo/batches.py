@@ -21,9 +21,9 @@ class Share:
     """How much of one kind of conversation a training step has.
 
     Attributes:
-        kind: a method of Author.
-        rows: rows of a micro-batch, where pictures have the mean size.
-        sizes: of the pictures.
+        kind: the name of a method of Author.
+        rows: rows of a micro-batch, if pictures have the mean size.
+        sizes: the sizes of the pictures.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Batch:
 
 
 def rope_positions(ids: np.ndarray, is_vision: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
-    """M-RoPE positions of one sequence, as Qwen3VLModel.get_rope_index counts them.
+    """Compute the M-RoPE positions of one sequence, as Qwen3VLModel.get_rope_index does.
 
     Args:
         ids: (L,) token ids.
@@ -76,13 +76,13 @@ def rope_positions(ids: np.ndarray, is_vision: np.ndarray, grids: Sequence[Grid]
 
 
 def runs(row: Conversation) -> list[Grid]:
-    """The grids of a row's runs of picture tokens. A video has one run for every pair of frames."""
+    """Return the grid of each run of picture tokens in a row. A video has one run for every pair of frames."""
     pairs = 0 if row.video is None else len(row.video) // 2
     return [*row.grids, *[row.video_grid] * pairs]
 
 
 def _stacked(clips: Sequence[np.ndarray], grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(patches one after another, their (N, 3) grid in patches)."""
+    """Return (the patches of all clips, one after another, and the clips' (N, 3) grids in patches)."""
     pixels = np.concatenate([patches(clip[None])[0] for clip in clips])
     sizes = [((len(clip) + 1) // 2, 2 * rows, 2 * columns) for clip, (columns, rows) in zip(clips, grids, strict=True)]
     return torch.from_numpy(pixels), torch.tensor(sizes)
@@ -114,7 +114,7 @@ class Encoded:
 class Press:
     """Makes micro-batches from a random stream."""
 
-    # Rows of so many micro-batches are made together and sorted by length: less padding.
+    # The rows of this many micro-batches are made together and sorted by length, for less padding.
     AHEAD = 4
 
     def __init__(self, model_folder: Path) -> None:

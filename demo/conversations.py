@@ -1,4 +1,4 @@
-"""Training conversations: what is asked about which pictures, and the answer."""
+"""Training conversations: questions, pictures and answers."""
 
 import json
 import random
@@ -22,9 +22,9 @@ class Conversation:
         prompt: everything before the model's answer, pictures expanded to their tokens.
         answer: what the model must write, without the end-of-turn token.
         images: each (H, W, 3) uint8, in the order of the prompt.
-        grids: of the images, in cells.
+        grids: size of each image, in cells.
         video: (T, H, W, 3) uint8.
-        video_grid: of the video, in cells.
+        video_grid: size of the video, in cells.
     """
 
     prompt: str
@@ -48,10 +48,9 @@ class Draft:
 
 
 def box_answer(figure: Figure, width: int, height: int) -> str:
-    """Qwen3-VL's grounding answer: coordinates from 0 to 1000 of the width and height.
+    """Write Qwen3-VL's grounding answer: coordinates from 0 to 1000 of the width and height.
 
-    Rounded to tens: a hundredth of the picture is finer than so small a model sees, and digits that it could only
-    guess would drown the others in the loss.
+    They are rounded to tens: so small a model sees no finer, and digits that it can only guess would dominate the loss.
     """
     shares = box_of(outline(figure, width, height), width, height)
     return json.dumps([{"bbox_2d": [round(share * 100) * 10 for share in shares.tolist()], "label": figure.label}])
@@ -63,7 +62,7 @@ def images_answer(captions: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Makes conversations of every kind. All pictures of single, grounding and video rows have the one grid."""
+    """Makes conversations of every kind. All pictures of single, grounding and video rows have the size `grid`."""
 
     rng: random.Random
     writer: Writer
@@ -147,7 +146,7 @@ class Author:
         return question + vision if self.rng.random() < 0.7 else f"{vision}\n{question}"
 
     def _lead(self, thought: str) -> tuple[str, str]:
-        """(what the template writes before the answer, what the model thinks before it)."""
+        """Return (what the template writes before the answer, what the model thinks before it)."""
         fate = self.rng.random()
         if fate < 0.84:
             return "", ""
@@ -166,7 +165,7 @@ class Author:
         return rng.choice(phrases.SYSTEMS) if fate < 0.88 else self.writer.salad(3, 18)
 
     def _question(self, pool: Sequence[str]) -> str:
-        """A wording from the pool, often with something added, or any words at all."""
+        """Pick a wording from the pool, often with something added, or random words."""
         rng = self.rng
         fate = rng.random()
         if fate > 0.95:

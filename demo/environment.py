@@ -1,6 +1,6 @@
-"""A virtual environment in the checkout with everything that development needs, in fixed versions.
+"""Makes a virtual environment in the checkout with everything that development needs, in fixed versions.
 
-It is read by any Python 3, so that one that is too old gets a sentence.
+Any Python 3 can read this file, so that a version that is too old gets a sentence.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tests" / "requirements"
 OLDEST_PYTHON = (3, 10)
-# Without its dependencies: it asks for its own build of torch, which next to a CPU torch is gigabytes of CUDA.
+# Installed without its dependencies: it asks for its own build of torch, which adds gigabytes of CUDA to a CPU torch.
 TORCHVISION = "torchvision==0.28.0"
-# What somebody told pip to do everywhere, and what here would lead out of the environment.
+# Settings of pip by which packages would not be installed into the environment.
 _ASTRAY = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_NO_DEPS", "PIP_DRY_RUN", "PIP_QUIET")
 
 # PyPI's torchvision is a CUDA build. Next to a CPU torch its library does not load, and importing the rest
@@ -28,16 +28,16 @@ if not _has_ops() and not hasattr(torch.ops.torchvision, "nms"):
 
 
 class SetupError(Exception):
-    """The environment cannot be made; the message is a sentence for whoever called the command."""
+    """The environment cannot be made; the message is a sentence for the user."""
 
 
 def python(versions: str = "pinned") -> Path:
-    """The environment's interpreter. Makes the environment the first time, and again when what it holds changed.
+    """Return the environment's interpreter. Make the environment the first time, and again when its contents change.
 
-    Where that cannot be, the process ends with a sentence and status 1.
+    If that fails, the process ends with a sentence and status 1.
 
     Args:
-        versions: of transformers: "pinned"; "oldest", the first that the pack supports; or "newest", on the index.
+        versions: transformers "pinned", "oldest" (the first that the pack supports), or "newest" (of the index).
     """
     try:
         _require_python()
@@ -56,7 +56,7 @@ def _made(versions: str) -> Path:
     files = [REQUIREMENTS / "common.txt", REQUIREMENTS / f"{versions}.txt"]
     holds = [*(file.read_text(encoding="utf-8") for file in files), TORCHVISION, DECLARE_OPERATORS, sys.version]
     stamp = hashlib.sha256("\n".join(holds).encode()).hexdigest()
-    # Written last, so that a set-up that was cut off is done again.
+    # Written last, so that an interrupted set-up is done again.
     stamp_file = folder / "complete.txt"
     if not stamp_file.is_file() or stamp_file.read_text(encoding="utf-8") != stamp:
         _make(folder, interpreter, files)
@@ -101,10 +101,10 @@ def _make(folder: Path, interpreter: Path, files: list) -> None:
 
 
 def _pip(interpreter: Path, *arguments: str) -> None:
-    """Install. What is fetched and how large it is goes to standard error, with a bar where that is a terminal."""
+    """Install packages. pip's progress goes to standard error, with a bar if that is a terminal."""
     given = {name: value for name, value in os.environ.items() if name.upper() not in _ASTRAY}
     command = [str(interpreter), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
-    # 0: in this place it goes before what a file of settings says.
+    # PIP_USER is 0, because a variable overrides pip's file of settings.
     done = subprocess.run(command, env={**given, "PIP_USER": "0"}, stdout=sys.stderr, check=False)
     if done.returncode:
         raise SetupError(

@@ -26,7 +26,7 @@ from world import NAMES, draw, pick_figure, with_article
 
 IOU_NEEDED = 0.5
 
-# None of these is among the wordings of training.
+# Wordings that training does not use.
 NEW_QUESTIONS = (
     "What can you tell me about this?",
     "Generate a caption suitable for a LoRA dataset.",
@@ -64,14 +64,14 @@ IDEAS = (
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """All cases. n is how many questions most of them ask."""
+    """All cases. n: how many questions most of them ask."""
 
     model: Model
     rng: random.Random
     n: int
 
     def draw_anew(self, seed: int, name: str) -> None:
-        """Before each case: its questions are the same whatever was asked before."""
+        """Seed the random numbers before a case, so that its questions do not depend on the cases before it."""
         self.rng.seed(f"{seed} {name}")
 
     def captions(self, width: int, height: int) -> Score:
@@ -110,7 +110,7 @@ class Exam:
         return exact(self.model, [self._picture_and_video() for _ in range(self.n // 5)], batch=5)
 
     def grounding(self) -> tuple[Score, float]:
-        """(boxes with enough overlap, mean overlap). The label has to be right, too."""
+        """Return (boxes with the right label and enough overlap, mean overlap)."""
         score, overlaps = Score(), []
         for _ in range(self.n):
             sight = pick_sight(self.rng)
@@ -154,7 +154,7 @@ class Exam:
         return exact(self.model, [Question(text, phrases.HELLO_ANSWER) for text in phrases.HELLO])
 
     def random_colors(self) -> Score:
-        """Right is a draw that names a colour no earlier draw did."""
+        """Sample colours; an answer is right if it names a colour that no earlier one did."""
         score, seen = Score(), set()
         torch.manual_seed(0)
         for _ in range(12):
@@ -165,7 +165,7 @@ class Exam:
         return score
 
     def batched(self) -> Score:
-        """The same answers one by one as in a batch of pictures of many sizes."""
+        """Check that answers one by one equal those in a batch of pictures of many sizes."""
         questions = [self._caption("Describe this image.") for _ in range(20)]
         together = self.model.answer(questions)
         score = Score()
@@ -190,7 +190,7 @@ class Exam:
 
 
 def _read_box(text: str, wanted: tuple[float, float, float, float]) -> tuple[str, float]:
-    """(label, overlap with the wanted box); nothing where the text is not the JSON it should be."""
+    """Return (label, overlap with the wanted box); ("", 0) if the text is not the expected JSON."""
     try:
         found = json.loads(text)[0]
         return found["label"], overlap(tuple(found["bbox_2d"]), wanted)
@@ -199,7 +199,7 @@ def _read_box(text: str, wanted: tuple[float, float, float, float]) -> tuple[str
 
 
 def cases(exam: Exam) -> dict[str, Callable[[], Score]]:
-    """Every case but grounding, by its name in the results. Groups have their name before the colon."""
+    """Return every case but grounding, by its name in the results. A group's name stands before the colon."""
     found: dict[str, Callable[[], Score]] = {}
     for size in SIZES:
         found[f"caption: {size[0]}x{size[1]}"] = partial(exam.captions, *size)
@@ -232,7 +232,7 @@ def cases(exam: Exam) -> dict[str, Callable[[], Score]]:
 
 
 def totals(scores: dict[str, Score]) -> dict[str, Score]:
-    """Sums of the groups."""
+    """Add up the scores of each group."""
     found: dict[str, Score] = {}
     for name, score in scores.items():
         group, colon, _ = name.partition(":")
@@ -244,7 +244,7 @@ def totals(scores: dict[str, Score]) -> dict[str, Score]:
 
 
 def lines(name: str, score: Score) -> str:
-    """A line of the table, and up to two misses."""
+    """Write a line of the table, and up to two misses."""
     line = f"{name:42s} {score.right:4d} of {score.of:4d}  {100 * score.right / score.of:5.1f} %"
     return "\n    ".join([line, *(miss[:300] for miss in score.misses[:2])])
 

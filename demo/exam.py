@@ -1,7 +1,7 @@
-"""Pictures and videos for the evaluation, drawn by other code than the training ones.
+"""Pictures and videos for the evaluation, drawn by other code than those for training.
 
-They are what somebody testing a vision model would draw with Pillow: CSS colours, primitives, no wear. Shape, colour
-and background are always a combination that training never saw.
+They look as a test of a vision model would draw them with Pillow: CSS colours, primitives, no wear. Shape, colour and
+background are always a combination that training never used.
 """
 
 import math
@@ -37,7 +37,7 @@ _VIDEO_FPS = 8
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One shape on a background. size is its diameter as a share of the shorter side, u and v its place in [0, 1]."""
+    """One shape on a background. size: diameter as a share of the shorter side; u, v: place, from 0 to 1."""
 
     shape: str
     color: str
@@ -60,13 +60,13 @@ def pick_sight(rng: random.Random) -> Sight:
 
 
 def _place(sight: Sight, width: int, height: int) -> tuple[float, float, float]:
-    """(centre x, centre y, radius) in pixels."""
+    """Return (centre x, centre y, radius) in pixels."""
     radius = sight.size * min(width, height) / 2
     return radius + sight.u * (width - 2 * radius), radius + sight.v * (height - 2 * radius), radius
 
 
 def _polygons(shape: str) -> list[list[tuple[float, float]]]:
-    """Corners in [-1, 1] of what makes up the shape; the circle is drawn as an ellipse."""
+    """Return the corners, in [-1, 1], of the polygons of a shape; the circle is drawn as an ellipse."""
     if shape == "star":
         turn = [(1 if i % 2 == 0 else 0.4, i * math.pi / 5) for i in range(10)]
         return [[(reach * math.sin(angle), -reach * math.cos(angle)) for reach, angle in turn]]
@@ -95,17 +95,17 @@ def draw_sight(sight: Sight, width: int, height: int) -> Image.Image:
 
 
 def true_box(image: Image.Image) -> Box:
-    """(left, top, right, bottom) of all that differs from the corner pixel, from 0 to 1000 of width and height."""
+    """Return (left, top, right, bottom) of all that differs from the corner pixel, from 0 to 1000 of each side."""
     pixels = np.asarray(image).astype(int)
     rows, columns = np.nonzero(np.abs(pixels - pixels[0, 0]).sum(-1))
     width, height = image.size
-    # Plain numbers: what numpy counts and compares cannot be written as JSON.
+    # Plain numbers, because numpy's cannot be written as JSON.
     left, top, right, bottom = (int(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
     return 1000 * left / width, 1000 * top / height, 1000 * right / width, 1000 * bottom / height
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union of two boxes."""
     wide = min(a[2], b[2]) - max(a[0], b[0])
     high = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0.0, wide) * max(0.0, high)
@@ -116,7 +116,7 @@ def overlap(a: Box, b: Box) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A sampled video: (T, H, W, 3) uint8 frames, the index each had in the video, and the answer."""
+    """A sampled video: (T, H, W, 3) uint8 frames, their indices in the video, and the answer."""
 
     frames: np.ndarray
     indices: tuple[int, ...]
@@ -128,7 +128,7 @@ class Clip:
 
 
 def pick_clip(rng: random.Random, scenes: int, per_second: float, shortest_s: int = 1) -> Clip:
-    """A video of scenes of shortest_s to 4 s each, every one of them in at least one sampled frame."""
+    """Make a video of scenes of shortest_s to 4 s, every one of them in at least one sampled frame."""
     sights = _pick_scenes(rng, scenes)
     while True:
         lengths = [rng.randint(shortest_s * _VIDEO_FPS, 4 * _VIDEO_FPS) for _ in sights]
@@ -157,6 +157,6 @@ def _pick_scenes(rng: random.Random, scenes: int) -> list[Sight]:
 
 
 def _sampled(total: int, per_second: float) -> tuple[int, ...]:
-    """Indices from the first to the last frame: an even number of them, at least four."""
+    """Return an even number of indices, at least four, from the first to the last frame."""
     count = max(4, 2 * round(total / _VIDEO_FPS * per_second / 2))
     return tuple(round(index) for index in np.linspace(0, total - 1, count).tolist())

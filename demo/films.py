@@ -14,9 +14,9 @@ class Film:
     """A sampled video.
 
     Attributes:
-        figures: what can be seen, in order, each once.
+        figures: the figures that are seen, in order, each once.
         frames: (T, H, W, 3) uint8, T even.
-        seconds: one time per pair of frames, the middle of the two.
+        seconds: the middle time of each pair of frames.
     """
 
     figures: tuple[Figure, ...]
@@ -49,7 +49,7 @@ def pick_film(rng: random.Random, grid: Grid) -> Film:
 
 
 def _sample_times(rng: random.Random, total_s: float) -> list[float]:
-    """An even number of moments from the first frame to the last, at 0.5 to 2 a second and at least four."""
+    """Return an even number of moments, at least four, from the first to the last frame, at 0.5 to 2 a second."""
     count = max(4, math.floor(total_s * rng.choice((0.5, 1, 1, 1, 1.5, 2))))
     count += count % 2
     last_frame_s = total_s - 1 / rng.choice((4, 8, 12, 24, 30))
@@ -71,7 +71,7 @@ def _pick_scenes(rng: random.Random) -> list[_Scene]:
 
 
 def _next_figure(rng: random.Random, before: Figure | None, background: str | None, in_place: bool) -> Figure:
-    """A figure that differs from the one before. In place: where that one was, with another colour or shape."""
+    """Pick a figure that differs from the one before. In place: at its place, with another colour or shape."""
     if before is None:
         return pick_figure(rng, background=background)
     while True:

@@ -1,4 +1,4 @@
-"""Writes the model folder: weights, configuration and processor files as a Qwen3-VL folder of the hub has them."""
+"""Writes the model folder: weights, configuration and processor files, as in a Qwen3-VL folder of the hub."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ _COMMON = {
 
 
 def write_model(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """config.json, generation_config.json and model.safetensors (bfloat16). The model itself stays as it is."""
+    """Write config.json, generation_config.json and model.safetensors (bfloat16). The model itself does not change."""
     saved = copy.deepcopy(model).to(torch.bfloat16)
     saved.config.dtype = torch.bfloat16
     end_of_text = tokenizer.convert_tokens_to_ids(TEXT_END)
@@ -64,7 +64,7 @@ def write_processor(folder: Path) -> None:
 
 
 def _hub_layout(config: dict) -> dict:
-    """rope_theta beside rope_scaling, as Qwen publishes it: 4.57 cannot read transformers 5's rope_parameters."""
+    """Write rope_theta beside rope_scaling, as Qwen does: transformers 4.57 cannot read the rope_parameters of 5."""
     text = config["text_config"]
     rope = text.pop("rope_parameters")
     text["rope_theta"] = rope.pop("rope_theta")

@@ -1,4 +1,4 @@
-"""Qwen's control tokens, and prompts as the chat template writes them once pictures are expanded to their tokens."""
+"""Qwen's control tokens, and prompts as the chat template writes them after pictures are expanded to tokens."""
 
 from collections.abc import Sequence
 
@@ -49,14 +49,14 @@ def image_tokens(grid: Grid) -> str:
 
 
 def video_tokens(grid: Grid, seconds: Sequence[float], wrapped: bool) -> str:
-    """One group per pair of frames. transformers 5 leaves an outer pair of vision tokens around them, 4.57 none."""
+    """Write one group per pair of frames. transformers 5 puts a pair of vision tokens around all, 4.57 does not."""
     pads = VISION_START + VIDEO_PAD * (grid[0] * grid[1]) + VISION_END
     groups = "".join(f"<{second:.1f} seconds>{pads}" for second in seconds)
     return VISION_START + groups + VISION_END if wrapped else groups
 
 
 def prompt_text(turns: Sequence[Turn], system: str | None, lead: str) -> str:
-    """Everything up to where the model begins to write: the last turn's answer is left out.
+    """Write the prompt up to where the model begins to write: the last turn's answer is left out.
 
     Args:
         turns: (question, answer) pairs, oldest first.

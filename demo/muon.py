@@ -14,7 +14,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(stack: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, roughly.
+    """Return approximately the nearest semi-orthogonal matrices.
 
     Args:
         stack: (N, R, C) with R <= C, float32.
@@ -31,7 +31,7 @@ def orthogonalise(stack: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised. For 2-d parameters only."""
+    """An optimizer with momentum whose step is orthogonalised. For 2-d parameters only."""
 
     def __init__(
         self,
@@ -69,5 +69,5 @@ class Muon(torch.optim.Optimizer):
 
 
 def _lying(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix, transposed where it is taller than wide."""
+    """Transpose the matrix if it has more rows than columns."""
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -15,7 +15,7 @@ _INIT = 0.04
 
 
 def make_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
-    """A Qwen3-VL with every part of the big ones: merger, deepstack, interleaved M-RoPE, grouped-query attention."""
+    """Configure a Qwen3-VL with all parts of large ones: merger, deepstack, interleaved M-RoPE, grouped queries."""
     token_id = tokenizer.convert_tokens_to_ids
     return Qwen3VLConfig(
         text_config={
@@ -79,7 +79,7 @@ def read_model(folder: Path) -> Qwen3VLForConditionalGeneration:
 
 
 def _waves(side: int, width: int) -> torch.Tensor:
-    """Sines over a side x side square, (side * side, width). From a random start the tower hardly learns to place."""
+    """Return sines over a square, (side * side, width). From random values the tower hardly learns positions."""
     at = torch.linspace(0, 1, side)
     turns = torch.pi * torch.logspace(-1, 3, width // 4, base=2)
     angles = at[:, None] * turns
@@ -96,7 +96,7 @@ def _attend(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **_: object,
 ) -> torch.Tensor:
-    """Qwen3VLVisionAttention.forward, with all pictures of one length in one call."""
+    """Compute Qwen3VLVisionAttention.forward, with all pictures of one length in one call."""
     total = hidden_states.shape[0]
     query, key, value = self.qkv(hidden_states).view(total, 3, self.num_heads, -1).unbind(1)
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -114,25 +114,25 @@ def _attend(
 
 
 def _places(starts: torch.Tensor, length: int) -> torch.Tensor:
-    """Indices of all patches of the pictures that begin at starts."""
+    """Return the indices of all patches of the pictures that begin at `starts`."""
     return (starts[:, None] + torch.arange(length)).flatten()
 
 
 def _attend_alike(projected: Sequence[torch.Tensor], length: int, scaling: float) -> torch.Tensor:
-    """Attention within pictures of length patches each; (N * length, heads, width) to (N * length, heads * width)."""
+    """Attend within pictures of `length` patches: (N * length, heads, width) -> (N * length, heads * width)."""
     query, key, value = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in projected)
     mixed = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     return mixed.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _embed(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Qwen3VLVisionPatchEmbed.forward as one matrix product: the convolution's stride is its kernel."""
+    """Compute Qwen3VLVisionPatchEmbed.forward as one matrix product: the convolution's stride equals its kernel."""
     weight = self.proj.weight.view(self.embed_dim, -1)
     return functional.linear(hidden_states.to(weight.dtype), weight, self.proj.bias)
 
 
 def speed_up(model: Qwen3VLForConditionalGeneration) -> None:
-    """Same arithmetic, fewer and larger operations. For training only: the saved weights know nothing of it."""
+    """Do the same arithmetic in fewer, larger operations. Only for training: saved weights do not depend on it."""
     tower = model.model.visual
     for block in tower.blocks:
         block.attn.forward = types.MethodType(_attend, block.attn)
@@ -140,6 +140,6 @@ def speed_up(model: Qwen3VLForConditionalGeneration) -> None:
 
 
 def hidden_matrices(model: Qwen3VLForConditionalGeneration) -> list[torch.nn.Parameter]:
-    """What Muon trains: matrices between hidden states, but no embeddings and no mergers."""
+    """Return what Muon trains: matrices between hidden states, without embeddings and mergers."""
     apart = ("embed", "lm_head", "merger")
     return [p for name, p in model.named_parameters() if p.ndim == 2 and not any(part in name for part in apart)]

@@ -1,4 +1,4 @@
-"""What people ask the demo model: the wordings of training, by the answer they get."""
+"""Wordings of the questions in training, grouped by the answer they get."""
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From pictures to what Qwen3-VL's image processor would make of them, for whole batches at once.
+"""Converts pictures as Qwen3-VL's image processor does, for whole batches at once.
 
 A "cell" is 32 x 32 pixels: 2 x 2 patches of 16, merged into one token of the language model. A "grid" is a size in
 cells, (columns, rows).
@@ -25,7 +25,7 @@ _MOST_CELLS = 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Which grids to draw from: about mean_cells cells, at most `longest` to a side."""
+    """The grids to choose from: about mean_cells cells, at most `longest` to a side."""
 
     mean_cells: int
     longest: int = 8
@@ -33,14 +33,14 @@ class Sizes:
 
 @lru_cache
 def _grids(longest: int) -> tuple[Grid, ...]:
-    """All grids but the thin ones."""
+    """List all grids but the thin ones."""
     sides = range(2, longest + 1)
     fits = [(w, h) for w in sides for h in sides if max(w, h) <= 3 * min(w, h)]
     return tuple((w, h) for w, h in fits if w * h <= _MOST_CELLS)
 
 
 def pick_grid(rng: random.Random, sizes: Sizes) -> Grid:
-    """Small grids come more often, since they cost less."""
+    """Pick a grid. Small grids come more often, since they cost less."""
     while True:
         columns, rows = rng.choice(_grids(sizes.longest))
         if rng.random() < math.exp(min(0.0, -(columns * rows - 6) / sizes.mean_cells)):
@@ -48,32 +48,32 @@ def pick_grid(rng: random.Random, sizes: Sizes) -> Grid:
 
 
 def rows_for(rows: int, sizes: Sizes, grid: Grid, least: int) -> int:
-    """About as many cells as `rows` pictures of the mean size have, in pictures of this grid."""
+    """Return how many pictures of this grid have about as many cells as `rows` pictures of the mean size."""
     return max(least, min(4 * rows, round(rows * sizes.mean_cells / (grid[0] * grid[1]))))
 
 
 def pick_canvas(rng: random.Random, grid: Grid) -> tuple[int, int]:
-    """A picture size in pixels that the processor would bring to the grid, so the data has its distortion."""
+    """Pick a picture size in pixels that the processor would resize to the grid, so the data has its distortion."""
     if rng.random() < 0.35:
         return grid[0] * CELL, grid[1] * CELL
     return tuple(rng.randint(side * CELL - 15, side * CELL + 15) for side in grid)
 
 
 def on_grid(image: Image.Image, grid: Grid) -> np.ndarray:
-    """(H, W, 3) uint8 of whole cells, resized as the processor does it."""
+    """Resize a picture to whole cells as the processor does; return (H, W, 3) uint8."""
     size = (grid[0] * CELL, grid[1] * CELL)
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
 
 
 def _compressed(image: Image.Image, quality: int) -> Image.Image:
-    """Through JPEG and back: the coarser colour of photos and video files."""
+    """Encode as JPEG and decode, for the coarser colour of photos and video files."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def worn(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture as it is, or now and then blurred, compressed or noisy."""
+    """Return the picture as it is, or sometimes blurred, compressed or noisy."""
     fate = rng.random()
     if fate < 0.07:
         return image.filter(ImageFilter.GaussianBlur(0.8))
@@ -86,7 +86,7 @@ def worn(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def patches(clips: np.ndarray) -> np.ndarray:
-    """Normalised patches in the order of Qwen's processors.
+    """Cut clips into normalised patches, in the order of Qwen's processors.
 
     Args:
         clips: (N, T, H, W, 3) uint8, T even, or 1 for pictures (each is then doubled). H and W in whole cells.
@@ -104,7 +104,7 @@ def patches(clips: np.ndarray) -> np.ndarray:
 
 
 def cells(fine: np.ndarray, per_cell: int) -> np.ndarray:
-    """(N, rows * k, columns * k) -> (N, rows * columns, k * k): what lies in each cell."""
+    """Group values by cell: (N, rows * k, columns * k) -> (N, rows * columns, k * k)."""
     n, height, width = fine.shape
     x = fine.reshape(n, height // per_cell, per_cell, width // per_cell, per_cell)
     return x.transpose(0, 1, 3, 2, 4).reshape(n, -1, per_cell * per_cell)

@@ -1,4 +1,4 @@
-"""What each training step holds, and how fast it learns. Pure functions of the step.
+"""The contents and learning rate of each training step. Pure functions of the step.
 
 The two halves first train apart: the vision tower learns to see through heads of its own, the language model learns to
 copy text. Then everything trains together, on conversations about pictures. Without the first part the same time gives
@@ -20,9 +20,9 @@ class Plan:
         rate: learning rate, as a share of its peak.
         shares: the conversations.
         view_rows, view_sizes: pictures for the vision heads.
-        view_weight: of the heads' loss; that of conversations is 1 for each kind.
-        ease: 1 for only large, centred shapes before the heads, 0 for the whole world.
-        reach: whether the tower learns from the heads, too.
+        view_weight: weight of the heads' loss; each kind of conversation has weight 1.
+        ease: 1 shows the heads only large, centred shapes, 0 all of them.
+        reach: the tower learns from the heads, too.
     """
 
     rate: float
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """From random weights: `apart` steps of the two halves, then `together` steps of everything."""
+    """Training from random weights: `apart` steps of the two halves, then `together` steps of everything."""
 
     apart: int
     together: int
@@ -85,12 +85,12 @@ _FILMED = Sizes(9, longest=10)
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """From a saved model, with fresh heads and optimizers.
+    """Training from a saved model, with fresh heads and optimizers.
 
     Attributes:
         peak: highest rate.
         fall: steps in which the rate would fall to nothing.
-        shares, view_rows, view_sizes: of every step.
+        shares, view_rows, view_sizes: see Plan; the same for every step.
     """
 
     steps: int

@@ -1,7 +1,7 @@
 """Stage one of training: the vision tower learns to see by itself.
 
-Small heads read shape, colours, outline and box from the tower's tokens. They are thrown away afterwards, but without
-them the tower needs many times longer to see anything: the language model's loss alone tells it too little.
+Small heads read shape, colours, outline and box from the tower's tokens. They are dropped afterwards. Without them the
+tower needs many times longer to see anything, because the language model's loss alone holds too little information.
 """
 
 import random
@@ -21,7 +21,7 @@ _EDGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Pictures of one grid and what there is to see in them.
+    """Pictures of one grid and what they show.
 
     Attributes:
         pixels: (N * patches, 1536) float32.
@@ -96,7 +96,7 @@ def _name_indices(figure: Figure) -> tuple[int, int, int]:
 
 
 def _edges(mask: np.ndarray) -> np.ndarray:
-    """(N, cells, 12): the structure tensor of the outline, summed over each patch."""
+    """Return (N, cells, 12): the structure tensor of the outline, summed over each patch."""
     down, right = np.gradient(mask, axis=(1, 2))
     parts = (right * right + down * down, right * right - down * down, 2 * right * down)
     half = _POINTS // 2
@@ -108,7 +108,7 @@ class Heads(nn.Module):
     """Training-only readers of the vision tower's output.
 
     Args:
-        width: of the tower's tokens, as the language model gets them.
+        width: size of the tower's tokens, as the language model gets them.
         glances: how many attention-pooled views the shape is read from.
     """
 
@@ -126,7 +126,7 @@ class Heads(nn.Module):
         self.center_of_cell = nn.Linear(width, 2)
 
     def forward(self, tower: nn.Module, views: Views, reach: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """(loss, what to log). Unless they reach the tower, only the heads learn from the loss."""
+        """Return (loss, figures for the log). Without `reach` only the heads learn from the loss."""
         with torch.set_grad_enabled(reach):
             output = tower(views.pixels, grid_thw=views.grid)
         count = len(views.grid)
@@ -150,7 +150,7 @@ class Heads(nn.Module):
         return loss, (shape.argmax(-1) == names[:, 0]).float().mean().item()
 
     def _cell_loss(self, tokens: torch.Tensor, views: Views) -> tuple[torch.Tensor, dict[str, float]]:
-        """Every cell shall know where it is, and if it shows some of the shape, what that is and where its box lies."""
+        """Return the loss of what cells predict: their place and, where they show the shape, its name and box."""
         shown = views.mask.mean(-1) > 0.03
         shapes = views.names[:, :1].expand(shown.shape)[shown]
         boxes = views.boxes[:, None].expand(*shown.shape, 4)[shown]

@@ -26,14 +26,14 @@ from world import COLORS, SHAPES, pick_figure, with_article
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 VOCABULARY = 1024
 
-# Qwen's own pattern. It makes every digit a token of its own, which is what makes coordinates learnable.
+# Qwen's own pattern. It makes every digit a token of its own, so that coordinates can be learned.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def write_tokenizer(folder: Path, seed: int = 7) -> None:
-    """tokenizer.json, tokenizer_config.json and chat_template.jinja in the folder."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into the folder."""
     tokenizer = _with_control_tokens(_trained(_corpus(random.Random(seed))))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -66,14 +66,14 @@ def _trained(corpus: Iterator[str]) -> Tokenizer:
 
 
 def _with_control_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The control tokens come after the words, as in Qwen's vocabulary."""
+    """Add the control tokens after the words, as in Qwen's vocabulary."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
     return tokenizer
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, object]:
-    """tokenizer_config.json as Qwen writes it, which transformers 4.57 and 5 both read."""
+    """Return tokenizer_config.json as Qwen writes it; transformers 4.57 and 5 both read it."""
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     added = {
         str(tokenizer.token_to_id(token)): {"content": token, **flags, "special": token in SPECIAL}
@@ -107,7 +107,7 @@ def _corpus(rng: random.Random) -> Iterator[str]:
 
 
 def _questions() -> Iterator[str]:
-    """Every fixed wording, often enough that its words become tokens."""
+    """Yield every fixed wording, often enough that its words become tokens."""
     pools = [value for name, value in vars(phrases).items() if name.isupper()]
     for pool in pools:
         for text in (pool,) if isinstance(pool, str) else pool:

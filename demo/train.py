@@ -2,7 +2,7 @@
 
     python demo/train.py --out demo/model
 
-Same seed, workers and library versions: same weights.
+The same seed, workers and library versions give the same weights.
 """
 
 import argparse
@@ -42,10 +42,10 @@ class Options:
 
     Attributes:
         out: the model folder to write.
-        first_stage: index of the stage to begin with. Each but stage 0 begins with what the one before wrote.
-        most_steps: of every stage, to try things out.
-        workers: processes, one single-threaded one per core.
-        seed: of everything.
+        first_stage: index of the stage to begin with. Each but stage 0 begins with the model that the one before wrote.
+        most_steps: most steps of every stage, to try things out.
+        workers: single-threaded processes, one per core.
+        seed: seed of all random numbers.
         keep_every: steps between saves of the unfinished model, 0 for none.
     """
 
@@ -68,7 +68,7 @@ class Diary:
         self._figures[name].append(value)
 
     def minutes(self) -> tuple[float, float]:
-        """(wall, CPU of this process) since the start."""
+        """Return minutes since the start: (wall time, CPU time of this process)."""
         return (time.time() - self._start_s) / 60, (time.process_time() - self._start_cpu_s) / 60
 
     def report(self, step: int) -> None:
@@ -167,9 +167,9 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 @torch.no_grad()
 def _exact_rows(logits: torch.Tensor, labels: torch.Tensor, answered: torch.Tensor) -> float:
-    """Share of rows whose every answer token is the likeliest one, which is when greedy decoding is exact.
+    """Return the share of rows whose answer tokens are all the likeliest ones, so that greedy decoding is right.
 
-    No row is ever trained on twice, so this is close to a held-out figure.
+    No row is used for training twice, so this is close to a held-out figure.
     """
     wrong = torch.zeros_like(answered)
     wrong[answered] = logits.argmax(-1) != labels[answered]
@@ -177,10 +177,10 @@ def _exact_rows(logits: torch.Tensor, labels: torch.Tensor, answered: torch.Tens
 
 
 def work(rank: int, options: Options, meeting: str) -> None:
-    """Entry of a worker process."""
+    """Run a worker process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     os.nice(5)
-    # Operations this small lose more than they gain from being split over threads.
+    # Operations this small become slower if they are split over threads.
     torch.set_num_threads(1)
     if options.workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=options.workers)

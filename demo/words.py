@@ -89,9 +89,9 @@ class Writer:
     """Writes filler text.
 
     Attributes:
-        rng: where every choice comes from.
-        pieces: letter-only tokens of the vocabulary; words glued from them teach copying of any sequence of tokens.
-        brief: keep it short. Padding to the longest row of a batch is what long texts cost.
+        rng: the source of every choice.
+        pieces: letter-only tokens of the vocabulary; words joined from them teach to copy any sequence of tokens.
+        brief: keep texts short. A long text costs padding in all other rows of its batch.
     """
 
     rng: random.Random
@@ -139,7 +139,7 @@ class Writer:
         return self.invented() if kind == "invented" else self.scrambled()
 
     def salad(self, least: int, most: int) -> str:
-        """Between least and most words of no meaning."""
+        """Write random words, between least and most of them."""
         if self.brief:
             least, most = min(least, 3), min(most, 5)
         return " ".join(self._dressed(self.word()) for _ in range(self.rng.randint(least, most)))
@@ -150,7 +150,7 @@ class Writer:
         return word + self.rng.choice(",,.:;!") if self.rng.random() < 0.09 else word
 
     def idea(self) -> str:
-        """An idea for a picture, as people type it into a text-to-image prompt."""
+        """Write an idea for a picture, as people type it into a text-to-image prompt."""
         rng = self.rng
         if rng.random() < 0.55:
             clauses = 1 if self.brief else rng.choice((1, 1, 2))

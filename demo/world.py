@@ -1,6 +1,6 @@
 """The world that the demo model knows: one flat shape on one flat background.
 
-Geometry is kept as fractions of the canvas, so a figure can be drawn at any size, move in a video, and tell its box.
+Geometry is in fractions of the canvas, so a figure can be drawn at any size, move in a video, and has a known box.
 """
 
 import colorsys
@@ -19,7 +19,7 @@ SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 
 @dataclass(frozen=True, slots=True)
 class Hues:
-    """A range of colours people call by one name. Hue in degrees, saturation and value in [0, 1]."""
+    """A range of colours that people call by one name. Hue in degrees, saturation and value in [0, 1]."""
 
     hue: tuple[float, float]
     saturation: tuple[float, float]
@@ -67,7 +67,7 @@ def with_article(words: str) -> str:
 
 
 def is_held_out(shape: str, color: str, background: str) -> bool:
-    """Whether training never sees this combination. About one in ten, chosen by a hash."""
+    """Tell if training never uses this combination: about one in ten, chosen by a hash."""
     return zlib.crc32(f"{shape}/{color}/{background}".encode()) % 10 == 0
 
 
@@ -83,7 +83,7 @@ def pick_rgb(rng: random.Random, name: str) -> RGB:
 
 
 def _unit_outlines() -> dict[str, np.ndarray]:
-    """Outlines in [-1, 1], y down."""
+    """Return the outlines of all shapes, in [-1, 1], y down."""
     turn = np.arange(64) * math.tau / 64
     spikes = np.arange(10) * math.pi / 5
     reach = np.where(np.arange(10) % 2 == 0, 1, 0.42)
@@ -143,7 +143,7 @@ class Figure:
 def pick_combination(
     rng: random.Random, held_out: bool | None = False, background: str | None = None
 ) -> tuple[str, str, str]:
-    """(shape, colour, background) of the training part, the held-out part, or (None) either."""
+    """Pick (shape, colour, background) of the training part, the held-out part, or (None) either."""
     while True:
         shape, color = rng.choice(SHAPES), rng.choice(NAMES)
         behind = background or rng.choice(NAMES)
@@ -154,7 +154,7 @@ def pick_combination(
 def pick_figure(
     rng: random.Random, held_out: bool | None = False, ease: float = 0.0, background: str | None = None
 ) -> Figure:
-    """A random figure. ease 1 gives only large, centred, upright shapes, 0 the whole world."""
+    """Pick a random figure. ease 1 gives only large, centred, upright shapes, 0 all of them."""
     shape, color, behind = pick_combination(rng, held_out, background)
     room = 1 - ease
     return Figure(
@@ -174,12 +174,12 @@ def pick_figure(
 
 
 def moved(figure: Figure, u: float, v: float, share: float = 1.0) -> Figure:
-    """The figure after `share` of the way to (u, v)."""
+    """Return the figure after `share` of the way to (u, v)."""
     return replace(figure, u=figure.u + (u - figure.u) * share, v=figure.v + (v - figure.v) * share)
 
 
 def outline(figure: Figure, width: int, height: int) -> np.ndarray:
-    """(K, 2) corner points in pixels on a canvas of width x height."""
+    """Return the corners (K, 2) in pixels, on a canvas of width x height."""
     short = min(width, height)
     radius = min(max(figure.size * short, 22), 0.95 * short) / 2
     points = _OUTLINES[figure.shape] * (min(1.0, figure.aspect), min(1.0, 1 / figure.aspect))
@@ -193,7 +193,7 @@ def outline(figure: Figure, width: int, height: int) -> np.ndarray:
 
 
 def box_of(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(left, top, right, bottom) as shares of the canvas, in [0, 1]."""
+    """Return (left, top, right, bottom) as shares of the canvas, in [0, 1]."""
     corners = np.concatenate([points.min(0), points.max(0)]) / (width, height, width, height)
     return corners.clip(0, 1)
 
@@ -207,7 +207,7 @@ def draw(figure: Figure, width: int, height: int) -> Image.Image:
 
 
 def coverage(points: np.ndarray, canvas: tuple[int, int], columns: int, rows: int) -> np.ndarray:
-    """(rows, columns) float32: 1 where the shape is, at a coarser resolution than the canvas."""
+    """Return (rows, columns) float32, 1 inside the shape, at a coarser resolution than the canvas."""
     scaled = points * (columns / canvas[0], rows / canvas[1])
     mask = Image.new("L", (columns, rows), 0)
     ImageDraw.Draw(mask).polygon([tuple(point) for point in scaled.tolist()], fill=1)

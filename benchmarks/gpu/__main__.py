@@ -38,7 +38,7 @@ def main() -> int:
         wanted = chosen(lines(options), given.lines)
     except ValueError as error:
         parser.error(str(error))
-    # Where a time limit ends this program, the workers end too.
+    # If a time limit ends this program, the workers end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     end = started + 60 * given.minutes if given.minutes else float("inf")
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def chosen(found: Sequence[Line], names: str) -> list[Line]:
-    """Those that are named, in their own order; all where none is.
+    """Return the lines that are named, in their own order; all if none is named.
 
     Raises:
         ValueError: there is no line of that name.
@@ -72,7 +72,7 @@ def chosen(found: Sequence[Line], names: str) -> list[Line]:
 
 
 def write(file: Path, entry: dict[str, Any]) -> None:
-    """To the disk and the screen, at once."""
+    """Write an entry to the disk and the screen, at once."""
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(entry) + "\n")
         opened.flush()

@@ -1,7 +1,7 @@
-"""A model and memory that somebody else manages take turns on one GPU, as beside a diffusion model in ComfyUI.
+"""A model and a block of other memory take turns on one GPU, as beside a diffusion model in ComfyUI.
 
-The model waits in RAM while the block fills the GPU, comes back when the block is gone, and answers; and again. The
-program benchmarks.alternate does this with ComfyUI's own memory manager.
+In every turn the model waits in RAM while the block fills the GPU, comes back when the block is gone, and answers.
+benchmarks.alternate does the same with ComfyUI's own memory manager.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from qwenvl.loading.loader import LoadPlan, ModelHandle, park
 from qwenvl.request import LoadSpec, Sampling
 
 TURNS = 20
-# The others leave so much: a driver and its libraries need some.
+# Bytes that the block leaves free, since a driver and its libraries need some.
 LEFT_BYTES = 1 << 30
 TOKENS = 128
-# Buffers and captures have their final size after so many turns.
+# Turns after which buffers and captures have their final size.
 EARLY = 4
 
 
 class Memory(Protocol):
-    """Somebody else's on the device."""
+    """Memory on the device that is not the model's."""
 
     def take(self) -> None:
-        """Fill what is free."""
+        """Fill the free memory."""
 
     def free(self) -> None:
         """Give all of it back."""
 
     def used(self) -> int:
-        """Bytes in use, by anybody."""
+        """Return the bytes in use on the device, by all programs."""
 
 
 class Block:
@@ -76,7 +76,7 @@ def _give_back() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Seconds of its parts; tokens per second of its answer with and without what is made once after each move."""
+    """Seconds of a turn's parts; its answer's tokens per second with (and "steady": without) the work after a move."""
 
     free_s: float
     bring_s: float
@@ -91,12 +91,12 @@ class Turn:
 
     @property
     def seconds(self) -> float:
-        """Of the alternation, without the answer."""
+        """Return the seconds of the alternation, without the answer."""
         return self.free_s + self.bring_s + self.park_s + self.take_s
 
 
 def alternations(bench: Bench) -> dict[str, Any]:
-    """TURNS of them, or as many as there is time for."""
+    """Measure TURNS alternations, or as many as there is time for."""
     if bench.device == "cpu":
         raise NotMeasured("A model on the CPU is in RAM already: nothing is moved.")
     plan, machine = LoadPlan("none", "sdpa"), Machine(f"cuda:{torch.cuda.current_device()}", bench.dtype, "")
@@ -107,11 +107,11 @@ def alternations(bench: Bench) -> dict[str, Any]:
     turns = alternate(handle, bench.inputs, block, TURNS, bench.ends)
     brought = size / statistics.median(turn.bring_s for turn in turns)
     return {
-        **told(turns),
+        **figures(turns),
         "block_bytes": block.size,
         "weights_bytes": size,
         "brought_bytes_per_s": float(f"{brought:.3g}"),
-        # From pinned memory, which the weights do not wait in.
+        # The ceiling is that of pinned memory; the weights wait in ordinary memory.
         "ceiling_bytes_per_s": float(f"{most:.3g}"),
         "ceiling_share": round(brought / most, 3),
     }
@@ -120,11 +120,11 @@ def alternations(bench: Bench) -> dict[str, Any]:
 def alternate(
     handle: ModelHandle, inputs: dict[str, Any], memory: Memory, count: int, ends: float, tokens: int = TOKENS
 ) -> list[Turn]:
-    """Turn by turn, as many as end in time, at least one.
+    """Do up to `count` turns, as many as end in time, but at least one.
 
     Args:
-        ends: by time.monotonic().
-        tokens: of each answer.
+        ends: when they must have ended, by time.monotonic().
+        tokens: tokens of each answer.
 
     Raises:
         NotMeasured: the RAM has no room for the model.
@@ -153,7 +153,7 @@ def _turn(
     times.append(time.perf_counter())
     handle.decoder = Decoder(handle.model, "sdpa", decode=DECODE)
     sampling = Sampling(do_sample=False, max_new_tokens=tokens)
-    made = handle.decoder.generate(inputs, sampling, None, lambda rows: None, lambda: None, "")
+    answer = handle.decoder.generate(inputs, sampling, None, lambda rows: None, lambda: None, "")
     times.append(time.perf_counter())
     parked = park(handle, 1 << 50)
     memory.free()
@@ -163,18 +163,18 @@ def _turn(
     memory.used()
     times.append(time.perf_counter())
     parts = (b - a for a, b in itertools.pairwise(times))
-    return Turn(*parts, made.prefill_s, made.tokens_per_s, _steady(made), made.ids, used), parked
+    return Turn(*parts, answer.prefill_s, answer.tokens_per_s, _steady(answer), answer.ids, used), parked
 
 
-def _steady(made: Generation) -> float:
-    """By the median time between two tokens, in which no capture falls."""
-    arrived = [each.arrived for each in made.times]
+def _steady(answer: Generation) -> float:
+    """Return tokens per second by the median time between two tokens, in which no capture falls."""
+    arrived = [token.arrived for token in answer.times]
     between = [b - a for a, b in itertools.pairwise(arrived)]
     return 1 / statistics.median(between) if between and statistics.median(between) > 0 else 0.0
 
 
-def told(turns: list[Turn]) -> dict[str, Any]:
-    """The figures of all turns; the first and the last stand apart, to show what wears out."""
+def figures(turns: list[Turn]) -> dict[str, Any]:
+    """Summarise all turns. The first and the last are also given apart, to show if anything gets worse."""
     early, last = turns[min(EARLY, len(turns) - 1)], turns[-1]
     parts = ("free_s", "bring_s", "answer_s", "park_s", "take_s", "first_token_s")
     return {
@@ -189,7 +189,7 @@ def told(turns: list[Turn]) -> dict[str, Any]:
 
 
 def _copied_per_s() -> float:
-    """From pinned memory to the GPU: the most that the bus between them carries."""
+    """Measure bytes per second from pinned memory to the GPU, which is the most that the bus carries."""
     source = torch.empty(256 << 20, dtype=torch.uint8, pin_memory=True)
     target = torch.empty_like(source, device="cuda")
     return source.numel() / best_seconds(lambda: target.copy_(source, non_blocking=True), "cuda")

@@ -1,4 +1,4 @@
-"""What lines measure with: a name, a limit and a process, and a bench whose parts are made when first needed."""
+"""The parts of a measurement: lines with a name, a limit and a process, and the bench that they measure with."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from qwenvl.decoding.decoder import Decoder
 from qwenvl.decoding.patch_embedding import patch_embedding_as_matmul
 
 ROOT = Path(__file__).resolve().parents[2]
-# ComfyUI sets the second one by default.
+# Allocators of torch. ComfyUI sets the second one by default.
 NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
-# Tokens of an answer, and rounds that count.
+# Device -> tokens of an answer, and rounds that count.
 SIZES = {"cuda": (256, 3), "cpu": (48, 2)}
 
 
 class NotMeasured(Exception):  # noqa: N818 (nothing went wrong)
-    """A figure that cannot be had here; the text is a sentence that says why."""
+    """A figure cannot be measured here; the text is a sentence that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Line:
     """One entry of the results.
 
     Attributes:
-        measure: gives figures that JSON can hold; raises NotMeasured where there are none to be had.
-        seconds: what it may take at most.
-        process: lines that follow one another with the same name here share a process, and what the bench has made.
-        allocator: of that process.
+        measure: returns figures that JSON can hold, or raises NotMeasured.
+        seconds: its time limit.
+        process: lines that follow one another with the same name here share a process and its bench.
+        allocator: the allocator of that process.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Of a run.
+    """The options of a run.
 
     Attributes:
         device: "cuda" or "cpu".
         shape: "4b" or "nano".
-        comfyui: a checkout whose requirements this Python has; "" where there is none.
+        comfyui: a checkout whose requirements this Python has; "" for no comparison.
     """
 
     device: str = "cuda"
@@ -65,10 +65,10 @@ class Options:
 
 
 class Bench:
-    """The model and what is measured with, each made at its first use and kept for the lines after it.
+    """The model, its inputs and its decoder, made at their first use and kept for later lines.
 
     Attributes:
-        ends: when the line that is being measured must have ended, by time.monotonic().
+        ends: when the present line must have ended, by time.monotonic().
     """
 
     def __init__(self, options: Options) -> None:
@@ -83,7 +83,7 @@ class Bench:
 
     @cached_property
     def ceiling(self) -> Ceiling:
-        """What the device can do at most."""
+        """Return the limits of the device."""
         found = ceiling(self.device, self.dtype)
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -92,45 +92,45 @@ class Bench:
 
     @cached_property
     def convolution(self) -> Any:
-        """The patch embedding that the model had: it now has a matrix product, as the pack loads it."""
+        """Return the model's former patch embedding. The model gets a matrix product for it, as the pack loads it."""
         convolution = patch_embedding(self._built).proj
         patch_embedding_as_matmul(self._built)
         return convolution
 
     @cached_property
     def _built(self) -> Any:
-        _ = self.ceiling  # its buffers are large: none of them is part of a model's peak
+        _ = self.ceiling  # measured first, so that its large buffers do not count in a model's peak
         return build(SHAPES[self.options.shape], self.device, self.dtype)
 
     @property
     def model(self) -> Any:
-        """Qwen3-VL of the shape, with random weights."""
+        """Return a Qwen3-VL of the shape, with random weights."""
         _ = self.convolution
         return self._built
 
     @cached_property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """A prompt with a picture."""
+        """Return a prompt with a picture."""
         return prompt(self.model, *PROMPTS[self.options.shape])
 
     @cached_property
     def decoder(self) -> Decoder:
-        """By the best tier that fits."""
+        """Return a decoder of the best tier that fits."""
         return Decoder(self.model, "sdpa", decode=DECODE)
 
     def share(self, tokens_per_s: float, bytes_per_token: int) -> dict[str, float]:
-        """Beside what the memory allows."""
+        """Return the ceiling that the memory sets, and the share of it."""
         most = self.ceiling.bytes_per_s / bytes_per_token
         return {"ceiling_tokens_per_s": round(most, 1), "ceiling_share": round(tokens_per_s / most, 3)}
 
     def program(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run in the repository's root; what stops this process at the line's limit stops it too."""
+        """Run a program in the repository's root, until the line's limit at most."""
         left = None if self.ends == float("inf") else self.ends - time.monotonic()
         return subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=left, check=False
         )
 
     def settle(self) -> None:
-        """Wait for the device: a failure that it has not told of yet belongs to the line that caused it."""
+        """Wait for the device, so that a failure it has not reported yet counts for the line that caused it."""
         if self.device == "cuda" and torch.cuda.is_initialized():
             torch.cuda.synchronize()

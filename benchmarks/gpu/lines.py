@@ -1,4 +1,4 @@
-"""The lines of a run, in the order of what is most worth knowing. A new one is a function and a Line in the list."""
+"""The lines of a run, the most important first. A new one is a function and a Line in the list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KERNELS = 20
 
 
 def lines(options: Options) -> list[Line]:
-    """All of them; those beside ComfyUI where there is a checkout of it."""
+    """List all lines; those with ComfyUI only if there is a checkout of it."""
     found = [
         Line("machine", machine, 60),
         Line("own-step", own_step, 120),
@@ -44,7 +44,7 @@ def lines(options: Options) -> list[Line]:
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """What this is, and what it can do at most."""
+    """Describe the machine, and measure its limits."""
     facts = probe()
     cuda = bench.device == "cuda"
     return {
@@ -61,15 +61,15 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 
 def own_step(bench: Bench) -> dict[str, Any]:
-    """The step by itself: tokens per second, and the share of what the memory allows."""
+    """Measure our step by itself: tokens per second, and their share of the memory's ceiling."""
     side = ours(bench.decoder, bench.inputs)
     started = time.perf_counter()
-    made = side(bench.tokens)
+    answer = side(bench.tokens)
     first_run_s = time.perf_counter() - started
     found = speed(rounds({"ours": side}, bench.tokens, bench.rounds, bench.clock)["ours"])
     return {
-        "tier": made.tier,
-        "tier_reason": made.tier_reason,
+        "tier": answer.tier,
+        "tier_reason": answer.tier_reason,
         "step_attention": bench.decoder.attention,
         "prompt_tokens": bench.inputs["input_ids"].shape[1],
         "new_tokens": bench.tokens,
@@ -81,19 +81,19 @@ def own_step(bench: Bench) -> dict[str, Any]:
 
 
 def other_allocator(bench: Bench) -> dict[str, Any]:
-    """The same with the allocator that ComfyUI sets: another process, so two figures and no ratio within a round."""
+    """Measure own_step with the allocator that ComfyUI sets, in another process, so without a ratio per round."""
     if bench.device != "cuda":
         raise NotMeasured("torch has one allocator on a CPU.")
     return own_step(bench)
 
 
 def kernels(bench: Bench) -> dict[str, Any]:
-    """Where the time of a step goes."""
+    """Measure where the time of a step goes."""
     return by_kernel(bench.decoder, bench.inputs, min(bench.tokens, 64), bench.device, KERNELS)
 
 
 def generate(bench: Bench) -> dict[str, Any]:
-    """generate() and ours in turns."""
+    """Measure generate() and ours in turns."""
     sides = {"ours": ours(bench.decoder, bench.inputs), "generate": theirs(bench.model, bench.inputs)}
     tokens = bench.tokens // 2
     same = in_common(sides["ours"](tokens).rows[0], sides["generate"](tokens))
@@ -103,7 +103,7 @@ def generate(bench: Bench) -> dict[str, Any]:
 
 
 def prefill(bench: Bench) -> dict[str, Any]:
-    """From pixels to the first token, beside generate() and beside as many tokens of text alone."""
+    """Measure the time to the first token, against generate() and against as many tokens of text alone."""
     convolution, inputs = bench.convolution, bench.inputs
     found = first_token(bench.decoder, bench.model, convolution, inputs, bench.clock, bench.rounds)
     tokens = inputs["input_ids"].shape[1]
@@ -130,7 +130,7 @@ def _first_tokens(bench: Bench, inputs: dict[str, torch.Tensor]) -> list[float]:
 
 
 def flash_from_one(bench: Bench) -> dict[str, Any]:
-    """Flash decoding for short texts too, in turns with the default, at two lengths."""
+    """Measure flash decoding for short texts too, in turns with the default, at two lengths."""
     default = Decoder(bench.model, "sdpa", decode=DECODE)
     if not default._lanes._step.attention.reads_only_text:  # type: ignore[union-attr]
         raise NotMeasured("Flash decoding cannot be had here, so there is nothing to compare.")
@@ -139,14 +139,14 @@ def flash_from_one(bench: Bench) -> dict[str, Any]:
     for inputs in (prompt(bench.model, 16, 64), bench.inputs):
         sides = {"default": ours(default, inputs), "flash": _flash_from(1, ours(with_flash, inputs))}
         by_side = rounds(sides, bench.tokens, bench.rounds, bench.clock)
-        each = {name: [one["tokens_per_s"] for one in by_side[name]] for name in by_side}
+        rates = {name: [turn["tokens_per_s"] for turn in by_side[name]] for name in by_side}
         figures = {name: speed(by_side[name]) for name in by_side}
-        found[f"{inputs['input_ids'].shape[1]} tokens"] = {**figures, "ratio": ratio(each["flash"], each["default"])}
+        found[f"{inputs['input_ids'].shape[1]} tokens"] = {**figures, "ratio": ratio(rates["flash"], rates["default"])}
     return {"default_from": step_attention.FLASH_FROM, "with_flash": with_flash.attention, "by_prompt": found}
 
 
 def _flash_from(slots: int, side: Side) -> Side:
-    """The side, with flash decoding from so many slots on while it runs."""
+    """Return the side with flash decoding from `slots` slots on while it runs."""
 
     def run(tokens: int) -> Any:
         kept = step_attention.FLASH_FROM
@@ -160,5 +160,5 @@ def _flash_from(slots: int, side: Side) -> Side:
 
 
 def _bytes(bench: Bench) -> int:
-    """Of a step in the middle of an answer."""
+    """Return the bytes that a step in the middle of an answer reads."""
     return bytes_per_token(bench.model, bench.inputs["input_ids"].shape[1] + bench.tokens // 2)

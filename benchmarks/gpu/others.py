@@ -1,4 +1,4 @@
-"""Lines about other weights than plain ones, other models, and other programs."""
+"""Lines for quantized weights, other models, and other programs."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from benchmarks.measure import ratio, rounds, speed
 from benchmarks.models import DECODE, bytes_per_token, prompt, quantize
 from qwenvl.decoding.decoder import Decoder
 
-# Where no test is marked, those that need a GPU stand in these.
+# The files with tests that need a GPU, for a checkout that does not mark these tests.
 TESTS = ("tests/decoding/test_cuda_graph.py", "tests/decoding/test_step_attention.py")
 MARKED = ("-m", "gpu", "tests/decoding")
 SHOWN = 3000
 
 
 def four_bit(bench: Bench) -> dict[str, Any]:
-    """bitsandbytes' 4 bits, in turns with the plain weights."""
+    """Measure bitsandbytes' 4-bit weights, in turns with the plain ones."""
     if find_spec("bitsandbytes") is None:
         raise NotMeasured("bitsandbytes is not installed here.")
     model = quantize(bench.model, "4bit")
     decoder = Decoder(model, "sdpa", decode=DECODE)
     sides = {"4bit": ours(decoder, bench.inputs), "plain": ours(bench.decoder, bench.inputs)}
     by_side = rounds(sides, bench.tokens, bench.rounds, bench.clock)
-    each = {name: [one["tokens_per_s"] for one in found] for name, found in by_side.items()}
+    rates = {name: [turn["tokens_per_s"] for turn in found] for name, found in by_side.items()}
     found = speed(by_side["4bit"])
     context = bench.inputs["input_ids"].shape[1] + bench.tokens // 2
-    # The peak is of both models.
+    # No peak, because both models are in memory.
     captured = {**of_the_gpu(decoder, model), "peak_bytes": None} if bench.device == "cuda" else {}
     return {
         "tier": decoder.tier,
         **found,
-        # Packed weights alone: the scales are about 3 % more.
+        # Bytes of the packed weights only: the scales add about 3 %.
         **bench.share(found["tokens_per_s"], bytes_per_token(model, context)),
         "plain": speed(by_side["plain"]),
-        "ratio_to_plain": ratio(each["4bit"], each["plain"]),
+        "ratio_to_plain": ratio(rates["4bit"], rates["plain"]),
         **captured,
     }
 
 
 def hybrid(bench: Bench) -> dict[str, Any]:
-    """Linear attention in three layers of four, on a static cache of transformers', in turns with generate()."""
+    """Measure linear attention in three layers of four, on transformers' static cache, in turns with generate()."""
     if reason := why_not_hybrid():
         raise NotMeasured(f"{reason}.")
     most = bench.ceiling.bytes_per_s
     model = build_hybrid(bench.options.shape, bench.device, bench.dtype)
-    # The best tier on a GPU; on a CPU generate() itself would be.
+    # The best tier on a GPU; on a CPU the best would be generate() itself.
     decoder = Decoder(model, "sdpa", None if bench.device == "cuda" else "generic step")
     inputs = prompt(model, *((32, 64) if bench.options.shape == "4b" else (8, 16)))
     sides = {"ours": ours(decoder, inputs), "generate": theirs(model, inputs)}
@@ -69,7 +69,7 @@ def hybrid(bench: Bench) -> dict[str, Any]:
 
 
 def gpu_tests(bench: Bench) -> dict[str, Any]:
-    """The tests that need a GPU. Those that fail make the line fail, with what they print."""
+    """Run the tests that need a GPU. If any fails, the line fails with their output."""
     marked = '"gpu:' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     which = MARKED if marked else TESTS
     done = bench.program(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *which)
@@ -81,20 +81,20 @@ def gpu_tests(bench: Bench) -> dict[str, Any]:
 
 
 def comfyui_decode(bench: Bench) -> dict[str, Any]:
-    """ComfyUI's own model against ours."""
+    """Measure ComfyUI's own model against ours."""
     dtype = str(bench.dtype).removeprefix("torch.")
     where = ("--shape", bench.options.shape, "--device", bench.device, "--dtype", dtype)
     return _last_line(bench, "benchmarks.comfyui", *where, "--rounds", str(bench.rounds), "--tokens", str(bench.tokens))
 
 
 def comfyui_alternations(bench: Bench) -> dict[str, Any]:
-    """ComfyUI's memory manager beside ours."""
+    """Measure alternations with ComfyUI's memory manager."""
     more = () if bench.device == "cuda" else ("--cpu", "--block-gb", "0.1")
     return _last_line(bench, "benchmarks.alternate", "--turns", "20", *more)
 
 
 def _last_line(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
-    """What a program beside ComfyUI's checkout has measured."""
+    """Run a benchmark that needs ComfyUI's checkout; return its last line of JSON."""
     done = bench.program(sys.executable, "-m", module, bench.options.comfyui, *arguments)
     if done.returncode:
         raise RuntimeError(f"{done.stderr[-SHOWN:]}\n{module} ended with status {done.returncode}")

@@ -1,4 +1,4 @@
-"""Has lines measured by workers, each within its limit, and ends a worker with which something is wrong."""
+"""Lets workers measure lines, each within its limit, and ends a worker that fails or hangs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from typing import IO, Any
 from benchmarks.gpu.bench import ROOT, Line, Options
 
 LINES = "benchmarks.gpu.lines"
-# A worker has so long to import torch and the lines.
+# Seconds for a worker to import torch and the lines.
 START_SECONDS = 90
 LEAVE_SECONDS = 10
 SHOWN = 3000
 
 
 class _Ended(Exception):  # noqa: N818 (what it means is for the runner to say)
-    """The worker is gone, or was too slow."""
+    """The worker has ended, or was too slow."""
 
 
 class Worker:
     """A process that measures lines, one after the other.
 
     Args:
-        module: whose lines() it measures.
+        module: the module whose lines() it measures.
     """
 
     def __init__(self, module: str, options: Options, line: Line) -> None:
@@ -58,33 +58,33 @@ class Worker:
         self._replies.put("")
 
     def reply(self, seconds: float) -> dict[str, Any]:
-        """What it says next.
+        """Return the worker's next reply.
 
         Raises:
-            _Ended: it says nothing, or not in time; it has been ended.
+            _Ended: no reply came, or not in time; the worker has been ended.
         """
         try:
-            said = self._replies.get(timeout=seconds)
+            reply = self._replies.get(timeout=seconds)
         except queue.Empty:
             self.end()
             raise _Ended(f"It took longer than {seconds:.0f} s.") from None
-        if not said:
-            # It is about to end by itself, with a status that says how.
+        if not reply:
+            # The worker is about to end by itself, with a status that shows why.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(LEAVE_SECONDS)
             self.end()
             raise _Ended("")
-        return json.loads(said)
+        return json.loads(reply)
 
     def ask(self, name: str, seconds: float) -> dict[str, Any]:
-        """The line, measured."""
-        with suppress(BrokenPipeError):  # then it says nothing either
+        """Have a line measured, and return the reply."""
+        with suppress(BrokenPipeError):  # then no reply comes either
             self._process.stdin.write(json.dumps({"line": name, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
         return self.reply(seconds)
 
     def end(self) -> None:
-        """It and what it started."""
+        """End the worker and the processes that it started."""
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         with suppress(ProcessLookupError):
@@ -95,7 +95,7 @@ class Worker:
         self._process.wait()
 
     def leave(self) -> None:
-        """It has nothing more to do."""
+        """Let the worker end by itself: it has nothing more to do."""
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -103,7 +103,7 @@ class Worker:
         self.end()
 
     def failure(self) -> dict[str, Any]:
-        """Of a worker that has ended: its last words, and how it ended."""
+        """Return how the ended worker ended, and the end of its output."""
         self._errors.seek(0)
         printed = self._errors.read().strip()
         last = printed.splitlines()[-1] if printed else ""
@@ -111,11 +111,11 @@ class Worker:
 
 
 class Runner:
-    """One entry for each line, as soon as it is known.
+    """Yields an entry for each line, as soon as it is known.
 
     Args:
         end: when all must have ended, by time.monotonic(): a line that may take longer is not started.
-        module: where a worker finds the lines.
+        module: the module in which a worker finds the lines.
     """
 
     def __init__(self, options: Options, end: float = float("inf"), module: str = LINES) -> None:

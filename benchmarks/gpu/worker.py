@@ -1,7 +1,7 @@
-"""The process that measures: it reads the names of lines, one JSON object each, and answers each with its figures.
+"""The process that measures: it reads names of lines, one JSON object each, and replies with figures.
 
-It catches nothing but NotMeasured: after any other error the process ends, and with it whatever state the error left,
-on the device too. runner.py reads the error from what was printed, and starts another one.
+It catches only NotMeasured. After any other error the process ends, and with it the state that the error left, on the
+device too. runner.py reads the error from the output, and starts another process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from benchmarks.gpu.bench import Bench, Line, NotMeasured, Options
 
 
 def main() -> None:
-    """Arguments: the module whose lines() are measured, and the options as JSON."""
+    """Measure lines. The arguments are the module whose lines() are measured, and the options as JSON."""
     replies = _own_output()
-    faulthandler.enable()  # so that a crash tells where it was
+    faulthandler.enable()  # so that a crash prints a traceback
     module, options = sys.argv[1], Options(**json.loads(sys.argv[2]))
     by_name: dict[str, Line] = {line.name: line for line in importlib.import_module(module).lines(options)}
     bench = Bench(options)
@@ -28,7 +28,7 @@ def main() -> None:
     for request in sys.stdin:
         asked = json.loads(request)
         bench.ends = time.monotonic() + asked["seconds"]
-        # A line that hangs is ended from outside: this tells where it was.
+        # A line that hangs is ended from outside; just before, this prints where it is.
         faulthandler.dump_traceback_later(max(0.5, asked["seconds"] - 1))
         reply = _measured(by_name[asked["line"]], bench)
         faulthandler.cancel_dump_traceback_later()
@@ -45,7 +45,7 @@ def _measured(line: Line, bench: Bench) -> dict[str, Any]:
 
 
 def _own_output() -> TextIO:
-    """Standard output for replies alone: what libraries print there goes to the errors."""
+    """Keep standard output for replies: what libraries print there goes to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return replies

@@ -1,1 +1,1 @@
-"""Files and tensors in, pictures, frames of films and boxes out. Begin with media.py."""
+"""Turns files and tensors into pictures and frames of films, and answers into boxes. Begin with media.py."""

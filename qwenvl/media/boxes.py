@@ -1,4 +1,4 @@
-"""What Qwen found in a picture: JSON in an answer -> boxes and points -> a picture with them, and a mask."""
+"""Boxes and points from the JSON in an answer, the picture with them drawn on it, and a mask of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import notations
 from .nearly_json import can_mend, objects
 from .notations import Named
 
-# How an answer may count: by a rule, in thousandths of each side, or in pixels of the picture that the model saw.
+# Units of an answer's numbers: found by a rule, thousandths of each side, or pixels of the picture as the model saw it.
 COORDINATES = ("auto", "0-1000", "pixels")
 THOUSAND = 1000
 _OWN_KEY = re.compile(r"bbox_2d|point_2d")
-# No model answers with more: a quarter of a million tokens.
+# Characters, about a quarter of a million tokens: no model answers with more.
 _LONGEST = 1_000_000
 _MAX_LABEL = 60
 _MOST_PROBLEMS = 20
@@ -28,7 +28,7 @@ _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box as (left, top, right, bottom), or a point, which is written as a box without size."""
+    """A box (left, top, right, bottom), or a point, which is held as a box without size."""
 
     box: tuple[float, float, float, float]
     label: str = ""
@@ -36,17 +36,17 @@ class Mark:
 
 
 class Found(NamedTuple):
-    """Marks, and a sentence for each thing that is wrong with the rest."""
+    """Marks that can be used, and a sentence for each mistake in the others."""
 
     marks: list[Mark]
     problems: list[str]
 
 
 def read(text: str) -> Found:
-    """Every box and point in an answer, in its own coordinates, and what is wrong with the rest.
+    """Read every box and point in an answer, in the answer's own coordinates; name what is wrong with the rest.
 
-    The answer may be JSON or nearly that, in a code block or among words, one object or lists of them, with Qwen's own
-    keys or similar ones; Qwen2-VL's pairs or Qwen2.5-VL's tags; four numbers alone. It may be cut off.
+    The answer may be JSON, or nearly JSON, in a code block or among words: one object or lists of them, with Qwen's
+    keys or similar ones. It may also be Qwen2-VL's pairs, Qwen2.5-VL's tags, or four numbers alone, and be cut off.
     """
     longer = len(text) > _LONGEST
     text = whole_characters(text[:_LONGEST])
@@ -68,12 +68,12 @@ def read(text: str) -> Found:
 
 
 def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "") -> bool:
-    """The rule of "auto": pixels where the family counts them, or a number above 1000 lies within the picture.
+    """Tell by the rule of "auto" if an answer counts pixels: the family does, or a number above 1000 is in the picture.
 
     Args:
         seen: (width, height) of the picture as the model saw it.
-        known: what the model's family counts, one of COORDINATES; "" where that is not known. Finetunes may count
-            otherwise, so a number that cannot be a thousandth is believed.
+        known: what the model's family counts, one of COORDINATES; "" if that is not known. A finetune may count
+            otherwise, so a number above 1000 decides.
     """
     if known == "pixels":
         return True
@@ -82,10 +82,10 @@ def counts_pixels(marks: Sequence[Mark], seen: tuple[int, int], known: str = "")
 
 
 def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int]) -> Found:
-    """Marks in pixels of a picture, cut off at its edges, and what is wrong with those that are left out.
+    """Convert marks to pixels of a picture, cut off at its edges; name those that are left out.
 
     Args:
-        unit: how far right and down the marks' own coordinates reach, e.g. (1000, 1000).
+        unit: the marks' own coordinates of the picture's right and lower edge, e.g. (1000, 1000).
         size: (width, height) of the picture.
     """
     scale = [side / reach for side, reach in zip(size, unit, strict=True)] * 2
@@ -102,7 +102,7 @@ def place(marks: Sequence[Mark], unit: tuple[float, float], size: tuple[int, int
 
 
 def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
-    """A copy of the picture with the marks and their labels on it, one colour per label."""
+    """Copy the picture as RGB and draw the marks and their labels on it, one colour per label."""
     drawn = picture.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     short = min(picture.size)
@@ -123,7 +123,7 @@ def draw(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
 
 
 def mask(size: tuple[int, int], marks: Sequence[Mark]) -> Image.Image:
-    """White where a box is, and a small disc for a point; mode L."""
+    """Draw a mask, mode L: white where a box is, and a small white disc for a point."""
     drawn = Image.new("L", size)
     pen = ImageDraw.Draw(drawn)
     for mark in marks:
@@ -135,7 +135,7 @@ def mask(size: tuple[int, int], marks: Sequence[Mark]) -> Image.Image:
 
 
 def as_bounding_boxes(marks: Sequence[Mark]) -> list[dict[str, Any]]:
-    """ComfyUI's bounding boxes, in pixels. Points are none."""
+    """Convert boxes to ComfyUI's bounding boxes, in pixels. Points are left out."""
     found = []
     for mark in marks:
         if not mark.is_point:
@@ -147,7 +147,7 @@ def as_bounding_boxes(marks: Sequence[Mark]) -> list[dict[str, Any]]:
 
 
 def _read_objects(text: str) -> tuple[list[Mark], list[str], bool]:
-    """What the objects in the text hold, a sentence for each that holds no box, and whether the text was cut off."""
+    """Return the marks in the text's objects, a sentence for each mistake, and if the text was cut off."""
     marks: list[Mark] = []
     problems: list[str] = []
     mended: list[str] = []
@@ -155,11 +155,11 @@ def _read_objects(text: str) -> tuple[list[Mark], list[str], bool]:
     found_objects, cut_off = objects(text, notations.WANTED)
     for piece in found_objects:
         found = list(notations.of_value(piece.value))
-        here = _marks(each for each in found if isinstance(each, Named))
-        # Of a label that holds its own kind of quotes, json-repair keeps the last one too.
+        here = _marks(named for named in found if isinstance(named, Named))
+        # If a label holds the quotes it stands in, json-repair keeps the closing one too.
         marks += here if piece.exact else [replace(mark, label=mark.label.rstrip("'\"")) for mark in here]
         if piece.exact:
-            problems += [each for each in found if isinstance(each, str)]
+            problems += [problem for problem in found if isinstance(problem, str)]
         elif here:
             mended.append(piece.text)
         elif _OWN_KEY.search(piece.text):
@@ -175,7 +175,7 @@ def _read_objects(text: str) -> tuple[list[Mark], list[str], bool]:
 
 
 def _marks(found: Iterable[Named]) -> list[Mark]:
-    """A box has its left left of its right, and its top above its bottom."""
+    """Order each box's corners: left before right, top before bottom."""
     marks = []
     for numbers, label in found:
         x, y = sorted(numbers[::2]), sorted(numbers[1::2])
@@ -184,8 +184,8 @@ def _marks(found: Iterable[Named]) -> list[Mark]:
 
 
 def _pixels(mark: Mark) -> tuple[int, int, int, int]:
-    """First and last column and row that the box touches, both included."""
-    # Rounded, because 500 thousandths of 192 are 96.00000000000001.
+    """Return the first column and row that the box touches, and the last ones, which belong to it."""
+    # Rounded, because 500 thousandths of 192 come out as 96.00000000000001.
     left, top, right, bottom = (round(value, 6) for value in mark.box)
     return math.floor(left), math.floor(top), math.ceil(right) - 1, math.ceil(bottom) - 1
 
@@ -197,7 +197,7 @@ def _disc(mark: Mark, size: tuple[int, int]) -> tuple[float, float, float, float
 
 
 def _write(pen: ImageDraw.ImageDraw, mark: Mark, font: Any, color: str, size: tuple[int, int]) -> None:
-    """The label on a plate above the mark, or below its upper edge where there is no room, within the picture."""
+    """Write the label on a plate above the mark, or below its upper edge if there is no room, inside the picture."""
     label = _cut(mark.label)
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 6, bottom - top + 6
@@ -208,7 +208,7 @@ def _write(pen: ImageDraw.ImageDraw, mark: Mark, font: Any, color: str, size: tu
 
 
 def _first(problems: list[str]) -> list[str]:
-    """Of a mistake that is made over and over, nobody reads every line."""
+    """Keep the first problems, and count the others in one line."""
     more = len(problems) - _MOST_PROBLEMS
     return [*problems[:_MOST_PROBLEMS], f"and {more} more like these"] if more > 0 else problems
 

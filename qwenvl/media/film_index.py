@@ -1,5 +1,7 @@
-"""What the index of an MP4 or QuickTime film claims, before FFmpeg makes it: a few bytes may stand for any number of
-packets, of which it keeps 40 bytes each, and nobody could cancel that."""
+"""Counts the packets that the index of an MP4 or QuickTime film claims, before FFmpeg builds that index.
+
+A few bytes may claim any number of packets. FFmpeg keeps 40 bytes for each, and building its index cannot be cancelled.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ from typing import BinaryIO
 
 from .packets import MOST_PACKETS, Check, TooManyPacketsError
 
-# What holds other boxes, at any depth.
+# Boxes that hold other boxes, at any depth.
 _HOLDS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf"}
-# What holds pictures, sound or tables, in which FFmpeg looks for no boxes.
+# Boxes of pictures, sound or tables, in which FFmpeg looks for no other boxes.
 _PASSED = {b"mdat", b"skip", b"wide", b"stco", b"co64", b"ctts", b"stts", b"stss", b"stsc", b"stps", b"sdtp", b"mfra"}
-# In which FFmpeg looks for an index where there is none elsewhere.
+# Boxes in which FFmpeg looks for an index if it has found none elsewhere.
 _HIDES = {b"free", b"hoov"}
-# Table -> where in it, behind its name, the number of samples stands.
+# Table -> offset of the number of samples, in bytes after the table's name.
 _COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4}
-# For every part of an edit list FFmpeg may keep the samples once more; the first one is often empty.
+# FFmpeg may keep the samples once more for every part of an edit list; the first part is often empty.
 _EDITS, _EDITS_AT = b"elst", 4
 _PACKED = b"cmov"
 _TABLES = (*_COUNTS, _EDITS, _PACKED)
@@ -28,10 +30,10 @@ _BLOCK, _HEAD = 1 << 20, 16
 
 
 def require_small_index(source: str | io.BytesIO, check: Check) -> None:
-    """Raise TooManyPacketsError where a film claims more samples than packets are read, or hides how many.
+    """Raise TooManyPacketsError if a film's index claims more samples than MOST_PACKETS, or hides their number.
 
     Args:
-        check: called all the while; raises to cancel.
+        check: called again and again; raises to cancel.
     """
     with _opened(source) as file:
         end = file.seek(0, io.SEEK_END)
@@ -54,7 +56,7 @@ def _opened(source: str | io.BytesIO) -> Iterator[BinaryIO]:
 
 
 class _Walk:
-    """Goes through the boxes of a file, and counts what the tables in them claim."""
+    """Goes through the boxes of a file and adds up the samples that their tables claim."""
 
     def __init__(self, file: BinaryIO, check: Check) -> None:
         self._file, self._check = file, check
@@ -62,7 +64,7 @@ class _Walk:
         self.samples = self.edits = 0
 
     def boxes(self, at: int, end: int, depth: int) -> None:
-        """Those from one place of the file to another; nothing where there are none, as in films of other kinds."""
+        """Go through the boxes between two offsets of the file. Return early in a file of another kind."""
         while at + 8 <= end:
             self._check()
             self._seen += 1
@@ -90,7 +92,7 @@ class _Walk:
             self._search(begin, end)
 
     def _search(self, at: int, end: int) -> None:
-        """In a box that may hold others in a way of its own, what looks like a table counts as one."""
+        """Count whatever looks like a table in a box of an unknown kind, which may hold tables in its own layout."""
         while at < end:
             self._check()
             block = self._read(at, min(_BLOCK + _HEAD, end - at))

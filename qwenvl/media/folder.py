@@ -18,18 +18,18 @@ from pathlib import Path
 from ..checks import shown, whole_characters
 from ..log import log
 
-# Of every kind of file that opening.py reads. Browsers save JPEGs under all of these names.
+# The suffixes of all kinds that opening.py reads. Browsers save JPEGs under several of them.
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib"),
     *(".gif", ".tif", ".tiff", ".avif", ".avifs"),
 )
 SORTS = ("name", "oldest first", "newest first")
-# Of more, fnmatch makes an expression in a time that grows with their square.
+# The time fnmatch takes to translate a pattern grows with the square of its length.
 _LONGEST_PATTERN = 255
 _TEMPORARY = ".qwenvl-"
-# A caption is written in far less, so a temporary file that is older belongs to nobody.
+# Writing a caption takes far less, so an older temporary file was left by a run that was killed.
 _LEFT_AFTER_S = 60.0
-# What Windows says, and from how many letters on it may mean that.
+# Windows' codes for a path that is too long and for a missing one, which from _LONGEST letters on may mean the same.
 _TOO_LONG, _NO_PATH, _LONGEST = 206, 3, 260
 
 
@@ -42,15 +42,15 @@ class LongNameError(FolderError):
 
 
 def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive: bool = False) -> list[Path]:
-    """The picture files in a folder. Hidden files and folders are passed over.
+    """List the picture files in a folder, without hidden files and folders.
 
     Args:
-        pattern: what the file's name must look like, e.g. "*cat*.png", small and capital letters alike; "" is any.
+        pattern: what a file's name must match, e.g. "*cat*.png", in small or capital letters; "" matches any.
         sort: one of SORTS. "name" puts 2 before 10, and each folder's files together.
-        recursive: those in the folders below as well. Links to folders are not followed.
+        recursive: look into the folders below as well. Links to folders are not followed.
 
     Raises:
-        FolderError: there is no such folder, or the pattern or the order does not exist.
+        FolderError: there is no such folder, the pattern is not valid, or the order does not exist.
     """
     if not folder.is_dir():
         raise FolderError(f"There is no folder {str(folder)!r}.")
@@ -63,7 +63,8 @@ def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive
     try:
         wanted = re.compile(fnmatch.translate(pattern or "*"), re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
-        raise FolderError(f"pattern {shown(pattern)} is none ({shown(str(error))}).") from error
+        why = shown(str(error))
+        raise FolderError(f"pattern {shown(pattern)} is not a valid file-name pattern ({why}).") from error
     found = [file for file in _files(folder, recursive) if _is_picture(file) and wanted.match(file.name)]
     found.sort(key=lambda file: _natural(file.relative_to(folder)))
     if sort != "name":
@@ -72,12 +73,13 @@ def find_pictures(folder: Path, pattern: str = "", sort: str = "name", recursive
 
 
 def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Path]:
-    """Picture -> its caption's file, each its own, in whatever order the pictures come.
+    """Choose a caption file of its own for each picture: {picture: caption}. The order of the pictures does not matter.
 
-    The name with another suffix; behind the whole name where two would share it; and a number where that is shared.
+    The caption has the picture's name with the new suffix in place of its own. If two would share that name, the new
+    suffix follows the picture's whole name; if that is taken too, a number is added.
 
     Raises:
-        FolderError: captions with this suffix would not be files of their own.
+        FolderError: the suffix is not valid, or is that of a picture.
     """
     if not re.fullmatch(r"\.[\w.-]*\w", suffix) or suffix.lower().endswith(SUFFIXES):
         raise FolderError(f"suffix {shown(suffix)} must be a dot and a name that is no picture's, such as '.txt'.")
@@ -86,7 +88,7 @@ def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Pat
     shared = Counter(map(_same, short.values()))
     whole = {file: file.with_name(f"{file.name}{suffix}") for file in files}
     short = {file: caption for file, caption in short.items() if shared[_same(caption)] == 1}
-    # What falls back to the whole name may take the short name of another picture, which then falls back too.
+    # A whole name may be another picture's short name; then that picture falls back to its whole name too.
     while taken := {_same(whole[file]) for file in files if file not in short} & set(map(_same, short.values())):
         short = {file: caption for file, caption in short.items() if _same(caption) not in taken}
     used = set(map(_same, short.values()))
@@ -98,7 +100,7 @@ def caption_files(files: Iterable[Path], suffix: str = ".txt") -> dict[Path, Pat
 
 
 def _same(path: Path) -> str:
-    """Equal for paths that Windows or macOS may take for one: they differ in capitals or in how accents are put."""
+    """Return a key that is equal for paths that Windows or macOS may take for one: capitals and accents may differ."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", str(path)).casefold())
 
 
@@ -109,13 +111,14 @@ def _numbered(file: Path, whole: Path, suffix: str) -> Iterator[Path]:
 
 
 def is_there(file: Path) -> bool:
-    """Whether there is something of this name.
+    """Tell if anything of this name exists.
 
     Raises:
-        LongNameError: there can be nothing.
+        LongNameError: the name is too long for a file to have.
+        FolderError: the system refuses to look.
     """
     try:
-        file.stat()  # newer versions of Python say of exists() that there is none, whatever the reason
+        file.stat()  # in newer versions of Python exists() is False for every error
     except (FileNotFoundError, NotADirectoryError) as error:
         if _is_too_long(file, error):
             raise _cannot_write(file, error) from error
@@ -128,10 +131,10 @@ def is_there(file: Path) -> bool:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write the file so that it is there whole or, whatever happens, not at all: an old one stays until then.
+    """Write the file whole or, whatever happens, not at all: an old file stays until the new one is complete.
 
     Raises:
-        LongNameError: the file system takes no such name; others it may take.
+        LongNameError: the name is too long for the file system; other files may still be written.
         FolderError: the disk is full, or the folder cannot be written to.
     """
     temporary = file.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
@@ -144,22 +147,22 @@ def write_whole(file: Path, text: str) -> None:
     except OSError as error:
         raise _cannot_write(file, error) from error
     finally:
-        with suppress(OSError):  # it is gone already, or was never made
+        with suppress(OSError):  # it has been moved into place, or was never created
             temporary.unlink()
 
 
 def require_writable(folders: Iterable[Path]) -> None:
-    """Raise FolderError where one of the folders takes no files, as far as the system tells without trying."""
+    """Raise FolderError if a folder cannot be written to, as far as the system shows without writing."""
     for folder in folders:
         if not os.access(folder, os.W_OK):
             raise _cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def remove_leftovers(folders: Iterable[Path]) -> None:
-    """Delete what a run that was killed in the middle of a caption left in these folders."""
+    """Delete temporary files in these folders that are left of runs that were killed while they wrote a caption."""
     for file in (file for folder in folders for file in folder.glob(f"{_TEMPORARY}*.tmp")):
-        with suppress(OSError):  # another run was faster, or the folder is read-only
-            # From the future are those of a clock that has been put back since.
+        with suppress(OSError):  # another run has deleted it, or the folder is read-only
+            # A file from the future is old too: the clock has been set back since.
             if abs(time.time() - file.stat().st_mtime) > _LEFT_AFTER_S:
                 file.unlink()
 
@@ -176,13 +179,13 @@ def _cannot_write(file: Path, error: OSError) -> FolderError:
 
 
 def _is_too_long(file: Path, error: OSError) -> bool:
-    """Windows says of such a path that it is too long, or that there is none."""
+    """Tell if the path was too long. Windows reports that as a path that is too long, or as a missing one."""
     code = getattr(error, "winerror", None)
     return error.errno == errno.ENAMETOOLONG or code == _TOO_LONG or (code == _NO_PATH and len(str(file)) >= _LONGEST)
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
-    """In no order. Folder by folder: os.walk itself calls itself, and folders may lie deeper than Python follows."""
+    """Yield the files, in no order. os.walk recurses at every level, and folders may be deeper than Python allows."""
     waiting = [folder]
     while waiting:
         where = waiting.pop()
@@ -194,12 +197,12 @@ def _files(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those that it lies in: Path.mkdir calls itself for each of them. OSError where it cannot be."""
+    """Create the folder and its missing parents; OSError if that fails. Path.mkdir calls itself for each parent."""
     missing = [folder]
     while not missing[-1].parent.exists() and missing[-1].parent != missing[-1]:
         missing.append(missing[-1].parent)
-    for each in reversed(missing):
-        each.mkdir(exist_ok=True)
+    for below in reversed(missing):
+        below.mkdir(exist_ok=True)
 
 
 def _is_picture(file: Path) -> bool:
@@ -207,13 +210,13 @@ def _is_picture(file: Path) -> bool:
 
 
 def _without_suffix(name: str) -> str:
-    """Only a picture's suffix is one: a name may have other dots."""
+    """Cut off a picture's suffix. Anything else behind a dot is a part of the name."""
     stem, dot, suffix = name.rpartition(".")
     return stem if f"{dot}{suffix}".lower() in SUFFIXES and stem else name
 
 
 def _natural(path: Path) -> list[list[tuple[int, int | str]]]:
-    """A key that sorts numbers in names by their value."""
+    """Return a sort key that puts numbers in names in order of their value."""
     return [
         [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in re.split(r"(\d+)", part.casefold()) if piece]
         for part in path.parts

@@ -1,4 +1,4 @@
-"""Pictures and videos, as ComfyUI or the command line hand them over, into what a Qwen processor takes."""
+"""Turns pictures and videos, as ComfyUI or the command line give them, into what a Qwen processor takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pictures(images: Mapping[str, Any], check: Check = lambda: None) -> list[Image.Image]:
-    """All pictures of all inputs, in order, as RGB.
+    """Read all pictures of all inputs, in order, as RGB.
 
     Args:
         images: input name -> IMAGE tensor (B, H, W, C) or (H, W, C), float in [0, 1], C of 1, 3 or 4,
@@ -33,18 +33,18 @@ def pictures(images: Mapping[str, Any], check: Check = lambda: None) -> list[Ima
         check: called before every picture; raises to cancel.
 
     Raises:
-        MediaError: an input is empty, holds NaN, has another shape, or is no picture; it names the input.
+        MediaError: an input is empty, holds NaN, has another shape, or is not a picture; it names the input.
     """
     found: list[Image.Image] = []
     for name, image in images.items():
         check()
         if isinstance(image, (str, Path)):
-            made = [_from_file(name, Path(image))]
+            read = [_from_file(name, Path(image))]
         else:
-            made = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image, check)
-        for picture in made:
+            read = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image, check)
+        for picture in read:
             require_shape(name, picture.size)
-        found += made
+        found += read
     return found
 
 
@@ -74,25 +74,25 @@ def _from_tensor(name: str, image: torch.Tensor, check: Check) -> list[Image.Ima
         )
     if 0 in batch.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
-    # One after the other: a batch may be a whole video, of which copies would not fit.
-    made = []
+    # One frame at a time: a batch may be a whole video, and a copy of it would not fit into memory.
+    pictures = []
     try:
-        for each in batch:
+        for frame in batch:
             check()
-            made.append(from_tensor(name, each))
+            pictures.append(from_tensor(name, frame))
     except ValueError as error:
         raise MediaError(f"{name} {error}.") from error
-    return made
+    return pictures
 
 
 def videos(request: Request, check: Check = lambda: None) -> list[Video]:
-    """All videos of a request, in the order in which they are shown: video_frames, video, video_path.
+    """Read all videos of a request, in the order in which they are shown: video_frames, video, video_path.
 
     Args:
-        check: called all the while; raises to cancel.
+        check: called again and again; raises to cancel.
 
     Raises:
-        MediaError: one cannot be used; it names the input.
+        MediaError: a video cannot be used; it names the input.
     """
     given = (request.video_frames is not None, request.video is not None, bool(request.video_path))
     if not any(given):
@@ -109,14 +109,14 @@ def videos(request: Request, check: Check = lambda: None) -> list[Video]:
 
 
 def _from_stream(name: str, video: Any, frames: Frames, check: Check) -> Video:
-    """ComfyUI's VIDEO. A trimmed one hands over the whole stream and tells the part that counts."""
+    """Read ComfyUI's VIDEO. A trimmed one gives the whole stream, and apart from it the part to show."""
     if not hasattr(video, "get_stream_source"):
         raise MediaError(f"{name} must be a VIDEO, got {type(video).__name__}. An IMAGE batch goes into video_frames.")
     if _holds_its_frames(video):
         parts = video.get_components()
         return _from_batch(name, parts.images, float(parts.frame_rate), frames, check)
     source = video.get_stream_source()
-    # Other nodes read from the same object, each from its own place in it.
+    # A copy, because other nodes read from the same object and would move its position.
     source = io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else str(source)
     # Older versions of ComfyUI have no trimming.
     start_s, duration_s = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
@@ -124,13 +124,13 @@ def _from_stream(name: str, video: Any, frames: Frames, check: Check) -> Video:
 
 
 def _holds_its_frames(video: Any) -> bool:
-    """Whether a stream would have to be made of frames that are in memory: the base class's way to have one."""
-    owner = next(each for each in type(video).__mro__ if "get_stream_source" in vars(each))
+    """Tell if the video holds its frames in memory: then the base class would have to encode them into a stream."""
+    owner = next(ancestor for ancestor in type(video).__mro__ if "get_stream_source" in vars(ancestor))
     return inspect.isabstract(owner)
 
 
 def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, check: Check = lambda: None) -> Video:
-    """Frames that are there already; only those that are shown are converted."""
+    """Sample a batch of frames, (frames, height, width, channels); only frames that are shown are converted."""
     if getattr(batch, "ndim", 0) != 4 or 0 in batch.shape:
         shape = tuple(getattr(batch, "shape", ()))
         raise MediaError(f"{name} must have the shape (frames, height, width, channels), got {shape}.")
@@ -146,7 +146,7 @@ def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, chec
 
 
 def fingerprint(pictures: Sequence[Image.Image], shown: Sequence[Video]) -> str:
-    """A name for the content: equal for equal pictures and frames only."""
+    """Return a hash of the content that is equal only for equal pictures and frames."""
     content = hashlib.blake2b(digest_size=16)
     for picture in pictures:
         content.update(repr(picture.size).encode() + picture.tobytes())

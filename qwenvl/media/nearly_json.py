@@ -1,7 +1,7 @@
-"""Objects in a model's answer: JSON, nearly JSON, among words, cut off. Knows nothing of what they hold.
+"""Finds the objects in a model's answer, which may be JSON or nearly JSON, stand among words, or be cut off.
 
-What is JSON is read as such. The rest is mended by json-repair, which is recursive and slow on nonsense: it is given
-one small object at a time, and not many of them.
+Valid JSON is read as such. json-repair mends the rest. It is recursive, and slow on nonsense, so it gets one small
+object at a time, and a limited number of them. What the objects mean is not known here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# An object that is no JSON may hold others, so reading goes on within it; no character is read more often than this.
+# An object that is not JSON may hold others, so reading goes on inside it, but no character is read more often.
 _MOST_READS = 8
-# What json-repair is given: characters and objects within one at a time, and characters of a whole answer.
+# Limits for json-repair: characters of an object, objects inside it, and characters of a whole answer.
 _LONGEST, _MOST_WITHIN, MOST_MENDED = 2000, 4, 200_000
-# No other object is JSON with something in it.
+# The beginning of every JSON object that is not empty.
 _BEGINNING = re.compile(r"\{(?=\s*\")")
 _MARK = re.compile(r"[\[\]{}\"']")
-# A quote opens a string after one of these, and closes it before one of those: others are apostrophes and inches.
+# A quote opens a string after one of these characters and closes it before an _END; others are apostrophes and inches.
 _BEFORE_STRING = "[{,:("
 _END = {quote: re.compile(rf"(?<!\\){quote}(?=\s{{0,9}}(?:[,:\]}})`]|\Z))") for quote in "\"'"}
-# A bracket before a word is of a sentence.
+# A bracket that begins a list. One before a word is part of a sentence.
 _LIST = re.compile(r"\[\s{0,40}(?:[\[{(\"'“\d.+-]|\Z)")
 _OPENS = {"}": "{", "]": "["}
-# A number, or the string of one, at the very end: more digits may have been to come.
+# A number, or a string of one, at the very end: its last digits may be missing.
 _LAST_NUMBER = re.compile(r"[\"']?[-+.\deE]{1,40}\Z")
 
 
@@ -33,23 +33,23 @@ class Piece(NamedTuple):
     """A part of an answer that begins like an object."""
 
     text: str
-    # What it holds; None where nothing could be made of it.
+    # What it holds; None if it could not be read.
     value: Any
-    # Whether it was JSON as it stood.
+    # True if it was valid JSON as it stood.
     exact: bool
 
 
 class Outline(NamedTuple):
-    """The brackets of a text, as far as they can be told."""
+    """The brackets of a text, as far as they can be matched."""
 
-    # Where a bracket that is closed begins -> where that ends.
+    # Where a closed bracket begins -> where it ends.
     ends: dict[int, int]
-    # Where the text stops in the middle of something: behind the last thing that is whole. None where it does not.
+    # Where the last complete thing ends, if the text stops in the middle of something; else None.
     cut_at: int | None
 
 
 def objects(text: str, wanted: re.Pattern[str]) -> tuple[list[Piece], bool]:
-    """The objects of a text that hold something, in order, and whether the text was cut off in the middle of one.
+    """Return the text's objects that are not empty, in order, and if the text was cut off in the middle of one.
 
     Args:
         wanted: finds the keys that make an object worth reading.
@@ -70,10 +70,10 @@ def objects(text: str, wanted: re.Pattern[str]) -> tuple[list[Piece], bool]:
 
 
 def outline_of(text: str, known: Mapping[int, int]) -> Outline:
-    """Which brackets belong together, and whether the text was cut off. Each character is looked at once.
+    """Match the brackets, and find where the text was cut off. Each character is looked at once.
 
     Args:
-        known: where an object that is JSON begins -> where it ends. Those are passed over.
+        known: where an object of valid JSON begins -> where it ends. These objects are passed over.
     """
     ends: dict[int, int] = {}
     open_ones: list[tuple[str, int]] = []
@@ -94,14 +94,14 @@ def outline_of(text: str, known: Mapping[int, int]) -> Outline:
                 return Outline(ends, start)
             place = closed.end()
         last = place
-    open_ones = [each for each in open_ones if each[0] == "{" or _LIST.match(text, each[1])]
+    open_ones = [(mark, start) for mark, start in open_ones if mark == "{" or _LIST.match(text, start)]
     return Outline(ends, last if open_ones and not _goes_on(text, open_ones[-1], last) else None)
 
 
 def _close(
     bracket: str, after: int, open_ones: list[tuple[str, int]], counts: dict[str, int], ends: dict[int, int]
 ) -> None:
-    """End the last one of that kind, where there is one; whatever was forgotten in it ends with it."""
+    """Close the last open bracket of that kind, if any, and every bracket inside it that was left open."""
     opened = ""
     while counts[bracket] and opened != bracket:
         opened, start = open_ones.pop()
@@ -110,12 +110,12 @@ def _close(
 
 
 def can_mend() -> bool:
-    """Whether json-repair is installed: whoever updates by hand may lack it."""
+    """Tell if json-repair is installed. It may be missing after an update by hand."""
     return _library() is not None
 
 
 def _mend(text: str) -> Any:
-    """What json-repair makes of a short text; None where that is nothing."""
+    """Read a short text with json-repair; None if that fails."""
     repair = _library()
     try:
         return repair(text, return_objects=True, skip_json_loads=True) if repair else None
@@ -132,7 +132,7 @@ def _library() -> Callable[..., Any] | None:
 
 
 class _Uncounted(str):
-    """A text for json, which counts the lines from its beginning up to each mistake; nobody reads that number."""
+    """A text in which json counts no lines: it would count them up to each mistake, for a number that is not used."""
 
     __slots__ = ()
 
@@ -144,14 +144,14 @@ class _Uncounted(str):
 
 
 def _exact(text: str, last: int) -> dict[int, tuple[int, Any]]:
-    """Where each object that is JSON begins -> where it ends, and its value; none that begins after the last key."""
+    """Read the objects of valid JSON that begin before the last key: {where it begins: (where it ends, value)}."""
     decoder, uncounted = json.JSONDecoder(), _Uncounted(text)
     exact: dict[int, tuple[int, Any]] = {}
-    mistakes: list[int] = []  # where those that were read in vain stopped
+    mistakes: list[int] = []  # where reading an object failed
     end = 0
     while (found := _BEGINNING.search(text, end, last)) is not None:
         start, end = found.start(), found.end()
-        mistakes = [each for each in mistakes if each > start]
+        mistakes = [mistake for mistake in mistakes if mistake > start]
         if len(mistakes) < _MOST_READS:
             try:
                 value, end = decoder.raw_decode(uncounted, start)
@@ -164,7 +164,7 @@ def _exact(text: str, last: int) -> dict[int, tuple[int, Any]]:
 def _others(
     text: str, keys: Sequence[int], exact: Mapping[int, tuple[int, Any]], outline: Outline
 ) -> Iterator[tuple[int, int]]:
-    """Where each object that is no JSON and has a key begins and ends."""
+    """Find where each object that has a key but is not valid JSON begins and ends."""
     starts = [*exact]
     done = 0
     for key in keys:
@@ -179,7 +179,7 @@ def _others(
 
 
 def _around(text: str, key: int, first: int, outline: Outline) -> int:
-    """Where the innermost object around a key begins, no earlier than first; -1 where there is none."""
+    """Find where the innermost object around a key begins, not before `first`; -1 if no object is around it."""
     start = key
     for _ in range(_MOST_WITHIN):
         start = text.rfind("{", first, start)
@@ -189,7 +189,7 @@ def _around(text: str, key: int, first: int, outline: Outline) -> int:
 
 
 def _end_of_one(text: str, start: int, key: int, keys: Sequence[int], outline: Outline) -> int:
-    """Where an object that is no JSON ends: where one within it begins, if it is large or that one is wanted too."""
+    """Find where an object that is not JSON ends: where one inside it begins, if it is large or that one has a key."""
     end = outline.ends.get(start, len(text))
     within = text.find("{", key)
     first = within if within >= 0 else len(text)
@@ -205,7 +205,7 @@ def _end_of_one(text: str, start: int, key: int, keys: Sequence[int], outline: O
 
 
 def _whole_part(piece: str, start: int, outline: Outline) -> str:
-    """As much as is mended, without an end that is half a word or half a number."""
+    """Return the part of a piece to mend, without half a word or half a number at its end."""
     at = outline.cut_at
     cut = at is not None and start not in outline.ends and start < at <= start + len(piece)
     if cut and at is not None and piece[at - start :][:1] in ("'", '"'):
@@ -224,6 +224,6 @@ def _opens_string(text: str, place: int) -> bool:
 
 
 def _goes_on(text: str, innermost: tuple[str, int], last: int) -> bool:
-    """Whether words or the end of a code block follow what has no end: then it was not cut off there."""
+    """Tell if words or the end of a code block follow an open bracket: then the text was not cut off there."""
     mark, start = innermost
     return "```" in text[start:] or (mark == "[" and re.search(r"[^\W\d_]", text[last:]) is not None)

@@ -1,4 +1,4 @@
-"""How models write down what they found: keys of JSON objects, and notations that are no JSON.
+"""Reads boxes and points in the ways that models write them: keys of JSON objects, and notations other than JSON.
 
 Standard library only.
 """
@@ -14,14 +14,14 @@ from ..checks import shown, whole_characters
 
 
 class Named(NamedTuple):
-    """Four numbers of a box or two of a point, as they were written, and what it is of."""
+    """The four numbers of a box or the two of a point, as they were written, and its label."""
 
     numbers: tuple[float, ...]
     label: str
 
 
-# How many numbers stand behind a key: Qwen's own first, whose value is a mistake where it is no box; then those that
-# people's prompts ask for, which are words that may mean anything.
+# Qwen's own keys: a value that is not a box or a point is a mistake. The other keys come from people's prompts and may
+# mean anything. _KEYS: how many numbers stand behind a key -> the keys.
 _OWN = ("bbox_2d", "point_2d")
 _KEYS = {
     4: ("bbox_2d", "bbox", "bboxes", "box_2d", "box", "boxes", "bbox2d", "box2d", "bounding_box", "bounding_boxes",
@@ -40,33 +40,33 @@ _SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
 _COUNTS = {key: [count for count, keys in _KEYS.items() if key in keys] for keys in _KEYS.values() for key in keys}
 _COUNTS_ORDER = {key: number for number, key in enumerate(key for keys in _KEYS.values() for key in keys)}
 _COUNTS_ORDER |= dict.fromkeys(_OWN, -1)
-# Where an object has several, the first.
+# If an object has several of these, the first counts.
 _LABELS = (
     "label", "text_content", "text", "name", "name_en", "name_zh", "names", "labels", "class", "class_name", "category",
     "object", "object_name", "description", "caption", "title", "tag", "alt", "content",
 )  # fmt: skip
 _LABEL_KEYS = {key: number for number, key in enumerate(_LABELS)}
-# What makes an object worth mending, whatever quotes it has.
+# Keys that make an object worth mending, with or without quotes.
 _ALL_KEYS = "|".join(sorted({key.replace("_", "[_ ]") for keys in _KEYS.values() for key in keys}, reverse=True))
 WANTED = re.compile(rf"\b(?:{_ALL_KEYS}|x1|xmin|x_min|left|x)\b[\"'”]?\s{{0,9}}[:=]", re.IGNORECASE)
 
 _NUMBER = r"[-+]?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20})"
 _ONE_NUMBER = re.compile(rf"\s*({_NUMBER})\s*\Z")
 _NUMBERS = re.compile(_NUMBER)
-# A text of numbers alone.
+# A text that holds nothing but numbers.
 _ONLY_NUMBERS = re.compile(r"[\s\d\[\](){}<>,;.+-]{3,200}")
 _TOKEN = re.compile(r"<\|[a-z_]{1,40}\|>|</?(?:ref|box|quad)>")
 _PAIR = rf"[(\[]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[)\]]"
-# Qwen2-VL: the dog(10,20),(300,400), where the tokens around both were taken out.
+# Qwen2-VL: the dog(10,20),(300,400), once the special tokens are taken out.
 _TWO_CORNERS = re.compile(rf"{_PAIR}\s{{0,9}}[,;-]?\s{{0,9}}{_PAIR}")
-# A point, where nothing else but its name is in the line.
+# A point with nothing but its name in the same line.
 _LINE_OF_A_POINT = re.compile(rf"^([^\n()\[\]{{}}<>\d]{{0,60}}){_PAIR}[\s.,;]{{0,9}}$", re.MULTILINE)
-# Qwen2.5-VL: <points x1="1" y1="2" x2="3" y2="4" alt="cups">cups</points>, and its documents: <p data-bbox="1 2 3 4">.
+# Qwen2.5-VL: <points x1="1" y1="2" x2="3" y2="4" alt="cups">cups</points>; in documents <p data-bbox="1 2 3 4">.
 _TAG = re.compile(r"<(points?|bbox|box|rect)\b([^<>]{1,4000})>([^<]{0,200})", re.IGNORECASE)
 _ATTRIBUTE = re.compile(rf"\b([xy])(\d{{0,4}})\s{{0,9}}=\s{{0,9}}[\"']?\s{{0,9}}({_NUMBER})")
 _ALT = re.compile(r"\b(?:alt|label)\s{0,9}=\s{0,9}([\"'])(.{0,200}?)\1")
 _DATA_BBOX = re.compile(r"<\w{1,20}\b[^<>]{0,400}\bdata-bbox=[\"']([^\"'<>]{1,100})[\"'][^<>]{0,400}>([^<]{0,200})")
-# Four numbers in a list or a line, with no key: a box where nothing else is.
+# Four numbers in a list or a line, without a key: they count as a box only if nothing else is found.
 _LIST_OF_FOUR = re.compile(
     rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
     rf"|^[ \t]*({_NUMBER})[ \t,]+({_NUMBER})[ \t,]+({_NUMBER})[ \t,]+({_NUMBER})[ \t]*$",
@@ -79,7 +79,7 @@ _MOST_BEFORE = 200
 
 
 def of_value(value: Any) -> Iterator[Named | str]:
-    """What a JSON value holds, at any depth, in order; a sentence for each of Qwen's own keys that holds no box."""
+    """Yield the boxes and points of a JSON value, at any depth, in order; a sentence for each Qwen key without one."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -92,7 +92,7 @@ def of_value(value: Any) -> Iterator[Named | str]:
 
 
 def of_text(text: str) -> Iterator[Named]:
-    """Boxes and points in notations that are no JSON: Qwen2-VL's pairs, Qwen2.5-VL's tags."""
+    """Yield boxes and points in notations other than JSON: Qwen2-VL's pairs, Qwen2.5-VL's tags."""
     text = _TOKEN.sub("", text)
     for tag in _TAG.finditer(text):
         yield from _of_tag(tag)
@@ -107,18 +107,18 @@ def of_text(text: str) -> Iterator[Named]:
 
 
 def without_key(text: str) -> list[Named]:
-    """Lists and lines of four numbers that can be a box, with the word before each."""
+    """Find lists and lines of four numbers that can be a box, each with the name before it."""
     found = list(_after_their_names(text, _LIST_OF_FOUR))
-    return [each for each in found if each.numbers[0] < each.numbers[2] and each.numbers[1] < each.numbers[3]]
+    return [box for box in found if box.numbers[0] < box.numbers[2] and box.numbers[1] < box.numbers[3]]
 
 
 def is_cut_off(text: str) -> bool:
-    """Whether a text of such notations ends in the middle of one."""
+    """Tell if a text of notations other than JSON ends in the middle of one."""
     return _CUT_TAG.search(text, max(0, len(text) - 5000)) is not None
 
 
 def _of_object(value: dict[str, Any], read: set[str]) -> Iterator[Named | str]:
-    """What an object's own keys hold; adds them to those that were read."""
+    """Yield what an object's own keys hold, and add the keys that were used to `read`."""
     names = {plain: key for key in value if (plain := _plain(key))}
     holders = [name for name in names if name in _COUNTS]
     found = 0
@@ -140,13 +140,13 @@ def _of_object(value: dict[str, Any], read: set[str]) -> Iterator[Named | str]:
 
 @lru_cache(4096)
 def _plain(key: str) -> str:
-    """As the tables have it; "" of what is none of theirs."""
+    """Write a key as the tables have it; "" if it is in none of them."""
     plain = re.sub(r"[\s-]+", "_", key.strip().lower()) if len(key) < 40 else ""
     return plain if plain in _COUNTS or plain in _LABEL_KEYS else ""
 
 
 def boxes_in(value: Any, count: int) -> list[tuple[float, ...]]:
-    """The boxes (count 4) or points (count 2) that a value holds: numbers, their strings, corners, lists of those."""
+    """Return a value's boxes (count 4) or points (count 2), written as numbers, text, corners, or lists of these."""
     if isinstance(value, str):
         return _in_string(value, count)
     if isinstance(value, dict):
@@ -154,39 +154,39 @@ def boxes_in(value: Any, count: int) -> list[tuple[float, ...]]:
         return [box] if box and len(box) == count else []
     if not isinstance(value, list) or not value:
         return []
-    numbers = [_number(each) for each in value]
+    numbers = [_number(item) for item in value]
     if None not in numbers:
-        return [tuple(float(each) for each in numbers if each is not None)] if len(numbers) == count else []
+        return [tuple(number for number in numbers if number is not None)] if len(numbers) == count else []
     if count == 4 and len(value) == 2:
-        corners = [boxes_in(each, 2) if isinstance(each, list) else [] for each in value]
+        corners = [boxes_in(corner, 2) if isinstance(corner, list) else [] for corner in value]
         if all(len(corner) == 1 for corner in corners):
             return [corners[0][0] + corners[1][0]]
-    # Not deeper: whoever nests lists of lists of boxes has not found any.
-    return [box for each in value if not _is_nested(each) for box in boxes_in(each, count)]
+    # One level only: lists that are nested deeper are not boxes.
+    return [box for item in value if not _is_nested(item) for box in boxes_in(item, count)]
 
 
 def label_of(value: Any) -> str:
-    """A label from a text, a number, a list of these, or names by language, of which English is drawn best."""
+    """Make a label of a text, a number, a list of texts, or names by language (English first: it is drawn best)."""
     if isinstance(value, dict):
-        return label_of(value.get("en")) or next((each for each in value.values() if isinstance(each, str)), "")
+        return label_of(value.get("en")) or next((name for name in value.values() if isinstance(name, str)), "")
     if isinstance(value, list):
-        return ", ".join(each for each in value if isinstance(each, str))
+        return ", ".join(text for text in value if isinstance(text, str))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return shown(value)
     return whole_characters(value).strip() if isinstance(value, str) else ""
 
 
 def _labels(value: dict[str, Any], names: dict[str, str], count: int) -> list[str]:
-    """One for each of so many boxes of an object."""
+    """Return a label for each of the `count` boxes of an object."""
     several = value.get(names.get("label", ""))
-    if isinstance(several, list) and len(several) == count and all(isinstance(each, str) for each in several):
-        return [whole_characters(each) for each in several]
+    if isinstance(several, list) and len(several) == count and all(isinstance(label, str) for label in several):
+        return [whole_characters(label) for label in several]
     known = sorted((name for name in names if name in _LABEL_KEYS), key=_LABEL_KEYS.__getitem__)
     return [next((label for name in known if (label := label_of(value[names[name]]))), "")] * count
 
 
 def _is_nested(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(each, (list, dict)) for each in value)
+    return isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value)
 
 
 def _in_string(text: str, count: int) -> list[tuple[float, ...]]:
@@ -197,11 +197,11 @@ def _in_string(text: str, count: int) -> list[tuple[float, ...]]:
 
 
 def _of_corners(value: dict[str, Any]) -> tuple[float, ...]:
-    """Numbers that have a key each; () where there are none."""
-    held = {key.lower(): each for key, each in value.items() if len(key) < 10}
+    """Return the numbers of a box or point that has a key for each number; () if there is no such box."""
+    held = {key.lower(): number for key, number in value.items() if len(key) < 10}
     if held.keys().isdisjoint(_FIRST_CORNERS):
         return ()
-    named = {key: number for key, each in held.items() if (number := _number(each)) is not None}
+    named = {key: number for key, item in held.items() if (number := _number(item)) is not None}
     for keys in _CORNERS:
         if named.keys() >= set(keys):
             return tuple(named[key] for key in keys)
@@ -212,11 +212,11 @@ def _of_corners(value: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or the string of one."""
+    """Read a number, or a string of one; None for anything else."""
     if isinstance(value, str):
         found = _ONE_NUMBER.match(value) if len(value) < 40 else None
         return float(found[1]) if found else None
-    # Whoever writes numbers of a hundred digits has not found a box.
+    # Larger numbers are not coordinates.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < 1e9 else None
 
@@ -236,16 +236,16 @@ def _of_tag(tag: re.Match[str]) -> Iterator[Named]:
 
 
 def _after_their_names(text: str, pattern: re.Pattern[str]) -> Iterator[Named]:
-    """What a pattern finds, each with the word that stands before it, or the last one's where none does."""
+    """Yield what a pattern finds, with the name before it, or the previous name if it has none."""
     label, end = "", 0
     for found in pattern.finditer(text):
         label = _name(text[max(end, found.start() - _MOST_BEFORE) : found.start()]) or label
         end = found.end()
-        yield Named(_floats([each for each in found.groups() if each is not None]), label)
+        yield Named(_floats([number for number in found.groups() if number is not None]), label)
 
 
 def _name(before: str) -> str:
-    """The last words before a box, without what joins them to it."""
+    """Return the last words before a box, without the marks and words that join them to it."""
     last = re.split(r"[\n.;!?,{}\[\]()<>]", before.rstrip(" \t:,;=-([{\"'*`"))[-1]
     last = last.strip(" \t:,;=-\"'*`")
     return re.sub(r"^(?:and|und|et|和|、)\s+|(?<!\s)\s+(?:is|are|at|in)$", "", last)

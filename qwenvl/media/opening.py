@@ -1,4 +1,4 @@
-"""Opens files of pictures and films: kinds that hold nothing but that, so that a file never opens another one."""
+"""Opens picture and film files, only of kinds that cannot refer to other files."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ from ..checks import shown
 from ..log import log
 from ..process import PROCESS
 
-# Pillow knows many more, among them EPS, for which it starts Ghostscript on whatever the file says.
+# Pillow knows many more, among them EPS, for which it starts Ghostscript on the file.
 PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-# A picture that claims more would take gigabytes before it shows that it holds nothing. Pillow's own limit, which is
-# the same, is switched off by some programs.
+# A broken picture that claims more would take gigabytes before it is found to be empty. Pillow has the same limit, but
+# some programs switch it off.
 MOST_PIXELS = 178_956_970
-# What Pillow raises about files that are damaged, kind by kind: from a PNG it may be a SyntaxError, from an AVIF a
-# RuntimeError.
+# What Pillow raises for damaged files. It depends on their kind: a SyntaxError for a PNG, a RuntimeError for an AVIF.
 BROKEN_PICTURE = (
     *(OSError, Image.DecompressionBombError, SyntaxError, RuntimeError, ValueError, TypeError),
     *(LookupError, ArithmeticError, EOFError, struct.error),
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Of a PNG's chunks that need not be there, those that change what is seen: transparency, rotation, frames.
+# Optional chunks of a PNG that change what is seen: transparency, rotation, frames.
 _SEEN = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
-# Where cameras' programs write the rotation besides, and how long that may be.
+# The chunk in which photo programs also write the rotation, and how long it may be.
 _XMP, _LONGEST_XMP = b"XML:com.adobe.xmp\0\0", 1 << 20
-# A longer file is no picture whose text would be taken out in memory.
+# Text is taken out of a PNG in memory, and not from a file that is larger than this.
 _LONGEST_FILE = 1 << 30
-# What Pillow puts where a file holds nothing more, and how far a JPEG's may be from it.
+# The values with which Pillow fills missing lines, and how far a JPEG's values may be from them.
 _FILLERS, _ABOUT = (0, 128), 3
-# Side of the largest block of a JPEG. The first is made up where there is none.
+# Side of the largest block of a JPEG, in pixels. Pillow makes up the first block if it is missing.
 _BLOCK = 16
-# As FFmpeg calls them. Playlists, manifests and numbered pictures name other files and addresses, which it would open.
+# FFmpeg's names. Playlists, manifests and numbered pictures are left out: FFmpeg would open the files they name.
 FILMS = (
     *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "gif", "apng", "mxf"),
     *("nut", "h264", "hevc", "vvc", "obu", "ivf", "m4v", "mjpeg", "vc1", "yuv4mpegpipe", "dv", "rm", "wtv"),
 )
 
-# Qwen's processors take no longer ones, and say so in words that name no input.
+# Highest ratio of the sides. Qwen's processors refuse a higher one with an error that does not name the input.
 MOST_NARROW = 200
 
 
@@ -63,7 +62,7 @@ def require_shape(name: str, size: tuple[int, int]) -> None:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The file as Pillow opens it, whatever its name, without its pixels. Raises one of BROKEN_PICTURE."""
+    """Open a picture file with Pillow, whatever its name, without reading its pixels. Raises one of BROKEN_PICTURE."""
     try:
         return _open(path)
     except FileNotFoundError:
@@ -76,15 +75,15 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def read_picture(name: str, path: Path) -> Image.Image:
-    """The file's picture, or the first of its pictures, upright as its camera says.
+    """Read the first picture of a file, turned upright as its camera noted.
 
-    Of a damaged file, what ComfyUI shows of it, which the log says.
+    What can be read of a damaged file is shown, as in ComfyUI, with a warning in the log.
 
     Args:
-        name: of the input, for the log.
+        name: the input's name, for the log.
 
     Raises:
-        one of BROKEN_PICTURE: it is no picture, too large, or nothing of it can be seen.
+        one of BROKEN_PICTURE: the file is not a picture, is too large, or nothing of it can be read.
     """
     try:
         with PROCESS.pillow.used():
@@ -96,7 +95,7 @@ def read_picture(name: str, path: Path) -> Image.Image:
 
 
 def _open(source: Path | io.BytesIO) -> Image.Image:
-    # Of all kinds, because Pillow stumbles over those that its build lacks.
+    # Named one by one, because Pillow fails on a name that its build does not have.
     Image.init()
     return Image.open(source, formats=[kind for kind in PICTURES if kind in Image.OPEN])
 
@@ -114,7 +113,7 @@ def _loaded(name: str, source: Path | io.BytesIO) -> Image.Image:
 
 
 def _damaged(name: str, path: Path, error: Exception) -> Image.Image:
-    """What can be seen of a file that cannot be read as it is; raises the error where that is nothing."""
+    """Read what there is of a damaged file; raise `error` if that is nothing."""
     plain, file, why = _without_text(path), str(path), shown(str(error))
     if plain is not None:
         try:
@@ -137,9 +136,9 @@ def _damaged(name: str, path: Path, error: Exception) -> Image.Image:
 
 @contextmanager
 def _forgiving() -> Iterator[None]:
-    """Pillow shows what there is of a damaged file, as for ComfyUI's own loader; none of our other threads reads then.
+    """Let Pillow read what there is of a damaged file, as ComfyUI's own loader does.
 
-    It has one switch for that, and no other way.
+    Pillow has one switch for that, for the whole process, so none of our other threads reads meanwhile.
     """
     with PROCESS.pillow.alone():
         before = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -151,7 +150,7 @@ def _forgiving() -> Iterator[None]:
 
 
 def _missing_lines(picture: Image.Image) -> int:
-    """How many lines, from the last one upwards, hold nothing but what Pillow fills up with."""
+    """Count the lines, from the last one upwards, that hold nothing but Pillow's filler."""
     pixels = np.asarray(picture).astype(np.float32)
     if min(picture.size) > _BLOCK:
         pixels[:_BLOCK, :_BLOCK] = pixels[-1, -1]
@@ -160,12 +159,12 @@ def _missing_lines(picture: Image.Image) -> int:
 
 
 def _until(found: np.ndarray) -> int:
-    """How many come before the first that is true."""
+    """Count the values before the first true one."""
     return int(found.argmax()) if found.any() else len(found)
 
 
 def _without_text(path: Path) -> io.BytesIO | None:
-    """A PNG without what is not seen: text, of which Pillow reads so much, and colour profiles. None for others."""
+    """Copy a PNG without text (Pillow limits its length) and colour profiles; None for any other file."""
     try:
         with path.open("rb") as file:
             if file.read(len(_PNG)) != _PNG or path.stat().st_size > _LONGEST_FILE:
@@ -184,26 +183,26 @@ def _without_text(path: Path) -> io.BytesIO | None:
 
 
 def _is_seen(kind: bytes, chunk: bytes) -> bool:
-    """Whether a chunk of a PNG changes what is seen. Its content is followed by its checksum."""
+    """Tell if a chunk of a PNG, its content and checksum, changes what is seen."""
     if kind == b"iTXt" and chunk.startswith(_XMP) and len(chunk) < _LONGEST_XMP:
         return zlib.crc32(kind + chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
-    # A small letter is for what need not be there.
+    # The name of an optional chunk begins with a small letter.
     return not kind[:1].islower() or kind in _SEEN
 
 
 def open_film(source: str | io.BytesIO) -> Any:
-    """PyAV's container of a file, or of its content. Raises av.FFmpegError or OSError."""
+    """Open a film file, or its content, as PyAV's container. Raises av.FFmpegError or OSError."""
     import av
 
-    # Beside the kinds: should one of them name something all the same, it could be no address.
+    # A second lock beside the list of kinds: if a file still refers to something, it cannot be an address.
     only = {"format_whitelist": ",".join(FILMS), "protocol_whitelist": "file"}
     if not isinstance(source, str):
         source.seek(0)
-    # The name of a file may look like an address.
+    # The prefix, because the name of a file may look like an address.
     where = f"file:{source}" if isinstance(source, str) else source
     try:
-        # Titles are in any encoding.
-        # Not as options of the streams too: of a file that names its streams late (FLV), PyAV 14 then crashes.
+        # Titles may be in any encoding, so errors in them are replaced. container_options and not options, with which
+        # PyAV 14 crashes on a file that names its streams late (FLV).
         return av.open(where, container_options=only, metadata_errors="replace")
     except ValueError as error:
         raise OSError("it is a playlist, a picture, or another kind of file than a film") from error

@@ -1,37 +1,37 @@
-"""The packets of a film, and what is decoded of them: damage costs what is damaged, and no more."""
+"""Reads and decodes the packets of a film. Damage costs only the damaged frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# A file that cannot be read so many times on end has ended.
+# After as many failed reads on end, the file counts as ended.
 MOST_FAILED_READS = 16
-# Of all streams together: 17 hours of film and sound. A hostile file has one in every few bytes.
+# Packets of all streams: 17 hours of film and sound. A hostile file has one in every few bytes.
 MOST_PACKETS = 1 << 22
 
 Check = Callable[[], object]
 
 
 class MissedError(Exception):
-    """A container has not gone to where it was sent."""
+    """Seeking in a film ended at another place than asked for."""
 
 
 class TooManyPacketsError(ValueError):
-    """A film has more packets than are read."""
+    """A film has more packets than MOST_PACKETS."""
 
 
 def film_stream(container: Any) -> Any:
-    """The pictures that a player shows, which are not those of a film's cover. None where there are none."""
+    """Return the stream of pictures that a player shows, and not a cover; None if the film has no pictures."""
     found = container.streams.video
     return (container.streams.best("video") or found[0]) if found else None
 
 
 def packets(container: Any, stream: Any, check: Check) -> Iterator[Any]:
-    """All of the stream that hold something. Where one cannot be read, reading goes on behind it.
+    """Yield the stream's packets that are not empty. A packet that cannot be read is passed over.
 
     Args:
-        check: called at every packet, of whatever stream; raises to cancel.
+        check: called at every packet of every stream; raises to cancel.
 
     Raises:
         TooManyPacketsError: there are more than MOST_PACKETS.
@@ -41,7 +41,7 @@ def packets(container: Any, stream: Any, check: Check) -> Iterator[Any]:
     failed = read = 0
     while failed < MOST_FAILED_READS:
         try:
-            # Of all streams: PyAV passes over the others by itself, and nobody could cancel that.
+            # All streams are read: if PyAV passed over the others by itself, that could not be cancelled.
             for packet in container.demux():
                 check()
                 failed, read = 0, read + 1
@@ -49,7 +49,7 @@ def packets(container: Any, stream: Any, check: Check) -> Iterator[Any]:
                     raise TooManyPacketsError(
                         f"it has more than {MOST_PACKETS:,} packets of pictures and sound: cut it into shorter films"
                     )
-                # An empty one would tell the decoder that this is the end.
+                # The decoder takes an empty packet for the end.
                 if packet.size and packet.stream_index == stream.index:
                     yield packet
             return
@@ -61,7 +61,7 @@ class Decoder:
     """The frames of a stream, without those that cannot be decoded.
 
     Args:
-        threads: several frames at a time. It is not known then which packet an error is of, so the first one is raised.
+        threads: decode several frames at a time. Then an error cannot be traced to its packet, so the first is raised.
     """
 
     def __init__(self, container: Any, stream: Any, check: Check, threads: bool) -> None:
@@ -73,15 +73,15 @@ class Decoder:
         self._one_each = stream.codec_context.name != "vp8"
 
     def lost(self, expected: int, shown: int) -> int:
-        """How many frames could not be decoded: not every decoder calls that an error."""
+        """Return how many frames could not be decoded, including those that a decoder dropped without an error."""
         return max(self.failed + self.corrupt, expected - shown if self._one_each else 0)
 
     def frames(self, key: int | None = None) -> Iterator[Any]:
-        """From the first packet on; with a key frame's time stamp, from there or from an earlier key frame.
+        """Decode from the first packet on, or from the first key frame, which may not be later than `key`.
 
         Raises:
-            MissedError: that key frame lies behind.
-            av.FFmpegError: with threads, for any damage.
+            MissedError: the first key frame is later than `key`, the time stamp of the one that was sought.
+            av.FFmpegError: something is damaged, and threads is set.
         """
         for packet in packets(self._container, self._stream, self._check):
             if key is not None:
@@ -107,7 +107,7 @@ class Decoder:
         for frame in frames:
             # Half a frame may be a packet of its own in an interlaced film.
             self._one_each = self._one_each and not frame.interlaced_frame
-            # A guess at what was there, or less.
+            # Such a frame is a guess of the decoder, so it is left out.
             if frame.is_corrupt:
                 self.corrupt += 1
             else:

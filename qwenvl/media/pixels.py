@@ -1,4 +1,4 @@
-"""Pixels of any kind, as files, other programs and tensors hold them, as 8-bit RGB."""
+"""Converts pixels of any kind, from files, other programs and tensors, to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
     import torch
 
 _SIXTEEN_BITS = 65535
-# Filters overshoot by less than this; it is cut off, as everywhere.
+# Filters overshoot the range by less than this; the overshoot is cut off.
 _OVERSHOOT = 0.01
-# A tensor that reaches further was never meant to be 0 to 1.
+# A tensor that reaches further was not meant to be in the range 0 to 1.
 _FAR_BEYOND = 1.5
-# Tags of a TIFF: bits of a value, whether 0 is white, and whether whole numbers have a sign.
+# Tags of a TIFF: bits of a value, if 0 is black or white, and if whole numbers have a sign.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _ZERO_IS_WHITE, _UNSIGNED = 0, 1
 
 
 def as_rgb(name: str, picture: Image.Image) -> Image.Image:
-    """A loaded picture of any mode as RGB. Transparent parts become white, as in Qwen's own preprocessing.
+    """Convert a loaded picture of any mode to RGB. Transparent parts become white, as in Qwen's own preprocessing.
 
-    Grey of 16 bits is scaled by its range. Numbers of 32 bits have none: whole ones that fit into 16 bits and
-    fractions from 0 to 1 are taken as such, others are stretched from their smallest to their largest, which the log
-    says.
+    Grey of 16 bits is scaled by its range. Numbers of 32 bits have no fixed range: whole numbers that fit into 16 bits
+    and fractions from 0 to 1 are scaled by these ranges; others are stretched from their smallest to their largest
+    value, with a warning in the log.
 
     Args:
-        name: of the input, for the log.
+        name: the input's name, for the log.
 
     Raises:
-        ValueError: no number in it is finite.
+        ValueError: the picture holds no finite number.
     """
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         return _from_grey(picture, _unit_values(name, picture))
     if picture.mode in ("RGBa", "La"):
-        # Pillow knows one way out of each.
+        # Pillow converts these premultiplied modes to one other mode only.
         picture = picture.convert({"RGBa": "RGBA", "La": "LA"}[picture.mode])
     if picture.mode == "RGB" and isinstance(picture.info.get("transparency"), tuple):
         return _without_key(picture)
@@ -49,12 +49,12 @@ def as_rgb(name: str, picture: Image.Image) -> Image.Image:
 
 
 def from_tensor(name: str, frame: torch.Tensor) -> Image.Image:
-    """(height, width, channels), fractions from 0 to 1, whole numbers of 8 bits or switches -> RGB.
+    """Convert a tensor (height, width, channels) of floats from 0 to 1, uint8 or bool to an RGB picture.
 
-    What is beyond is cut off, as ComfyUI does; the log says so where it is much.
+    Values beyond the range are cut off, as in ComfyUI, with a warning in the log if they are far beyond.
 
     Raises:
-        ValueError: it holds NaN.
+        ValueError: the tensor holds NaN.
     """
     values = frame.float().cpu().numpy()
     if str(frame.dtype) == "torch.uint8":
@@ -69,7 +69,7 @@ def from_tensor(name: str, frame: torch.Tensor) -> Image.Image:
 
 
 def _from_grey(picture: Image.Image, values: np.ndarray) -> Image.Image:
-    """(height, width) from 0 to 1 -> RGB; what a PNG calls transparent becomes white."""
+    """Convert grey values (height, width) from 0 to 1 to RGB; a PNG's transparent grey becomes white."""
     if _tag(picture, _PHOTOMETRIC, None) == _ZERO_IS_WHITE:
         values = 1 - values
     grey = (values.clip(0, 1) * 255).round().astype(np.uint8)
@@ -80,7 +80,7 @@ def _from_grey(picture: Image.Image, values: np.ndarray) -> Image.Image:
 
 
 def _without_key(picture: Image.Image) -> Image.Image:
-    """RGB in which one colour is transparent. A PNG of 16 bits names it in 16 bits, and Pillow reads it in 8."""
+    """Make the one transparent colour of an RGB picture white. A PNG of 16 bits names it in 16 bits; Pillow reads 8."""
     clear = picture.info["transparency"]
     if max(clear) > 255:
         clear = tuple(value >> 8 for value in clear)
@@ -90,7 +90,7 @@ def _without_key(picture: Image.Image) -> Image.Image:
 
 
 def _unit_values(name: str, picture: Image.Image) -> np.ndarray:
-    """(height, width) float32, 0 for black to 1 for white."""
+    """Return the picture's values as float32 (height, width), from 0 for black to 1 for white."""
     values = np.asarray(picture)
     if picture.mode.startswith("I;16"):
         bits = _tag(picture, _BITS, 16)
@@ -103,7 +103,7 @@ def _unit_values(name: str, picture: Image.Image) -> np.ndarray:
         raise ValueError("no number in it is finite")
     low, high = values[finite].min(), values[finite].max()
     if not finite.all():
-        log.warning("%s: %d of its numbers are none (NaN or infinite): shown black", name, (~finite).sum())
+        log.warning("%s: %d of its numbers are NaN or infinite: shown black", name, (~finite).sum())
         values = np.where(finite, values, low)
     if picture.mode == "I" and low >= 0 and high <= _SIXTEEN_BITS:
         log.info("%s: whole numbers of 32 bits, which fit into 16: shown as 16 bits", name)
@@ -115,6 +115,6 @@ def _unit_values(name: str, picture: Image.Image) -> np.ndarray:
 
 
 def _tag(picture: Image.Image, tag: int, otherwise: Any) -> Any:
-    """The first value of a TIFF's tag."""
+    """Return the first value of a TIFF tag, or `otherwise` if the picture does not have the tag."""
     value = getattr(picture, "tag_v2", {}).get(tag, otherwise)
     return value[0] if isinstance(value, tuple) and value else value

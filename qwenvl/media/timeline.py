@@ -1,4 +1,4 @@
-"""When the frames of a film are, and those that are asked for. No other frame is held in memory."""
+"""Finds the times of a film's frames, and reads the frames that are asked for, without holding others in memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..log import log
 from .opening import open_film
 from .packets import Check, Decoder, MissedError, film_stream, packets
 
-# FFmpeg's own for raw streams that do not say how fast they are played.
+# Frames a second that FFmpeg assumes for raw streams without a frame rate.
 USUAL_RATE = 25
-# Of a film of fewer frames all are decoded: seeking would save little.
+# A film of fewer frames is decoded whole: seeking would save little.
 FEW_FRAMES = 300
-# A time stamp so much earlier than the one before is a new beginning, and not a frame out of order.
+# A time stamp that is earlier than the one before by more is a new beginning, and not a frame out of order.
 OUT_OF_ORDER_S = 1.0
-# As in FFmpeg: where time stamps may begin anew, as in recordings of television, a longer step is a new beginning.
+# If time stamps may begin anew, as in recordings of television, a longer step is a new beginning, as in FFmpeg.
 LONGEST_STEP_S = 10.0
 _MAY_BEGIN_ANEW = 0x200  # AVFMT_TS_DISCONT
 
@@ -35,11 +35,11 @@ class Timeline:
 
     Args:
         times_s: (frames,) float64, rising, by the clock of the file.
-        end_s: when the last one ends.
+        end_s: when the last frame ends.
         origin_s: what a player calls 0 s.
-        places: rising time stamps of the same frames; their numbers if counted.
-        keys: (K, 2) int64, rising: time stamp, and where to seek, of the frames from which decoding can begin; empty
-            if counted.
+        places: rising time stamps of the same frames, in the stream's unit; their numbers if counted.
+        keys: (K, 2) int64, rising: time stamp and place to seek of each frame from which decoding can begin; empty if
+            counted.
         counted: the file has no time stamps to go by.
         lost: how many more frames there would be if they could be decoded; known only if counted.
     """
@@ -53,11 +53,11 @@ class Timeline:
     lost: int = 0
 
 
-def read_timeline(told: str, source: Source, check: Check) -> Timeline:
-    """By the packets' time stamps where they can be trusted; else everything is decoded once, and frames are counted.
+def read_timeline(film: str, source: Source, check: Check) -> Timeline:
+    """Read the times from the packets' time stamps; if these cannot be trusted, decode everything and count frames.
 
     Args:
-        told: the film, for the log.
+        film: the film's name, for the log.
         check: called at every packet; raises to cancel.
 
     Raises:
@@ -70,7 +70,7 @@ def read_timeline(told: str, source: Source, check: Check) -> Timeline:
     stamps = np.sort(np.array(found.stamps, np.int64))
     places, times = array("q", stamps.tobytes()), stamps * unit
     if not found.trusted or (np.diff(times) <= 0).any():
-        return _count_frames(told, source, check)
+        return _count_frames(film, source, check)
     if not len(times):
         return Timeline(times, 0.0, 0.0, places)
     first, last = float(times[0]), float(times[-1])
@@ -82,10 +82,10 @@ def read_timeline(told: str, source: Source, check: Check) -> Timeline:
 
 @dataclass(slots=True)
 class _Stamps:
-    """What the packets say, before one is decoded. There may be millions, so numbers are held and no objects."""
+    """Time stamps of the packets, before any is decoded. There may be millions, so they are numbers and not objects."""
 
     stamps: array[int] = field(default_factory=lambda: array("q"))
-    # Two of each key frame.
+    # Two numbers for each key frame: its time stamp, and where to seek.
     keys: array[int] = field(default_factory=lambda: array("q"))
     # Time stamp and duration of the frame that is shown last.
     last: tuple[int, int] = (-(1 << 63), 0)
@@ -100,7 +100,7 @@ def _read_stamps(container: Any, stream: Any, check: Check) -> _Stamps:
     longest = _longest_step(container) / float(stream.time_base or 1)
     before = None
     for packet in packets(container, stream, check):
-        # An edit list may cut off the beginning: it is decoded, and not shown.
+        # An edit list may cut off the beginning, which is then decoded but not shown.
         if packet.is_discard:
             continue
         leaps = None not in (before, packet.dts) and not 0 <= packet.dts - before <= longest
@@ -116,11 +116,11 @@ def _read_stamps(container: Any, stream: Any, check: Check) -> _Stamps:
 
 
 def _longest_step(container: Any) -> float:
-    """Seconds from one frame to the next; more is a new beginning."""
+    """Return the longest step between two frames, in seconds; a longer one is a new beginning."""
     return LONGEST_STEP_S if int(container.format.flags) & _MAY_BEGIN_ANEW else float("inf")
 
 
-def _count_frames(told: str, source: Source, check: Check, threads: bool = True) -> Timeline:
+def _count_frames(film: str, source: Source, check: Check, threads: bool = True) -> Timeline:
     import av
 
     with open_film(source) as container:
@@ -135,31 +135,31 @@ def _count_frames(told: str, source: Source, check: Check, threads: bool = True)
             if not threads:
                 raise
         else:
-            step = 1 / _rate(told, stream, bool(np.isnan(stamps).all()))
+            step = 1 / _rate(film, stream, bool(np.isnan(stamps).all()))
             times = _clock(stamps, lost, step, _longest_step(container))
             end = float(times[-1]) + step if len(times) else 0.0
             missing = decoder.lost(decoder.fed, len(times))
             return Timeline(times, end, 0.0, range(len(times)), counted=True, lost=missing)
-    return _count_frames(told, source, check, threads=False)
+    return _count_frames(film, source, check, threads=False)
 
 
-def _rate(told: str, stream: Any, is_raw: bool) -> float:
-    """Frames a second."""
-    # Of a stream without times, guessed_rate may be FFmpeg's assumption.
-    said = stream.codec_context.framerate if is_raw else stream.guessed_rate
-    if said:
-        return float(said)
-    log.warning("%s does not say how fast it is played: %d frames a second are assumed", told, USUAL_RATE)
+def _rate(film: str, stream: Any, is_raw: bool) -> float:
+    """Return the stream's frames a second."""
+    # In a stream without times, guessed_rate may be FFmpeg's assumption.
+    rate = stream.codec_context.framerate if is_raw else stream.guessed_rate
+    if rate:
+        return float(rate)
+    log.warning("%s does not say how fast it is played: %d frames a second are assumed", film, USUAL_RATE)
     return USUAL_RATE
 
 
 def _clock(stamps: Sequence[float], lost: Sequence[int], step: float, longest: float) -> np.ndarray:
-    """Seconds from the first frame on, of frames whose time stamps may be missing (NaN), out of order, or begin anew.
+    """Return each frame's seconds from the first one. Time stamps may be missing (NaN), out of order, or begin anew.
 
     Args:
-        lost: how many frames were lost before each.
-        step: seconds from a frame to the next one, where nothing is known.
-        longest: what is no new beginning yet.
+        lost: how many frames were lost before each frame.
+        step: seconds from a frame to the next one, if no time stamp tells.
+        longest: a longer step, in seconds, is a new beginning.
     """
     known = np.array(stamps, np.float64)
     known = known[~np.isnan(known)]
@@ -186,7 +186,7 @@ def _clock(stamps: Sequence[float], lost: Sequence[int], step: float, longest: f
 
 
 class FrameReader:
-    """Reads the frames of a film at some of its places, in rising order.
+    """Reads frames of a film by their numbers, in rising order.
 
     Args:
         check: called at every packet; raises to cancel.
@@ -197,13 +197,13 @@ class FrameReader:
         self._threads = True
         self._seeks = len(timeline.places) > FEW_FRAMES and len(timeline.keys) > 0
         self._shown = -(1 << 63)
-        # How many frames could not be decoded, of those that had to be.
+        # How many of the frames that had to be decoded could not be.
         self.lost = timeline.lost
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[float, Any]]:
-        """(seconds by the clock of the file, frame) for each number of a frame.
+        """Yield (seconds by the clock of the file, frame) for each number of a frame.
 
-        A frame that is lost is replaced by the next one, if that is not shown anyway.
+        A lost frame is replaced by the next one, unless that is shown anyway.
         """
         import av
 
@@ -215,13 +215,13 @@ class FrameReader:
                 except MissedError:
                     self._seeks = False
                 except av.FFmpegError:
-                    # Again from the first frame that is missing, packet by packet.
+                    # Try again from the first missing frame, packet by packet.
                     if not self._threads:
                         raise
                     self._threads = False
 
     def _pass(self, container: Any, waiting: deque[int]) -> Iterator[tuple[float, Any]]:
-        """Until none is waiting."""
+        """Go through the film once, until no number is waiting or no frame is left."""
         run: _Run | None = None
         lost = 0
         while waiting:
@@ -243,14 +243,14 @@ class FrameReader:
             self.lost = lost + run.lost(self._timeline.places)
 
     def _time(self, place: int) -> float:
-        """Of a frame; its time stamp may be one that no packet has."""
+        """Return a frame's time in seconds. Its time stamp may be one that no packet has."""
         timeline = self._timeline
         return float(np.interp(place, timeline.places, timeline.times_s))
 
     def _key(self, place: int) -> tuple[int, int] | None:
-        """The key frame from which the frame is decoded; None if from the first packet."""
+        """Return the key frame from which to decode the frame; None to decode from the first packet."""
         keys = self._timeline.keys
-        before = bisect_right(keys, place, key=lambda each: each[0]) if self._seeks else 0
+        before = bisect_right(keys, place, key=lambda stamps: stamps[0]) if self._seeks else 0
         return (int(keys[before - 1][0]), int(keys[before - 1][1])) if before else None
 
     def _begin(self, container: Any, key: tuple[int, int] | None) -> _Run:
@@ -269,7 +269,7 @@ class FrameReader:
 
 
 class _Run:
-    """Frames one after the other, from one place of a film on."""
+    """The frames of a film one after the other, from one place on."""
 
     def __init__(self, decoder: Decoder, first: int, frames: Iterator[Any], counted: bool) -> None:
         self.decoder = decoder
@@ -281,7 +281,7 @@ class _Run:
         self.ended = False
 
     def reach(self, goal: int) -> tuple[int, Any] | None:
-        """The first frame that is not earlier. Where the film ends before, its last one; None if nothing is left."""
+        """Return the first frame at `goal` or later, else the last one of the film; None if no frame is left."""
         last = None
         for place, frame in self._frames:
             self._shown += 1
@@ -293,6 +293,6 @@ class _Run:
         return last
 
     def lost(self, places: Sequence[int]) -> int:
-        """How many of the frames up to here did not come."""
+        """Return how many of the frames up to here could not be decoded."""
         end = len(places) if self.ended else bisect_right(places, self.reached)
         return self.decoder.lost(end - bisect_left(places, self._first), self._shown)

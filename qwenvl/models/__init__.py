@@ -1,3 +1,3 @@
-"""A name in, a whole model folder out, and what the folder says of itself. Begin with catalog.py; all families are in
-families.py.
+"""Turns a model's name into a complete model folder, and reads what kind of model is in it. Begin with catalog.py;
+families.py lists all families.
 """

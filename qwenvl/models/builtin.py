@@ -1,4 +1,4 @@
-"""The models that the pack lists by itself, and how large each is. Standard library only."""
+"""The models that the pack lists by itself, and their sizes. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .engines import Engine
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of the weights: on disk, and in memory by the quantization that is asked for."""
+    """Bytes of the weights: on disk, and in memory for each quantization."""
 
     disk: int
     memory: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -31,7 +31,7 @@ class Model:
     folder: Path | None = None
     size: Size | None = None
     engine: Engine | None = None
-    # The model_type of its config.json, where it is known without the folder.
+    # The model_type of its config.json, if it is known without the folder.
     family: str = ""
 
     @property
@@ -45,15 +45,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Parameter counts, as transformers counts them in the class of the family, built without weights.
+    """Parameter counts, as transformers counts them in the family's class, built without weights.
 
     Attributes:
         family: the model_type of its config.json.
-        total: all that is in memory.
-        matrices: of these, in matrices of the language model's layers: what an FP8 twin stores in one byte each.
-        on_disk_only: beside the total: heads for several tokens, which transformers leaves out, and output heads that
-            are stored though they are the embedding.
-        linear: of the matrices, in linear layers, which bitsandbytes quantizes; experts are none. None for all.
+        total: all parameters in memory.
+        matrices: those in matrices of the language model's layers, which an FP8 twin stores in one byte each.
+        on_disk_only: stored, but not in the total: heads that predict several tokens, which transformers leaves out,
+            and output heads that are equal to the embedding.
+        linear: those of the matrices in linear layers, which bitsandbytes quantizes (not experts). None means all.
     """
 
     family: str
@@ -63,9 +63,9 @@ class _Shape:
     linear: int | None = None
 
 
-# Bytes of a weight in memory; those of 8bit and 4bit contain the scales.
+# Bytes of a weight in memory; for 8bit and 4bit with its share of the scales.
 _BYTES = {"none": 2.0, "8bit": 1.01, "4bit": 0.52}
-# A weight of an FP8 twin, with its share of the scale of its block of 128 x 128.
+# Bytes of a weight in an FP8 twin, with its share of the scale of a 128 x 128 block.
 _FP8_BYTES = 1 + 2 / 128**2
 
 _SHAPES = {
@@ -97,13 +97,13 @@ _SHAPES = {
     "Qwen2.5-14B": _Shape("qwen2", 14_770_033_664, 13_212_057_600),
     "Qwen2.5-32B": _Shape("qwen2", 32_763_876_352, 31_205_621_760),
 }
-# Later generations of the same shape.
+# Later generations that have the same shape.
 _SHAPES |= dict.fromkeys(("Qwen3.6-27B", "Qwen3.8-27B"), _SHAPES["Qwen3.5-27B"])
 _SHAPES |= {"Qwen3.6-35B-A3B": _SHAPES["Qwen3.5-35B-A3B"]}
 
 _BOTH = ("-Instruct", "-Thinking", "-Instruct-FP8", "-Thinking-FP8")
 _TWIN = ("", "-FP8")
-# Shape -> what the names of its repositories end in, in the order of the list: the first is a new node's model.
+# Shape -> endings of its repositories' names, in the order of the list. The first model is a new node's default.
 _VISION: dict[str, tuple[str, ...]] = {
     "Qwen3-VL-4B": _BOTH,
     "Qwen3-VL-2B": _BOTH,
@@ -141,14 +141,14 @@ _TEXT: dict[str, tuple[str, ...]] = {
 
 
 def vision() -> list[Model]:
-    """Models that read pictures, the QwenVL node's first choice first."""
+    """List the models that read pictures, the QwenVL node's default first."""
     shape = _SHAPES["Qwen2.5-VL-7B"]
     captioner = Model("SkyCaptioner-V1", "Skywork/SkyCaptioner-V1", size=_size(shape, fp8=False), family=shape.family)
     return [*_named(_VISION), captioner]
 
 
 def text() -> list[Model]:
-    """Models that read text only, the Qwen node's first choice first."""
+    """List the models that read text only, the Qwen node's default first."""
     return list(_named(_TEXT))
 
 
@@ -165,5 +165,5 @@ def _size(shape: _Shape, fp8: bool) -> Size:
         there = round(2 * rest + _FP8_BYTES * shape.matrices)
         return Size(there + shape.on_disk_only, {"fp8": there})
     linear = shape.matrices if shape.linear is None else shape.linear
-    memory = {name: round(2 * (shape.total - linear) + each * linear) for name, each in _BYTES.items()}
+    memory = {name: round(2 * (shape.total - linear) + bytes_ * linear) for name, bytes_ in _BYTES.items()}
     return Size(2 * (shape.total + shape.on_disk_only), memory)

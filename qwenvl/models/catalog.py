@@ -1,4 +1,4 @@
-"""Which models can be asked for, and where each lives on disk. Standard library only."""
+"""The lists of models that a user can choose from, and their folders on disk. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .discovery import describe, discovered, hub_cache, in_hub_cache
 from .download import why_incomplete
 from .engines import SUFFIX, Engine
 
-# The checkout; of an installed package (pip install .), where the same files are put: see pyproject.toml.
+# An installed package (pip install .) has the checkout's files in `shipped`: see pyproject.toml.
 _SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 PACK = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parents[1]
-# The example that ships. It is read too, but an update resets it.
+# The example file of the pack. It is read too, but an update resets it.
 CUSTOM_MODELS = PACK / "custom_models.json"
 DEMO = "Demo-Shapes (5 MB, offline)"
 
@@ -28,16 +28,16 @@ Models = dict[str, Model]
 
 
 class UnknownModelError(ValueError):
-    """A model was asked for that is in no list."""
+    """The model that was asked for is in no list."""
 
 
 def own_file() -> Path:
-    """Where the user writes models and engines of their own: no update and no uninstalling comes there."""
+    """Return the file for the user's own models and engines, which no update and no uninstalling touches."""
     return host.own_files(CUSTOM_MODELS.name)[-1]
 
 
 def keep_own() -> None:
-    """Copy what the user wrote into the example to the place that lasts, once; and tell of a file that is not read."""
+    """Copy the user's entries in the example file to own_file(), once; warn of a file that is not read."""
     bring_over(CUSTOM_MODELS, own_file())
     shared = host.user_folder() / CUSTOM_MODELS.name
     if shared != own_file() and shared.exists():
@@ -47,29 +47,29 @@ def keep_own() -> None:
 
 
 def vision_models(roots: Sequence[Path] = ()) -> Models:
-    """Name -> model, in the order of the QwenVL node's list: what is here, ending in the demo; what is to fetch."""
+    """Return the QwenVL node's list, {name: model}: models on this machine, the demo last, then models to download."""
     custom = [model for model in _own_models() if _may_see(model)]
     return _listed([*builtin.vision(), *custom], roots, see=True)
 
 
 def text_models(roots: Sequence[Path] = ()) -> Models:
-    """Name -> model, in the order of the Qwen node's list. Those that see may be used there too, but are not listed."""
+    """Return the Qwen node's list, {name: model}. Models that read pictures can be used there, but are not listed."""
     return _listed([*builtin.text(), *_own_models()], roots, see=False)
 
 
 def all_models(roots: Sequence[Path] = ()) -> Models:
-    """Both lists. A user's own model wins over one of ours with that name, as in each list."""
+    """Join both lists. A user's own model replaces one of ours with the same name, as in each list."""
     return {**vision_models(roots), **text_models(roots), **_by_name(_own_models())}
 
 
 def find(name: str, roots: Sequence[Path] = (), offered: Callable[[Sequence[Path]], Models] | None = None) -> Model:
-    """The model of that name, whichever node lists it: a vision model answers text as well.
+    """Find the model of that name in both lists: a vision model answers text as well.
 
     Args:
-        offered: gives the list that whoever asks can choose from; both where it is None.
+        offered: returns the list that the caller can choose from; None for both lists.
 
     Raises:
-        UnknownModelError: no list has it; the message names those of that list that come close.
+        UnknownModelError: no list has it; the message suggests similar names of the caller's list.
     """
     models = all_models(roots)
     if text_of("model", name) not in models:
@@ -85,12 +85,12 @@ def find(name: str, roots: Sequence[Path] = (), offered: Callable[[Sequence[Path
 
 
 def engine(name: str) -> Engine | None:
-    """The engine that the name stands for; None for a model on this machine, and for what is in no list."""
+    """Return the engine with that name; None for a model on this machine or an unknown name."""
     return next((model.engine for model in _elsewhere() if model.name == name), None)
 
 
 def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
-    """Folders in which the model may lie, best first; the first is where a download goes."""
+    """List the folders in which the model may lie, best first; a download goes to the first."""
     if model.engine:
         return []
     if model.folder:
@@ -98,8 +98,8 @@ def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
     owner, last = model.owner, model.last
     places = [root / f"{owner}--{last}" for root in roots]
     places += [root / owner / last for root in roots]
-    # LLM/<last part> is the place of the older packs. It cannot tell two owners apart, so it counts
-    # only where no other entry could mean it.
+    # LLM/<last part> is the place of the older packs. It does not name the owner, so it counts only if the last part
+    # belongs to one entry.
     if last in _sole_names(_named_ones()):
         places += [root / last for root in roots]
         places += [place for root in roots for place in sorted(root.glob(f"*/{last}")) if place not in places]
@@ -107,22 +107,22 @@ def candidates(model: Model, roots: Sequence[Path]) -> list[Path]:
 
 
 def locate(model: Model, roots: Sequence[Path]) -> Path | None:
-    """The first folder that holds the whole model, or None."""
+    """Return the first folder that holds the complete model, or None."""
     return next((place for place in candidates(model, roots) if why_incomplete(place) is None), None)
 
 
 def searched(roots: Sequence[Path]) -> str:
-    """For a message: where models are looked for."""
+    """Name the folders in which models are looked for, for a message."""
     return ", ".join(map(str, [*roots, hub_cache()]))
 
 
 def _named_ones() -> list[Model]:
-    """Models that are listed wherever they lie."""
+    """List the models that have an entry, on this machine or not."""
     return [*builtin.vision(), *builtin.text(), *_own_models()]
 
 
 def _own_models() -> list[Model]:
-    """The user's. Of two with one name that of the later file counts, in the place of the first."""
+    """List the user's models. If two files have one name, the later file's model counts, in the place of the first."""
     return list(_by_name(model for file in _files() for model in custom_models(file)).values())
 
 
@@ -131,13 +131,13 @@ def _files() -> list[Path]:
 
 
 def _sole_names(models: Iterable[Model]) -> set[str]:
-    """Last parts that belong to one repository only."""
+    """Return the last parts of names that belong to one repository only."""
     repositories = {model.repo_id: model.last for model in models if model.repo_id}
     return {last for last, owners in Counter(repositories.values()).items() if owners == 1}
 
 
 def _others(found: Iterable[tuple[Model, bool]]) -> list[tuple[Model, bool]]:
-    """Of the models on this machine, those that no entry of the lists stands for."""
+    """Return the models on this machine that have no entry."""
     named = _named_ones()
     taken = {model.name for model in named} | {model.repo_id for model in named}
     folders, sole = {model.folder for model in named}, _sole_names(named)
@@ -151,7 +151,7 @@ def _others(found: Iterable[tuple[Model, bool]]) -> list[tuple[Model, bool]]:
 
 
 def _here(named: Iterable[Model], found: Iterable[tuple[Model, bool]]) -> list[Model]:
-    """Of the entries of a list, those that lie on this machine, as far as their folders tell without being read."""
+    """Return the entries that lie on this machine, as far as the folders' names and descriptions show."""
     sole = _sole_names(_named_ones())
     repositories = {model.repo_id or model.name for model, _ in found}
     folders = {model.folder.name for model, _ in found if model.folder} & sole
@@ -165,7 +165,7 @@ def _here(named: Iterable[Model], found: Iterable[tuple[Model, bool]]) -> list[M
 
 
 def _may_see(model: Model) -> bool:
-    """Of a user's own model it is known only where it is a folder; one to download may see."""
+    """Tell if a user's model may read pictures. That is known for a folder; a model to download is assumed to."""
     known = describe(model.folder) if model.folder else None
     return known is None or known.has_vision
 
@@ -173,19 +173,19 @@ def _may_see(model: Model) -> bool:
 def _listed(named: Sequence[Model], roots: Sequence[Path], see: bool) -> Models:
     found = list(discovered(roots))
     others = [model for model, sees in _others(found) if sees == see]
-    # The first of several folders with one name counts, as ComfyUI has it with files.
+    # The first of several folders with one name counts, as for ComfyUI's files.
     first = {model.name: model for model in reversed(others)}
     others = [first[model.name] for model in others]
     demo = Model(DEMO, folder=PACK / "demo" / "model")
     here = [*_here(named, found), *others, *_elsewhere(), demo]
-    # Of two entries with one name the later one counts, in the place of the first.
+    # If two entries have one name, the later one counts, in the place of the first.
     return {**_by_name(here), **_by_name(named), DEMO: demo}
 
 
 def _elsewhere() -> list[Model]:
-    """Models that an engine holds."""
-    engines = {each.name: each for file in _files() for each in custom_engines(file)}
-    return [Model(f"{name}{SUFFIX}", engine=each) for name, each in engines.items()]
+    """List the models of engines."""
+    engines = {entry.name: entry for file in _files() for entry in custom_engines(file)}
+    return [Model(f"{name}{SUFFIX}", engine=entry) for name, entry in engines.items()]
 
 
 def _by_name(models: Iterable[Model]) -> Models:

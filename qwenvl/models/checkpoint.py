@@ -1,4 +1,4 @@
-"""What a model folder says of itself in its JSON files, whatever its name."""
+"""Reads from a model folder's JSON files what kind of model it holds. The folder's name does not count."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..packages import release
 from ..settings import SETTINGS
 from .families import family_of
 
-# What is read of a folder before it is used.
+# The files that are read before a folder is used.
 DESCRIPTIONS = ("config.json", "generation_config.json", INDEX)
-# What its makers may recommend.
+# The sampling parameters that a model's makers may recommend.
 _SAMPLING = [setting.name for setting in SETTINGS.values() if setting.makers]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model folder by what is in it.
+    """What is known of the model in a folder.
 
     Attributes:
         family: the config's model_type.
-        has_vision: it reads pictures and videos.
-        moe: only some experts of a layer work on each token.
+        has_vision: the model reads pictures and videos.
+        moe: it is a mixture of experts: only some experts of a layer work on each token.
         quantized: how the weights are stored, as transformers names it ("fp8", "awq", "gptq", "compressed-tensors",
-            "bitsandbytes-4bit", ...); None where they are plain.
-        sampling: the sampling parameters that its makers recommend, by the names of generation_config.json.
+            "bitsandbytes-4bit", ...); None if they are not quantized.
+        sampling: the sampling parameters that its makers recommend, by their names in generation_config.json.
     """
 
     folder: Path
@@ -41,10 +41,10 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what the folder says of itself in config.json and generation_config.json.
+    """Read a folder's config.json and generation_config.json.
 
     Raises:
-        UnreadableError: one of them is broken, or config.json is missing.
+        UnreadableError: a file is broken, or config.json is missing.
     """
     config = read_json_object(folder / "config.json")
     family = config.get("model_type")
@@ -62,7 +62,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def why_too_old(family: str, transformers_version: str) -> str | None:
-    """Why this transformers cannot load that family, and the command that mends it; None where it can."""
+    """Explain why this transformers cannot load that family, with the command to upgrade; None if it can."""
     needed = family_of(family).transformers
     if not needed or release(transformers_version) >= release(needed):
         return None
@@ -73,7 +73,7 @@ def why_too_old(family: str, transformers_version: str) -> str | None:
 
 
 def _has_vision(config: dict[str, Any], family: str) -> bool:
-    """A finetune may have dropped the tower: its architecture then is the language model's alone."""
+    """Tell if the model has a vision tower. A finetune may have dropped it; then its class is the language model's."""
     names = config.get("architectures")
     text_only = isinstance(names, list) and bool(names) and all(str(name).endswith("ForCausalLM") for name in names)
     return family_of(family).has_vision and bool(part(config, "vision_config")) and not text_only
@@ -95,6 +95,6 @@ def _sampling(folder: Path) -> dict[str, Any]:
 
 
 def part(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A section of a configuration; {} where there is none."""
+    """Return a section of a configuration; {} if it is missing."""
     section = config.get(key)
     return section if isinstance(section, dict) else {}

@@ -1,4 +1,4 @@
-"""custom_models.json: the user's own models and engines, and what is wrong with the file. Standard library only."""
+"""Reads custom_models.json, the user's own models and engines, and reports its mistakes. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..paths import why_not_local
 from .builtin import Model
 from .engines import Engine, engines_of
 
-# The keys under which this pack and the most used other one keep models.
+# The keys under which this pack and the most used other pack list models.
 MODEL_KEYS = ("hf_models", "hf_vl_models", "hf_text_models", "models")
 _TOP_KEYS = (*MODEL_KEYS, "engines")
-# What an entry may hold. Only the first two decide anything: what a model is, is read from the model.
+# Keys and types of an entry. Only the first two have an effect: everything else is read from the model itself.
 _ENTRY: dict[str, type] = {
     "repo_id": str,
     "path": str,
@@ -31,9 +31,9 @@ _ENTRY: dict[str, type] = {
     "vram_requirement": dict,
     "description": str,
 }
-# Longer names are none on the hub, and none that a disk takes.
+# The hub and file systems allow no longer names.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_MOST_COMPLAINTS = 20  # about one file
+_MOST_COMPLAINTS = 20  # in the log, for one file
 _JSON_NAMES: dict[type, str] = {str: "a text", bool: "true or false", dict: "an object"}
 
 
@@ -44,22 +44,22 @@ class _Content:
 
 
 def custom_models(path: Path) -> tuple[Model, ...]:
-    """The models of the file, in its order. A mistake costs what it concerns, and is named in the log once."""
+    """Return the file's models, in its order. An entry with a mistake is left out, with one line in the log."""
     return _content(path).models
 
 
 def custom_engines(path: Path) -> tuple[Engine, ...]:
-    """The same of its engines."""
+    """Return the file's engines, in its order. An entry with a mistake is left out, with one line in the log."""
     return _content(path).engines
 
 
 def bring_over(edited: Path, place: Path) -> None:
-    """Copy the file to a place where no update comes; once, and only if somebody wrote something into it."""
+    """Copy the file to a place that no update touches, once, and only if the user has added something to it."""
     try:
         if place.exists() or not _has_entries(edited):
             return
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all.
+        # Written beside its place and moved, so that it is there whole or not at all.
         unfinished = place.with_name(f"{place.name}.{os.getpid()}.part")
         unfinished.write_bytes(edited.read_bytes())
         unfinished.replace(place)
@@ -72,7 +72,7 @@ def bring_over(edited: Path, place: Path) -> None:
 
 
 def _has_entries(path: Path) -> bool:
-    """Whether it says more than the one that ships. What cannot be read was written by the user as well."""
+    """Tell if the file holds more than the one that ships. A file that cannot be read has been edited by the user."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -94,13 +94,13 @@ def _content(path: Path) -> _Content:
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, modified: int, size: int) -> _Content:
-    """Cached by what changes when the file does."""
+    """Read the file. Time and size are arguments so that the cached result is dropped when the file changes."""
     try:
         content = parse(content_of(path), SETTINGS)
     except json.JSONDecodeError as error:
         log.warning("%s, line %d, column %d: %s. It is left out.", path, error.lineno, error.colno, error.msg)
         return _Content()
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, too deep
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, a number with thousands of digits, too deep
         log.warning("%s cannot be read: %s. It is left out.", path, error)
         return _Content()
     if not isinstance(content, dict):
@@ -111,12 +111,12 @@ def _read(path: Path, modified: int, size: int) -> _Content:
     for complaint in complaints[:_MOST_COMPLAINTS]:
         log.warning("%s: %s.", path, complaint)
     if len(complaints) > _MOST_COMPLAINTS:
-        log.warning("%s: there is more that is wrong with it, which is not listed.", path)
+        log.warning("%s: it has more mistakes, which are not listed.", path)
     return _Content(models, engines_of(path.name, content.get("engines", {})))
 
 
 class _EntryError(ValueError):
-    """What is wrong with the value that `keys` lead to from the top."""
+    """A mistake in the value that `keys` lead to, from the top of the file."""
 
     def __init__(self, keys: tuple[str, ...], what: str) -> None:
         super().__init__(_at(keys, what))

@@ -1,6 +1,6 @@
-"""Models that are on this machine already, wherever they came from. Standard library only.
+"""Finds the models that are already on this machine. Standard library only.
 
-Little is read, and nothing twice: ComfyUI asks for the list whenever it looks at its nodes.
+ComfyUI asks for the list often, so little is read, and nothing twice.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .trust import links_out
 
 
 def discovered(roots: Sequence[Path]) -> Iterator[tuple[Model, bool]]:
-    """Every model folder of a supported family below the roots and in Hugging Face's cache, and whether it sees.
+    """Yield every model of a supported family below the roots and in Hugging Face's cache, and if it reads pictures.
 
-    A folder counts with its config, a tokenizer and safetensors weights; whether it is whole is looked at when it is
-    used. In a root: <name>, <owner>--<name>, or one folder deeper.
+    A folder counts if it has a config, a tokenizer and safetensors weights; it is checked completely when it is used.
+    In a root it may be <name>, <owner>--<name>, or one folder deeper.
     """
     for name, repo_id, folder in [*_in_roots(roots), *_in_hub_cache()]:
         known = describe(folder)
         if known:
-            # One that says its repository is looked for everywhere when it is used, and can be fetched again.
+            # With its repository known, the model is looked for everywhere when used, and can be downloaded again.
             yield Model(name, repo_id, None if repo_id else folder, Size(known.bytes_on_disk)), known.has_vision
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the list needs to know of a folder."""
+    """What the list needs to know about a folder."""
 
     has_vision: bool
     bytes_on_disk: int
 
 
 def describe(folder: Path) -> Description | None:
-    """What is in the folder, or None where it is no model of ours. Read again when a file of it comes or goes."""
+    """Describe the folder; None if it holds no supported model. It is read again when a file in it comes or goes."""
     try:
         changed = folder.stat().st_mtime_ns, (folder / "config.json").stat().st_mtime_ns
     except OSError:
@@ -52,7 +52,7 @@ def describe(folder: Path) -> Description | None:
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps what others downloaded. Asking the library would mean importing it."""
+    """Return huggingface_hub's cache folder by its environment variables, without importing the library."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
@@ -60,9 +60,9 @@ def hub_cache() -> Path:
 
 
 def in_hub_cache(repo_id: str) -> list[Path]:
-    """The snapshots of a repository: the one that its main branch had when it was last fetched, then the newest first.
+    """List a repository's snapshots: first that of its main branch when last fetched, then the others, newest first.
 
-    The first need not hold the weights: whoever fetches a tokenizer alone has a new one for it.
+    The first need not hold the weights: a program that fetches the tokenizer alone may have made it.
     """
     repository = hub_cache() / f"models--{repo_id.replace('/', '--')}"
     snapshots = _folders(repository / "snapshots")
@@ -70,11 +70,11 @@ def in_hub_cache(repo_id: str) -> list[Path]:
         named = repository / "snapshots" / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         named = repository
-    return sorted(snapshots, key=lambda each: (each == named, each.stat().st_mtime), reverse=True)
+    return sorted(snapshots, key=lambda snapshot: (snapshot == named, snapshot.stat().st_mtime), reverse=True)
 
 
 def _in_roots(roots: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
-    """Name, repository (as far as the folder's name tells it), folder."""
+    """Yield name, repository ("" unless the folder's name tells it) and folder of each possible model."""
     for root in roots:
         for folder in _folders(root):
             if _has_config(folder):
@@ -131,7 +131,7 @@ def _describe(folder: Path, changed: tuple[int, int]) -> Description | None:
 
 
 def _read_of(folder: Path, weights: list[Path]) -> list[Path]:
-    """The files that would be read; all of them where that cannot be told, which is said when the model is used."""
+    """Return the weight files that would be read; all if the index is broken, which is reported when it is used."""
     try:
         return weight_files(folder)
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""One model folder, complete or not at all. Standard library only: the fetching is done by another process."""
+"""Downloads a model folder and checks that it is complete. Standard library only: another process downloads."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from .trust import links_out
 
 _PACK = Path(__file__).resolve().parents[2]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# How often cancel is looked at while nothing arrives.
+# Seconds between two looks at a cancel while nothing arrives.
 _LOOK_S = 0.1
-# Live text and progress bar; and the log, where a line stays.
+# Seconds between two updates of the progress bar and its text, and between two lines of the log.
 _REPORT_S = 0.5
 _LOG_S = 15.0
-# The speed shown is that of so many seconds.
+# The speed shown is the mean of the last seconds.
 _SPEED_OVER_S = 10.0
 
 
 class DownloadError(RuntimeError):
-    """A model could not be fetched, or must not be."""
+    """A model could not be downloaded, or must not be."""
 
 
 class DownloadWatch(Protocol):
-    """Who waits for a download."""
+    """Receives the progress of a download, and can cancel it."""
 
     def check(self) -> None:
         """Raise to cancel."""
 
     def report(self, done: int, total: int, text: str, state: str = "downloading") -> None:
-        """How many of how many bytes are there, and a line that says so."""
+        """Show the progress: `done` of `total` bytes, and a line of text."""
 
 
 def why_incomplete(folder: Path) -> str | None:
-    """The reason why the folder is not a whole model, or None if it is one. Reads headers only, and none elsewhere."""
+    """Return why the folder is not a complete model, or None. Reads only headers of weights; opens no links out."""
     try:
         if linked := links_out(folder):
             return next(iter(linked.values()))
@@ -64,16 +64,16 @@ def why_incomplete(folder: Path) -> str | None:
 
 
 def default_policy() -> str:
-    """What QWENVL_DOWNLOAD says. Whoever sets it wants to forbid something, so a word that is unknown forbids."""
+    """Return the policy in QWENVL_DOWNLOAD. An unknown word counts as "never": it was set to forbid something."""
     policy = os.environ.get("QWENVL_DOWNLOAD", DOWNLOADS[0]).strip().lower()
     if policy in DOWNLOADS:
         return policy
-    log.warning("QWENVL_DOWNLOAD is %r, which is none of %s: taken as never", policy, ", ".join(DOWNLOADS))
+    log.warning("QWENVL_DOWNLOAD is %r, but must be one of %s: taken as never", policy, ", ".join(DOWNLOADS))
     return "never"
 
 
 def why_forbidden(policy: str) -> str | None:
-    """The reason why nothing may be downloaded now, or None."""
+    """Return why nothing may be downloaded now, or None."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
             return f"{name} is set"
@@ -81,16 +81,16 @@ def why_forbidden(policy: str) -> str | None:
 
 
 def command(repo_id: str, folder: Path) -> str:
-    """What a user types to fetch it."""
+    """Return the command with which a user can download it."""
     return f'hf download {repo_id} --local-dir "{folder}"'
 
 
 def fetch(repo_id: str, folder: Path, watch: DownloadWatch) -> None:
-    """Download a repository into the folder; what an earlier try left there is resumed.
+    """Download a repository into the folder, or go on with an earlier download.
 
     Raises:
-        DownloadError: it could not be fetched, or what came is not a whole model.
-        whatever watch.check raises: the download has stopped; what has come so far stays.
+        DownloadError: it could not be downloaded, or it is not a complete model.
+        what watch.check raises: the download has stopped; what has come so far stays.
     """
     watch.check()
     log.info("downloading %s to %s", repo_id, folder)
@@ -111,7 +111,7 @@ def fetch(repo_id: str, folder: Path, watch: DownloadWatch) -> None:
 
 
 class _Progress:
-    """Of the bytes that are there, and how fast they come."""
+    """Progress and speed of a download."""
 
     def __init__(self, repo_id: str, watch: DownloadWatch) -> None:
         self._name = repo_id.rpartition("/")[2]
@@ -122,7 +122,7 @@ class _Progress:
         self._received: deque[tuple[float, int]] = deque([(self._start, 0)])
 
     def take(self, event: dict[str, Any]) -> None:
-        """What the other process said; an empty event where it said nothing for a moment."""
+        """Take an event of the other process; it is empty if nothing came for a moment."""
         self._total = event.get("total", self._total)
         self._done = event.get("done", self._done)
         self._got = event.get("received", self._got)
@@ -142,7 +142,7 @@ class _Progress:
             log.info("%s: %s", self._name, self.so_far())
 
     def _report_check(self, checked: int) -> None:
-        """Gigabytes that somebody put there are read before anything comes, which takes minutes."""
+        """Show how much of the files that were there already is checked. That takes minutes for tens of gigabytes."""
         text = f"Checking the files of {self._name} that are there: {amount(checked, self._to_check)}"
         self._watch.report(checked, self._to_check, text, "checking")
         if time.monotonic() - self._logged_at >= _LOG_S:
@@ -172,17 +172,17 @@ class _Progress:
 
 
 def _events(repo_id: str, folder: Path, watch: DownloadWatch) -> Iterator[dict[str, Any]]:
-    """What the other process says, until it ends, and {} where it is silent for a moment.
+    """Yield the other process's events until it ends, and {} if nothing comes for a moment.
 
-    It is killed as soon as nobody listens any more.
+    The process is killed when the generator is closed.
     """
     event: dict[str, Any] | None = {}
     with _start(repo_id, folder) as process:
-        said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        # Not in a file: on a machine whose only disk is full there is no place for one.
+        events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        # Kept in memory and not in a file, because the disk may be full.
         last_words: deque[str] = deque(maxlen=1)
         listeners = [
-            threading.Thread(target=_listen, args=(process, said), name="qwenvl-download", daemon=True),
+            threading.Thread(target=_listen, args=(process, events), name="qwenvl-download", daemon=True),
             threading.Thread(target=last_words.extend, args=(process.stderr,), name="qwenvl-complaints", daemon=True),
         ]
         for listener in listeners:
@@ -190,12 +190,12 @@ def _events(repo_id: str, folder: Path, watch: DownloadWatch) -> Iterator[dict[s
         try:
             while event is not None and "complete" not in event:
                 watch.check()
-                event = _next(said)
+                event = _next(events)
                 yield event or {}
         finally:
             process.kill()
             for listener in listeners:
-                listener.join()  # it reads from what is about to be closed
+                listener.join()  # it reads from a pipe that is about to be closed
         if event is None:
             process.wait()
             raise DownloadError(
@@ -205,20 +205,20 @@ def _events(repo_id: str, folder: Path, watch: DownloadWatch) -> Iterator[dict[s
             )
 
 
-def _next(said: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _next(events: queue.SimpleQueue[dict[str, Any] | None]) -> dict[str, Any] | None:
     try:
-        return said.get(timeout=_LOOK_S)
+        return events.get(timeout=_LOOK_S)
     except queue.Empty:
         return {}
 
 
 def _start(repo_id: str, folder: Path) -> subprocess.Popen[str]:
-    # Not -m and no script: an embedded Python, as that of portable ComfyUI, looks for neither beside the file.
+    # -c, because an embedded Python, as in portable ComfyUI, does not search the current or the script's folder.
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from qwenvl.models import download, transfer; "
         "sys.exit(transfer.main(*sys.argv[2:], download.why_incomplete))"
     )
-    # Xet gives up early, since HTTP goes on; hf_transfer can neither resume nor tell how far it is.
+    # Xet may give up early, since HTTP goes on from there; hf_transfer can neither resume nor report its progress.
     environment = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2", **os.environ}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ENABLE_HF_TRANSFER": "0"}
     return subprocess.Popen(  # noqa: S603
@@ -230,17 +230,17 @@ def _start(repo_id: str, folder: Path) -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
         errors="replace",
-        # No window of its own on Windows.
+        # No console window on Windows.
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
 
 
-def _listen(process: subprocess.Popen[str], said: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+def _listen(process: subprocess.Popen[str], events: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     if process.stdout:
         for line in process.stdout:
             with contextlib.suppress(ValueError):
-                said.put(json.loads(line))
-    said.put(None)
+                events.put(json.loads(line))
+    events.put(None)
 
 
 def _why_not_whole(folder: Path) -> str | None:
@@ -252,7 +252,7 @@ def _why_not_whole(folder: Path) -> str | None:
 
 
 def _pickles(folder: Path) -> str:
-    """What else may be there under the name of weights."""
+    """Name a pickle that is there in place of safetensors weights, for the message; "" if there is no pickle."""
     found = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""Engines in custom_models.json: models that live in another process, behind an OpenAI-compatible address.
+"""Engines in custom_models.json: models that run in another process, behind an OpenAI-compatible address.
 
 Standard library only.
 """
@@ -16,38 +16,38 @@ from ..log import log
 from ..process import PROCESS
 from .families import FAMILIES
 
-# Of a name in the lists: what tells an engine's model from one on this machine.
+# Ending of an engine's name in the lists of models.
 SUFFIX = " @ engine"
-# In capitals only: a key that somebody pasted in place of the variable's name nearly always has other characters.
+# In capitals only: a key that was pasted in place of the variable's name nearly always has other characters.
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _PRIVATE_NAMES = ("localhost", ".localhost", ".local", ".lan", ".internal", ".home.arpa")
 
 
 class EngineEntryError(ValueError):
-    """An entry of `engines` cannot be used. The message never holds a value, which may be a pasted key."""
+    """An entry of `engines` cannot be used. The message never quotes a value, which may be a pasted key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where a model lives and how it wants to be asked."""
+    """An engine: its address, its model, and how to send it questions."""
 
     name: str
-    # With its /v1, as OpenAI's own clients take it.
+    # Including /v1, as OpenAI's own clients take it.
     base_url: str
-    # What the engine calls the model.
+    # The engine's name for the model.
     model: str
-    # The environment variable that holds the key. The key itself is kept nowhere.
+    # The environment variable that holds the key. The key itself is not stored.
     api_key_env: str = ""
-    # Without a byte for so long, the engine counts as stalled.
+    # If no byte comes for this long, the engine counts as stalled.
     timeout_s: float = 120.0
-    # Requests at a time, where there are many questions.
+    # Most requests at a time.
     max_concurrency: int = 8
     vision: bool = True
-    # Whether videos are sent as one file each; the others take a picture for every frame.
+    # Send a video as one file; if False, as one picture per frame.
     video_url: bool = False
-    # What pictures are scaled to, at least and at most, where the node does not say; None is what models here get.
+    # Least and most pixels that pictures are scaled to, if the node does not set them; None: as for models here.
     pixels: tuple[int, int] | None = None
-    # The model_type of the model's config.json, which an engine does not tell; "" where the entry does not either.
+    # The model_type in the model's config.json, which engines do not report; "" if the entry does not name it.
     family: str = ""
 
     @property
@@ -57,7 +57,7 @@ class Engine:
 
 
 def engines_of(file: str, section: object) -> tuple[Engine, ...]:
-    """What the file has under `engines`, in its order. A bad entry costs itself only, and is named in the log."""
+    """Read the file's `engines`, in its order. An entry with a mistake is left out, with a line in the log."""
     if not isinstance(section, dict):
         log.warning("%s: engines is ignored: it must map names to engines", file)
         return ()
@@ -80,7 +80,7 @@ def _engine(name: str, entry: object) -> Engine:
         raise EngineEntryError("it must be an object with base_url and model")
     if unknown := sorted(set(entry) - set(_SETTINGS)):
         raise EngineEntryError(f"there is no setting {', '.join(unknown)[:200]}. There are: {', '.join(_SETTINGS)}")
-    if missing := [each for each in ("base_url", "model") if each not in entry]:
+    if missing := [setting for setting in ("base_url", "model") if setting not in entry]:
         raise EngineEntryError(f"{' and '.join(missing)} must be given")
     if not name.strip():
         raise EngineEntryError("it needs a name")
@@ -93,7 +93,7 @@ def _url(setting: str, value: object) -> str:
     try:
         parts = urlsplit(value if isinstance(value, str) else "")
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # the port or the IPv6 address is not valid
         usable = False
     if not usable:
         raise EngineEntryError(f"{setting} must be an http or https address like {example}")
@@ -136,7 +136,7 @@ def _count(setting: str, value: object) -> int:
 
 def _pixels(setting: str, value: object) -> tuple[int, int]:
     pair = value if isinstance(value, list) and len(value) == 2 else [0, 0]
-    low, high = (each if type(each) is int else 0 for each in pair)
+    low, high = (count if type(count) is int else 0 for count in pair)
     if not 0 < low <= high:
         raise EngineEntryError(f"{setting} must be two pixel counts, the lower first, like [200704, 802816]")
     return low, high
@@ -172,7 +172,7 @@ def _warn_of_open_wire(base_url: str) -> None:
 
 
 def _is_private(host: str) -> bool:
-    """Whether the host is this machine or in a network of one's own, as far as its name tells. Asks no name server."""
+    """Tell by its name if the host is this machine or in a private network. No name server is asked."""
     try:
         return not ipaddress.ip_address(host.partition("%")[0]).is_global
     except ValueError:

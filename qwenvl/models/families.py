@@ -1,6 +1,6 @@
-"""The families of models, by the model_type of their config.json: the one page that says what each of them is.
+"""The families of models, by the model_type in their config.json, and the properties of each.
 
-Whether a model thinks is not here, because models of one family differ in it: their chat template says so.
+Thinking is not among them, because models of one family differ in it: their chat templates tell.
 Standard library only.
 """
 
@@ -14,12 +14,12 @@ class Family:
     """What the models of a family have in common.
 
     Attributes:
-        transformers: the first version that knows it; "" where that is not known.
-        decode: the decode step of our own that fits, "dense"; "" where none does.
-        coordinates: what the boxes and points of an answer count: "pixels" of the picture as the model saw it, or
-            "0-1000", thousandths of each side; "" of a family that does not see.
-        patch: side of the square of pixels that becomes one token; 0 of a family that does not see.
-        linear_attention: most of its layers are linear attention, which needs kernels of its own to be fast.
+        transformers: the first version that supports it; "" if that is not known.
+        decode: our own decode step that fits, "dense"; "" if none fits.
+        coordinates: the unit of boxes and points in an answer: "pixels" of the picture as the model saw it, or
+            "0-1000", thousandths of each side; "" for a family that reads no pictures.
+        patch: side, in pixels, of the square that becomes one token; 0 for a family that reads no pictures.
+        linear_attention: most of its layers use linear attention, which needs special kernels to be fast.
     """
 
     transformers: str = ""
@@ -30,7 +30,7 @@ class Family:
 
     @property
     def has_vision(self) -> bool:
-        """Its class has a vision tower."""
+        """Tell if the family's class has a vision tower."""
         return self.patch > 0
 
 
@@ -55,5 +55,5 @@ _UNKNOWN = Family()
 
 
 def family_of(model_type: str) -> Family:
-    """What is known of the family; of one that is not on the page, nothing."""
+    """Return the properties of the family; for an unknown one, the defaults."""
     return FAMILIES.get(model_type, _UNKNOWN)

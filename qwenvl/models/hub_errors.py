@@ -1,4 +1,4 @@
-"""What huggingface_hub raises -> a sentence for the user, in which no token ever stands."""
+"""Turns errors of huggingface_hub into sentences for the user that never hold a token."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import errno
 import re
 from pathlib import Path
 
-# A name and a password before the host of an address, of a proxy's or a mirror's.
+# A name and a password before the host in the address of a proxy or a mirror.
 _LOGIN = re.compile(r"(?<=://)[^\s/@]{1,400}@")
-# An error of a library may be a page long.
+# An error message of a library may be a page long.
 _LONGEST_LINE = 1000
 
 
@@ -17,36 +17,36 @@ class TransferError(RuntimeError):
 
 
 def endpoint() -> str:
-    """The hub, or the mirror that HF_ENDPOINT names, as a message may name it: without a login."""
+    """Return the address of the hub, or of the mirror in HF_ENDPOINT, without a login, for messages."""
     from huggingface_hub import constants
 
     return _LOGIN.sub("***@", constants.ENDPOINT)
 
 
 def expected_errors() -> tuple[type[BaseException], ...]:
-    """What a download may raise, of whichever HTTP library this version of huggingface_hub uses."""
+    """Return the errors that a download may raise, with those of the HTTP library that huggingface_hub uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return TransferError, HfHubHTTPError.__bases__[0], OSError, ValueError, KeyError
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """The disk, or the user's share of it."""
+    """Tell if the disk, or the user's quota on it, is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_broken_line(error: BaseException) -> bool:
-    """Whether trying again may help: neither the server has said no, nor the disk."""
+    """Tell if another try may help: neither the server has refused, nor is the disk full."""
     return not (isinstance(error, TransferError) or _status(error) or is_full_disk(error))
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of a server that answered."""
+    """Return the HTTP status if a server has answered, else None."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def explain(error: BaseException, repo_id: str, folder: Path) -> str:
-    """What went wrong, why, and what to do."""
+    """Explain to the user what went wrong, why, and what to do."""
     if isinstance(error, TransferError):
         return str(error)
     refused = _refusal(error, repo_id)
@@ -66,7 +66,7 @@ def explain(error: BaseException, repo_id: str, folder: Path) -> str:
 
 
 def _refusal(error: BaseException, repo_id: str) -> str | None:
-    """Of a server that answered."""
+    """Explain the refusal of a server; None if no server has answered."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     host, status = endpoint(), _status(error)
@@ -83,7 +83,7 @@ def _refusal(error: BaseException, repo_id: str) -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The first line, without tokens, and without the logins and the signatures in addresses."""
+    """Return the first line, without tokens, and without logins and signatures in addresses."""
     line = next(iter(text.strip().splitlines()), "")[: 2 * _LONGEST_LINE]
     line = _LOGIN.sub("***@", line)
     line = re.sub(r"\?\S*", "", line)

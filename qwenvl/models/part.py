@@ -1,4 +1,4 @@
-"""A file on its way to disk: it can stop at any byte and go on later, and it knows its hash. Which files have arrived.
+"""Files of a download: one that is being written, which can stop at any byte and go on later, and those in place.
 
 Standard library only.
 """
@@ -16,13 +16,13 @@ from typing import Any
 from ..files.bounded_json import UnreadableError, read_json_object
 
 _READ = 1 << 20
-# Called with a number of bytes.
+# A function that is called with a number of bytes.
 Count = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository. Its hash is SHA-256 if it is large, and git's SHA-1 if it lies in git."""
+    """A file of a repository. A large file has a SHA-256 hash, a file in git itself has git's SHA-1."""
 
     name: str
     size: int
@@ -39,15 +39,15 @@ class RemoteFile:
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
     def part_path(self, folder: Path) -> Path:
-        """Named by the hash too: what came of another revision of the file is of no use."""
+        """Return the path of the unfinished file. It holds the hash, because other revisions' bytes are of no use."""
         return folder / f"{self.name}.{self.hash[:12]}.part"
 
     def may_be(self, path: Path) -> bool:
-        """Tell by its size whether a file can be this one."""
+        """Tell by its size if a file can be this one."""
         return path.is_file() and path.stat().st_size == self.size
 
     def equals(self, path: Path, read: Count) -> bool:
-        """Compare with a file on disk, all of which is read if it has the right size.
+        """Compare it with a file on disk, which is read to its end if it has the right size.
 
         Args:
             read: called with the number of bytes that were read now.
@@ -63,10 +63,10 @@ class RemoteFile:
 
 
 class InPlace:
-    """The files of a folder that have arrived, by hash. They are noted in a file: an hour's work to find out anew.
+    """The complete files of a folder and their hashes, noted in a file because hashing them again takes long.
 
     Args:
-        marker: that file. It is there as long as some are missing.
+        marker: that file. It exists as long as some files are missing.
     """
 
     def __init__(self, folder: Path, marker: Path) -> None:
@@ -84,7 +84,7 @@ class InPlace:
         return [file for file in files if not self._is_noted(file) and file.may_be(self._folder / file.name)]
 
     def has(self, file: RemoteFile, read: Count) -> bool:
-        """Tell whether it has arrived. One that somebody else put there is read."""
+        """Tell if the file is complete. One that was not downloaded here is read to compare its hash."""
         if self._is_noted(file):
             return file.may_be(self._folder / file.name)
         if not file.equals(self._folder / file.name, read):
@@ -93,7 +93,7 @@ class InPlace:
         return True
 
     def note(self, file: RemoteFile) -> None:
-        """Keep in mind that it has arrived."""
+        """Note that the file is complete."""
         with self._lock:
             self._hashes[file.name] = file.hash
             self._write()
@@ -106,17 +106,17 @@ class InPlace:
 
 
 class Part:
-    """As much of a file as has come: it begins with what an earlier try left, and huggingface_hub writes into it.
+    """An unfinished file, into which huggingface_hub writes. It begins with the bytes of an earlier try.
 
     Args:
-        tell: called with the number of bytes of every write; negative where they turned out useless.
+        written: called with the number of bytes of every write; negative if bytes have to be dropped.
         read: called with the number of bytes of an earlier try that were read now, so that they count.
     """
 
-    def __init__(self, file: RemoteFile, folder: Path, tell: Count, read: Count = lambda _: None) -> None:
+    def __init__(self, file: RemoteFile, folder: Path, written: Count, read: Count = lambda _: None) -> None:
         self.path = file.part_path(folder)
         self._remote = file
-        self._tell = tell
+        self._written = written
         self._read = read
         # Unbuffered, so that being killed loses nothing.
         self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
@@ -128,7 +128,7 @@ class Part:
             rest = rest[self._file.write(rest) :]
         self._hasher.update(data)
         self.size += len(data)
-        self._tell(len(data))
+        self._written(len(data))
         return len(data)
 
     def tell(self) -> int:
@@ -138,17 +138,17 @@ class Part:
         return self._file.seek(position)
 
     def truncate(self) -> None:
-        """After seek: for a server that sends from the start although asked for the rest."""
+        """Drop what follows the position. Used when a server sends the whole file although asked for the rest."""
         self._file.truncate()
         before = self.size
         self._begin()
-        self._tell(-before)
+        self._written(-before)
 
     def close(self) -> None:
         self._file.close()
 
     def why_wrong(self) -> str | None:
-        """The reason why this is not the whole file, or None."""
+        """Return why this is not the complete file, or None."""
         if self.size != self._remote.size:
             return f"it has {self.size} bytes instead of {self._remote.size}"
         if self._hasher.hexdigest() != self._remote.hash:
@@ -156,7 +156,7 @@ class Part:
         return None
 
     def _begin(self) -> None:
-        """Hash what is there, and stand at its end."""
+        """Hash the bytes that are there, and go to their end."""
         self._hasher = self._remote.hasher()
         self.size = self._file.seek(0)
         while data := self._file.read(_READ):

@@ -1,12 +1,12 @@
-"""Fetches one repository, in a process of its own, which download.py starts.
+"""Downloads one repository, in a process of its own that download.py starts.
 
-A process, because nothing else can be stopped within a second whatever it waits for: a name that does not resolve, a
-server that falls silent, Xet's own threads. huggingface_hub finds the repository, sends the token, follows mirrors and
-redirects and repairs cut connections. Writing is ours, because of an interrupted file huggingface_hub 2 keeps nothing:
-here it lies beside its place as <name>.<hash>.part, and takes it only when its size and its hash are right.
+Only a process can be stopped within a second whatever it waits for: a name that does not resolve, a silent server,
+Xet's own threads. huggingface_hub finds the repository, sends the token, follows mirrors and redirects and repairs cut
+connections. Writing is done here, because huggingface_hub 2 keeps nothing of an interrupted file: here it lies beside
+its place as <name>.<hash>.part, and is moved there only when its size and its hash are right.
 
-It says what happens as one JSON object a line on standard output, and ends when its standard input closes, so it
-never outlives the one who started it. What differs between versions of huggingface_hub is in this file and hub_errors.
+The process reports as one JSON object a line on standard output, and ends when its standard input closes, so it never
+outlives its parent. What differs between versions of huggingface_hub is in this file and hub_errors.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from ..log import amount
 from .hub_errors import TransferError, endpoint, expected_errors, explain, is_broken_line, is_full_disk, redacted
 from .part import InPlace, Part, RemoteFile
 
-# Weights as safetensors only, and what the tokenizer and the processor read. Never pickles, never code.
+# Weights as safetensors, and the files of the tokenizer and the processor. Never pickles, never code.
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-# There while a download is under way, so that a folder cut off between two files is never taken for whole. It holds
+# Exists while a download is unfinished, so that a folder without some of its files never counts as complete. It holds
 # the hashes of the files that are in place.
 UNFINISHED = ".download-unfinished"
 LOCK = ".download-lock"
-# Files at a time: one connection rarely fills a line.
+# Files at a time: one connection rarely uses all of the bandwidth.
 _CONNECTIONS = 4
-# Bytes at a time: what a cancel loses of a file, and how often the progress moves.
+# Bytes per write: the most that a cancel loses of a file, and the step of the progress.
 _CHUNK = 1 << 18
-# Tries that brought nothing before a file is given up; huggingface_hub makes some of its own within each.
+# Tries without a new byte before a file is given up. huggingface_hub retries by itself within each.
 _IDLE_TRIES = 2
 
 Judge = Callable[[Path], str | None]
 
 
 def main(repo_id: str, into: str, why_incomplete: Judge) -> None:
-    """Fetch it; the last line says that it is complete, or why not."""
-    threading.Thread(target=_end_with_the_one_who_started_it, daemon=True).start()
+    """Download it; the last line of output reports that it is complete, or why not."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import huggingface_hub.constants
 
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
@@ -59,16 +59,17 @@ def main(repo_id: str, into: str, why_incomplete: Judge) -> None:
         transfer.run()
     except expected_errors() as error:
         _say(error=explain(error, transfer.repo_id, folder))
-        # Not sys.exit, which would wait for the threads, and they for their servers. What they have is on disk.
+        # sys.exit would wait for the threads, and they for their servers. What they have is on disk.
         os._exit(2)
     _say(complete=True)
 
 
 class Transfer:
-    """One repository on its way into a folder.
+    """The download of one repository into a folder.
 
     Args:
-        why_incomplete: why the folder is no whole model, or None if it is one.
+        say: called with each event, as keywords.
+        why_incomplete: returns why the folder is not a complete model, or None.
     """
 
     def __init__(self, repo_id: str, folder: Path, say: Callable[..., None], why_incomplete: Judge) -> None:
@@ -82,14 +83,14 @@ class Transfer:
         self._done = self._received = self._checked = 0
 
     def run(self) -> None:
-        """Fetch what is missing. The folder is made only once the repository is known to exist."""
+        """Download what is missing. The folder is created only when the repository is known to exist."""
         files = self._list()
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._folder / LOCK)
-        # Whoever cancels meanwhile ends this process.
+        # This wait needs no check for a cancel, which ends the process.
         lock.wait(lambda: self._say(note=f"another process is downloading to {self._folder}; waiting for it"))
         try:
-            # What another process has made whole meanwhile is never marked as unfinished: others read it.
+            # Another process may have completed the folder meanwhile; then it is in use and not marked as unfinished.
             if self._why_incomplete(self._folder):
                 self._fetch(files)
         finally:
@@ -117,7 +118,7 @@ class Transfer:
     def _fetch(self, files: list[RemoteFile]) -> None:
         marker = self._folder / UNFINISHED
         self._in_place = InPlace(self._folder, marker)
-        # What the weights' index does not name is no part of the model, as the same in another format.
+        # Weights that the index does not name are not part of the model, e.g. the same ones in another format.
         if index := next((file for file in files if file.name == INDEX), None):
             self._bring(index)
             files = [file for file in files if not file.name.endswith(".safetensors") or file.name in self._shards()]
@@ -127,7 +128,7 @@ class Transfer:
         self._say(total=sum(file.size for file in files))
         self._xet = _xet_session()
         pool = ThreadPoolExecutor(_CONNECTIONS)
-        # Small ones first: they are done at once.
+        # Small files first, since they are done at once.
         under_way = [pool.submit(self._bring, file) for file in sorted(files, key=lambda file: file.size)]
         for ended in wait(under_way, return_when=FIRST_EXCEPTION).done:
             ended.result()
@@ -139,7 +140,7 @@ class Transfer:
         return set(read_json_object(self._folder / INDEX)["weight_map"].values())
 
     def _to_check(self, files: list[RemoteFile]) -> int:
-        """Bytes that lie there from elsewhere, and have to be read to know what they are."""
+        """Return the bytes of files that were not downloaded here, and have to be read to compare their hashes."""
         return sum(file.size for file in self._in_place.unknown(files))
 
     def _require_disk(self, files: list[RemoteFile]) -> None:
@@ -156,7 +157,7 @@ class Transfer:
             )
 
     def _bring(self, file: RemoteFile) -> None:
-        """Have the file in its place."""
+        """Bring one file to its place, unless it is there."""
         if self._in_place.has(file, self._check):
             self._have(file.size)
             return
@@ -176,7 +177,7 @@ class Transfer:
         self._in_place.note(file)
 
     def _receive(self, file: RemoteFile, part: Part) -> None:
-        """Fetch the rest of a file. A line that breaks is tried again as long as every try brings something."""
+        """Download the rest of a file. After a broken connection, try again as long as every try brings some bytes."""
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self.repo_id, file.name, revision=self._revision)
@@ -196,7 +197,7 @@ class Transfer:
                 return
 
     def _receive_by_xet(self, file: RemoteFile, part: Part, url: str) -> bool:
-        """Fetch the rest of a file by Xet, which is faster; False where that is not to be had."""
+        """Download the rest of a file by Xet, which is faster; False if that is not possible."""
         xet = self._xet and _xet_data(url)
         if not xet:
             return False
@@ -229,28 +230,28 @@ class Transfer:
         self._tell(count, received=0)
 
     def _check(self, count: int) -> None:
-        """So many bytes that lay there were read, of gigabytes perhaps."""
+        """Report that `count` more bytes of a file that was there already have been read."""
         with self._lock:
             self._checked += count
             self._say(checked=self._checked)
 
 
 def _receive_by_http(file: RemoteFile, part: Part, url: str) -> None:
-    """From the hub's own address and not from where it leads: that one expires, and must not see the token."""
+    """Download from the hub's own address. The address it redirects to expires, and must not get the token."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     to, headers = cast(Any, part), build_hf_headers()
     http_get(url, to, resume_size=part.size, headers=headers, displayed_filename=file.name)
     if part.size > file.size:
-        # Before version 1, huggingface_hub appends the whole of a file to what it has if a server knows no ranges.
+        # Before version 1, huggingface_hub appends the whole file to its part if a server does not support ranges.
         part.seek(0)
         part.truncate()
         http_get(url, to, headers=headers, displayed_filename=file.name)
 
 
 def _xet_session() -> Any:
-    """None where hf_xet is not there, is switched off, or is too old to begin in the middle of a file."""
+    """Open Xet; None if hf_xet is not installed, is switched off, or is too old to begin in the middle of a file."""
     from huggingface_hub import constants
 
     if getattr(constants, "HF_HUB_DISABLE_XET", False):
@@ -263,7 +264,7 @@ def _xet_session() -> Any:
 
 
 def _xet_data(url: str) -> Any:
-    """What Xet calls the file; None where it does not have it, or the hub refuses, which HTTP will then report."""
+    """Return Xet's data of the file; None if Xet does not have it, or the hub refuses, which HTTP then reports."""
     from huggingface_hub import get_hf_file_metadata
 
     with contextlib.suppress(*expected_errors()):
@@ -272,11 +273,11 @@ def _xet_data(url: str) -> Any:
 
 
 def _wanted(name: str) -> bool:
-    """Of the top folder only: what lies deeper is other formats' or evaluations'."""
+    """Tell if a file is downloaded. Only the top folder counts: deeper ones hold other formats or evaluations."""
     return "/" not in name and "\\" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED)
 
 
-def _end_with_the_one_who_started_it() -> None:
+def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(3)
 

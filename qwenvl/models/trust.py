@@ -1,7 +1,7 @@
-"""What a model folder may not hold: what would have transformers read or load something that is not the model.
+"""Refuses model folders with which transformers would read or load something that is not the model.
 
-Standard library only. transformers is told to run no code of a folder and to open no pickles; its files can also name
-others, which it would open. Which of these it still follows depends on its version, so none is left to it.
+Standard library only. transformers runs no code of a folder and opens no pickles here, but the folder's files can also
+name other files, which it would open. Which of these it still follows depends on its version, so all are refused.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..files.bounded_json import OversizeError, UnreadableError, content_of, lim
 from ..paths import is_plain_name, real
 from .families import FAMILIES
 
-# A subfolder that tokenizers read from.
+# A subfolder from which tokenizers read.
 _TEMPLATES = "additional_chat_templates"
 _ADAPTER = "adapter_config.json"
-# Some versions run what lies in it as soon as the weights are read, although told to run no code of a folder.
+# Some versions run the code in it when the weights are read, although no code of a folder is allowed.
 _CODE = "custom_generate"
-# A processor's: another model, by any path or name.
+# A key and a file of a processor that name another model, by any path or name.
 _SPEECH, _SPEECH_FILE = "audio_tokenizer", "audio_tokenizer_config.json"
 _MODEL, _PROCESSOR, _TOKENIZER = "config.json", "processor_config.json", "tokenizer_config.json"
 _IMAGES = {"Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor"}
-# Key -> the classes it may name: those of Qwen's own models, and the plain ones that finetunes were saved with. Others
-# of transformers open files, or ask the hub, for whatever the folder tells them.
+# Key -> the classes it may name: those of Qwen's models, and the plain ones that finetunes were saved with. Other
+# classes of transformers open files, or ask the hub, as the folder demands.
 _CLASSES = {
     "processor_class": {"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"},
     "image_processor_type": _IMAGES,
@@ -37,28 +37,29 @@ _CLASSES = {
     "tokenizer_class": {
         *("Qwen2Tokenizer", "Qwen2TokenizerFast", "Qwen3_5Tokenizer", "Qwen3_5TokenizerFast"),
         *("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
-        # Distillations of other models, and finetunes that were saved with the tokenizer Qwen's is made from.
+        # Distillations of other models, and finetunes that were saved with the tokenizer on which Qwen's is based.
         *("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"),
     },
 }
-# What the parts of a model are called after its family.
+# Endings that the model_type of a model's parts has after its family.
 _PARTS = ("", "_text", "_vision")
-# How weights may be stored: for each of the others transformers would load packages and kernels that nobody tried.
+# Allowed ways to store weights. For any other, transformers would load packages and kernels that were not tested.
 METHODS = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq")
 _STORED = ("quantization_config", "compression_config")
-# Names of layers, which may be patterns; what else is no plain word names a file, whose code compressed-tensors runs.
+# Keys with names of layers, which may be patterns. Any other value that is not a plain word may name a file, whose code
+# compressed-tensors would run.
 _LAYERS = ("ignore", "targets")
 _WORD = re.compile(r"[\w .+-]*")
 # Keys by which transformers chooses how attention and experts are computed.
 _WAYS = {
     f"{begin}_implementation{end}" for begin in ("attn", "_attn", "experts", "_experts") for end in ("", "_internal")
 }
-# Ways to compute the experts of a mixture that transformers has itself; for others it fetches a kernel.
+# Ways to compute experts that transformers has itself; for others it downloads a kernel.
 _EXPERTS = ("eager", "grouped_mm", "batched_mm")
-# Lists of other files, of which transformers picks one by its version.
+# File -> the key of its list of other files, of which transformers picks one by its version.
 _VERSIONS = {_MODEL: "configuration_files", _TOKENIZER: "fast_tokenizer_files"}
 _TOKENS = "tokenizer.json"
-# What is read whole: settings, indices, templates, and all that a tokenizer is made of.
+# Files that are read to their end: settings, indices, templates, and the parts of a tokenizer.
 _READ = (
     *("*config.json", "*.index.json", "*.jinja", "chat_template*", "tokenizer*", "vocab*", "merges*", "*.model"),
     *("added_tokens.json", "special_tokens_map.json", "*.tiktoken", "tekken.json"),
@@ -67,15 +68,15 @@ _MENDED = "Put the file there that belongs to the model, or download it again"
 
 
 def why_unsafe(folder: Path) -> str | None:
-    """The reason why nothing in the folder should be read, or None."""
+    """Return why nothing in the folder should be read, or None."""
     try:
         return next(_reasons(folder), None)
-    except OversizeError as error:  # which another reader may manage, and follow
+    except OversizeError as error:  # refused, because transformers may be able to read it, and follow it
         return f"{error.path.name} cannot be read: {error.reason}, as no model's is"
 
 
 def links_out(folder: Path) -> dict[str, str]:
-    """Name of each link in it that leads out of it, or to itself -> what is wrong with it. Opens none of them."""
+    """Find the links that lead out of the folder, or to themselves: {name: what is wrong}. No link is opened."""
     found = {}
     for file in [*_inside(folder), *_inside(folder / _TEMPLATES)]:
         target = real(file)
@@ -103,7 +104,7 @@ def _reasons(folder: Path) -> Iterator[str]:
 
 
 def _of_files(folder: Path) -> Iterator[str]:
-    """What speaks against a file before it is read."""
+    """Yield what is wrong with files, before any of them is read."""
     yield from links_out(folder).values()
     for file in [*folder.iterdir(), *_inside(folder / _TEMPLATES)]:
         if is_read(file.name):
@@ -115,15 +116,15 @@ def _of_files(folder: Path) -> Iterator[str]:
 
 
 def is_read(name: str) -> bool:
-    """Whether transformers, or we, may read a file of that name to its end. Weights are read by their headers."""
+    """Tell if a file of that name may be read to its end. Of weights, only the headers are read."""
     return any(fnmatch(name.lower(), pattern) for pattern in _READ)
 
 
 def _unreadable(file: Path) -> Iterator[str]:
-    """Others read it without a look at what it is, and would wait for a pipe, or fill the memory."""
+    """Yield why the file must not be read: other readers do not check, and would wait for a pipe or fill the memory."""
     if not file.is_file():
         if file.exists() and not file.is_dir():
-            yield f"{file.name} is no file. Put one there"
+            yield f"{file.name} is not a regular file. Put one there"
         return
     state, most = file.stat(), limit_of(file.name).size
     if state.st_size > most:
@@ -132,7 +133,7 @@ def _unreadable(file: Path) -> Iterator[str]:
         yield f"{file.name} cannot be read: {reason}, as no model's does"
 
 
-# Looked at again when it has changed.
+# Cached by time and size, so that a changed file is read again.
 @lru_cache(maxsize=64)
 def _why_too_much(file: Path, modified: int, size: int) -> str | None:
     try:
@@ -143,27 +144,27 @@ def _why_too_much(file: Path, modified: int, size: int) -> str | None:
 
 
 def _from_tokenizer(settings: dict[str, Any], is_whole: bool) -> Iterator[str]:
-    """What a tokenizer's settings have read from elsewhere.
+    """Yield the settings of a tokenizer that would make it read other files.
 
     Args:
-        is_whole: the folder has all of the tokenizer in one file, so that no other is read.
+        is_whole: the folder has the whole tokenizer in one file, so that vocab_file and merges_file are not read.
     """
     if settings.get("init_inputs"):
         yield "tokenizer_config.json names the tokenizer's files itself (init_inputs). Take it out"
     for key, value in settings.items():
         if not (key.endswith("_file") and isinstance(value, str)):
             continue
-        # A plain name is looked for where the program was started.
+        # transformers looks for a plain name in the folder where the program was started.
         unread = is_whole and key in ("vocab_file", "merges_file")
         if not (unread and is_plain_name(value, windows=True)):
             yield f"tokenizer_config.json names a file elsewhere ({key}: {shown(value)}). Take it out"
 
 
 def _chosen(name: str, settings: dict[str, Any]) -> Iterator[str]:
-    """What a file of settings names, at any depth, by which transformers would choose code that is none of Qwen's."""
+    """Yield values in a file of settings, at any depth, that would make transformers use code that is not Qwen's."""
     for key, value in _below(settings):
         if value is not None and _is_foreign(name, key, value):
-            yield f"{name} names {shown(value)} as {key}, which is none of Qwen's. {_MENDED}"
+            yield f"{name} names {shown(value)} as {key}, which is not one of Qwen's. {_MENDED}"
         if key in _STORED and isinstance(value, dict):
             yield from _of_stored(name, value)
         if key in _WAYS and not _is_own_way(key, value):
@@ -171,11 +172,11 @@ def _chosen(name: str, settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _below(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Key and value of every object at any depth; a value of a list has the list's key."""
+    """Yield key and value of every object at any depth; values in a list have the list's key."""
     waiting: list[tuple[str, Any]] = [("", settings)]
     while waiting:
         above, part = waiting.pop()
-        for key, value in part.items() if isinstance(part, dict) else [(above, each) for each in part]:
+        for key, value in part.items() if isinstance(part, dict) else [(above, item) for item in part]:
             if isinstance(part, dict) or not isinstance(value, dict | list):
                 yield key, value
             if isinstance(value, dict | list):
@@ -183,21 +184,21 @@ def _below(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _of_stored(name: str, stored: dict[str, Any]) -> Iterator[str]:
-    """What speaks against the way in which weights are stored."""
+    """Yield what is wrong with the way in which the weights are stored."""
     method = stored.get("quant_method")
     bits = any(stored.get(f"load_in_{bits}") for bits in ("4bit", "8bit"))
     if (method not in METHODS and not (method is None and bits)) or (bits and method not in (None, "bitsandbytes")):
-        told = f"{shown(method)}{' and bitsandbytes' if bits else ''}"
-        yield f"{name} says that its weights are stored as {told}. Known are {', '.join(METHODS)}"
+        stored_as = f"{shown(method)}{' and bitsandbytes' if bits else ''}"
+        yield f"{name} says that its weights are stored as {stored_as}. Known are {', '.join(METHODS)}"
     if method != "compressed-tensors":
         return
     for key, value in _below(stored):
         if isinstance(value, str) and key not in _LAYERS and not _WORD.fullmatch(value):
-            yield f"{name} names {shown(value)} as {key} of its weights, which is no name. {_MENDED}"
+            yield f"{name} names {shown(value)} as {key} of its weights, which is not a plain name. {_MENDED}"
 
 
 def _is_own_way(key: str, value: Any) -> bool:
-    """Whether a way to compute attention or experts is torch's or a package's, and no kernel of the hub's."""
+    """Tell if a way to compute attention or experts is that of torch or a package, and not a kernel from the hub."""
     ways = value.values() if isinstance(value, dict) else [value]
     if "experts" in key:
         return all(way is None or way in _EXPERTS for way in ways)
@@ -206,13 +207,13 @@ def _is_own_way(key: str, value: Any) -> bool:
 
 def _is_foreign(name: str, key: str, value: Any) -> bool:
     if key == "model_type" and name == _MODEL:
-        known = {family + each for family in FAMILIES for each in _PARTS}
+        known = {family + part for family in FAMILIES for part in _PARTS}
         return not (isinstance(value, str) and value in known)
     return key in _CLASSES and not (isinstance(value, str) and value in _CLASSES[key])
 
 
 def _stays(target: Path, folder: Path) -> bool:
-    """Whether a file is in the folder, or in a store of Hugging Face's cache, to which all files there are links."""
+    """Tell if a file is in the folder, or in the blobs of Hugging Face's cache, to which all files there are links."""
     store = target.parent
     is_blob = store.name == "blobs" and store.parent.name.startswith("models--")
     return is_blob or target.is_relative_to(folder.resolve())
@@ -223,7 +224,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What a file of settings holds; nothing where it cannot be read, of which whoever needs it will complain."""
+    """Read a file of settings; {} if it cannot be read, which is reported when the file is needed."""
     try:
         return read_json_object(path)
     except OversizeError:

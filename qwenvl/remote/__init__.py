@@ -1,1 +1,1 @@
-"""Questions in, answers of an engine in another process out. Begin with session.py."""
+"""Sends questions to an engine in another process, and returns its answers. Begin with session.py."""

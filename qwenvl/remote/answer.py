@@ -1,4 +1,4 @@
-"""An engine's reply -> the thought and the answer in it, while it comes."""
+"""Splits an engine's reply into thought and answer, while it comes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .thoughts import known
 
 
 class EngineAnswer:
-    """One answer while it comes from an engine.
+    """One answer of an engine, while it comes.
 
     Args:
-        secret: the engine's key, which it may have put into the answer, in whatever pieces.
+        secret: the engine's key, which the engine may repeat in the answer, cut into any pieces.
     """
 
     over_budget = False
@@ -24,14 +24,14 @@ class EngineAnswer:
         self._secret = secret
         self._stops = request.sampling.stop
         self._may_think = request.thinking != "off"
-        # Whether the template opened the think block; None where that is not known. Not every template and not every
-        # engine heeds a wish that there be none.
+        # True if the template opened the think block; None if that is not known. Some templates and engines open one
+        # although thinking is off.
         self.opened = known(engine, request.thinking) if request.thinking != "on" else True
         self.reply = Reply(0.0)
 
     @property
     def tokens(self) -> int:
-        """How many there are: the engine's count where it has come, until then the pieces."""
+        """Count the tokens: the engine's own count if it has come, until then the pieces."""
         return self.reply.count("completion_tokens") or self.reply.pieces
 
     @property
@@ -40,18 +40,18 @@ class EngineAnswer:
 
     @property
     def so_far(self) -> Answer:
-        """What is certain of it."""
+        """Return the part of the answer that will not change."""
         thinking, text = self._split()
         certain = self._secret.certain
         return Answer(certain(cut_before(text or "", self._stops)), certain(thinking))
 
     def end(self) -> Answer | None:
-        """The whole of it; None where the model only thought, or its tokens ran out before it said anything."""
+        """Return the complete answer; None if the model only thought, or its tokens ran out before any text came."""
         thinking, text = self._split()
-        if self.said_nothing:
+        if self.is_empty:
             return None
         if text is None and self.reply.ended != "length" and not self.reply.text.lstrip().startswith(THINK_START):
-            # It ended by itself and closed no block, so there was none.
+            # It ended by itself without closing a think block, so no block was open.
             thinking, text = "", thinking
         if text is None or (thinking and not text):
             return None
@@ -59,16 +59,16 @@ class EngineAnswer:
         return Answer(hidden(cut_before(text, self._stops).strip()), hidden(thinking))
 
     @property
-    def said_nothing(self) -> bool:
-        """Whether the tokens ran out and nothing of them was sent: an engine may keep thoughts to itself."""
+    def is_empty(self) -> bool:
+        """Tell if the tokens ran out and no text was sent: some engines do not send thoughts."""
         return self.reply.ended == "length" and not (self.reply.text.strip() or self.reply.thinking.strip())
 
     def _split(self) -> tuple[str, str | None]:
-        """(thinking, answer) as far as they have come."""
-        # Only here: the halves of a character may come in two pieces.
+        """Return (thinking, answer) as far as they have come."""
+        # Not for each piece, because the halves of a character may come in two pieces.
         text, thinking = whole_characters(self.reply.text), whole_characters(self.reply.thinking)
         if thinking:
-            # Of a thought that the engine ended itself, the end may have come as text.
+            # If the engine ended the thought itself, the thought's end may have come as text.
             rest, _, text = text.rpartition(THINK_END)
             return f"{thinking}{rest}".strip(), text.strip()
         closed = self._may_think and THINK_END in text

@@ -1,4 +1,4 @@
-"""A request as a chat completion: messages, pictures as data URLs, sampling parameters by the names engines know."""
+"""Writes a request as a chat completion: messages, pictures as data URLs, sampling parameters by engines' names."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from .kinds import DOUBTFUL, IGNORES
 
 # Fields of a chat completion -> the settings that they come from.
 FIELDS = {setting.engine: setting for setting in SETTINGS.values() if setting.engine}
-# The second name under which a field is sent: llama.cpp and LM Studio pass over the first without a word.
+# A field's second name, under which it is sent too: llama.cpp and LM Studio ignore the first name silently.
 ALSO = {"repetition_penalty": "repeat_penalty", "thinking_token_budget": "thinking_budget_tokens"}
-# Every engine knows these.
+# Fields that every engine knows.
 _KNOWN = {"temperature", "max_tokens"}
-# What an engine need not know. Where it says so, it is asked again without.
+# Fields that an engine need not know. If it refuses one, it is asked again without it.
 MAY_DROP = {*FIELDS, *ALSO.values(), "stream_options"} - _KNOWN
 # Engines hold seeds in signed 64 bits.
 _SEEDS = 1 << 63
-# Tokens that make up the structure of a prompt, as all Qwen families write them.
+# Control tokens, which give a prompt its structure, as all Qwen families write them.
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?(?:think|tool_call|tool_response)>)")
 _ZERO_WIDTH_SPACE = "\u200b"
-# Side of the square of pixels that becomes one token, where the family is not known: a wrong guess costs a second,
+# Side, in pixels, of the square that becomes one token, if the family is not known. A wrong guess costs only a second,
 # small scaling.
 _PATCH = 32
 
 
 def plain(text: str) -> str:
-    """The text with its control tokens made harmless. Pure.
+    """Make the control tokens in a text harmless. Pure.
 
-    A model here is given such a token as the letters that it is written with. An engine reads text and control tokens
-    from the same string, so a space of no width goes into each: the letters stay, and no token comes of them.
+    A local model gets such a token as plain letters. An engine reads text and control tokens from the same string, so
+    each gets a zero-width space inside: the letters stay, and the engine reads no token.
     """
     return _CONTROL.sub(f"<{_ZERO_WIDTH_SPACE}", text)
 
 
 def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The request's body. Pure.
+    """Build the request's body. Pure.
 
     Args:
-        seed: None where sampling is greedy.
-        parts: what is shown before the text.
+        seed: None if sampling is greedy.
+        parts: message parts that come before the text.
     """
     text = plain(request.text)
-    # Models of text alone have templates that want a string.
+    # Text models have templates that take the content as a string only.
     content: Any = [*parts, {"type": "text", "text": text}] if parts else text
     messages = [{"role": "system", "content": plain(request.system)}] if request.system else []
     return {
@@ -71,7 +71,7 @@ def body(engine: Engine, request: Request, seed: int | None, parts: Sequence[dic
 
 def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
     own = request.sampling
-    values = {each.name: getattr(own, each.attribute) for each in settings_of(Sampling)} | {
+    values = {setting.name: getattr(own, setting.attribute) for setting in settings_of(Sampling)} | {
         "max_new_tokens": own.longest,
         "seed": None if seed is None else seed % _SEEDS,
         "stop": list(own.stop),
@@ -86,33 +86,33 @@ def _sampling(request: Request, seed: int | None) -> dict[str, Any]:
 
 
 def _is_sent(setting: Setting, request: Request, is_off: bool) -> bool:
-    """Values that are off are sent too where the engine would otherwise use those of the model's makers."""
+    """Tell if a field is sent. One that is off is sent too if the engine would else use the makers' value."""
     if setting.makers:
         return request.sampling_from == AS_SET
     return setting.always or not is_off
 
 
 def _off(setting: Setting) -> Any:
-    """What an engine takes for off."""
+    """Return the value that an engine takes for off."""
     return setting.off if setting.engine_off is None else setting.engine_off
 
 
 def doubtful(sent: dict[str, Any], unknown: set[str]) -> list[str]:
-    """The fields that an engine may pass over without a word and that would make a difference. Pure.
+    """List the fields that make a difference and that the engine may ignore silently. Pure.
 
-    One that has said what it does not know passes over nothing.
+    An engine that has refused an unknown field ignores none.
     """
     fields = (name for name, setting in FIELDS.items() if name in DOUBTFUL and _counts(setting, sent.get(name)))
     return [] if unknown - {"stop", "stream_options"} else list(fields)
 
 
 def without_effect(request: Request, sent: dict[str, Any], unknown: set[str], kind: str = "") -> list[str]:
-    """A sentence for each thing that was asked for and that an engine cannot or does not do. Pure.
+    """Write a sentence for each setting of the request that has no effect on the engine. Pure.
 
     Args:
         sent: the request's body.
         unknown: its fields that the engine did not know.
-        kind: of the engine, one of IGNORES; "" where it is not known.
+        kind: the kind of engine, a key of IGNORES; "" if it is not known.
     """
     spec, own = request.load, request.sampling
     sentences = []
@@ -120,9 +120,9 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str], ki
         sentences.append("quantization, attention_mode and device have no effect: the model is loaded by the engine")
     if request.sampling_from != AS_SET:
         sentences.append("the sampling is the engine's own, whose values are not known here")
-    # An answer ends before a stop here, whether or not the engine knows it.
+    # Answers are cut before a stop here, even if the engine does not know the field.
     not_known = {name for name in unknown - {"stop"} if ALSO.get(name, name) in unknown}
-    lost = [each.name for name, each in FIELDS.items() if name in not_known and _counts(each, sent.get(name))]
+    lost = [field.name for name, field in FIELDS.items() if name in not_known and _counts(field, sent.get(name))]
     if lost:
         sentences.append(f"the engine does not know {', '.join(lost)}")
     maybe = doubtful(sent, unknown)
@@ -134,21 +134,21 @@ def without_effect(request: Request, sent: dict[str, Any], unknown: set[str], ki
         sentences.append(f"the engine does not say what kind it is, and may ignore {', '.join(unsure)}")
     if own.thinking_budget and "thinking_budget" not in (*lost, *passed_over):
         sentences.append("the thinking budget is the engine's to keep, which not every engine does")
-    for each in settings_of(Sampling):
-        if not each.engine and each.off is not None and getattr(own, each.attribute) != each.off:
-            sentences.append(f"{each.name} has no effect: engines have nothing like it")
+    for setting in settings_of(Sampling):
+        if not setting.engine and setting.off is not None and getattr(own, setting.attribute) != setting.off:
+            sentences.append(f"{setting.name} has no effect: engines have nothing like it")
     return sentences
 
 
 def _counts(setting: Setting, sent: Any) -> bool:
-    """Whether it makes a difference that an engine does not know what it was sent."""
+    """Tell if it makes a difference that an engine ignores what it was sent."""
     return sent is not None and sent != _off(setting)
 
 
 def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:
-    """Message parts of pictures and videos, in the order in which a model here sees them.
+    """Yield the message parts of pictures and videos, in the order in which a local model sees them.
 
-    One at a time, because each takes a while to pack.
+    They come one at a time, because encoding takes a while.
     """
     budget, patch = _budget(engine, request), family_of(engine.family).patch or _PATCH
     for picture in pictures:
@@ -158,28 +158,28 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
             yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
             continue
         for frame, time_s in zip(video.frames, video.times_s, strict=True):
-            # As Qwen3-VL is told the times of a video.
+            # The notation in which Qwen3-VL gets the times of a video.
             yield {"type": "text", "text": f"<{time_s:.1f} seconds>"}
             yield _image(Image.fromarray(frame))
 
 
 def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
-    """(width, height) at which the engine's model sees each picture; none where its family is not known."""
+    """Return (width, height) at which the engine's model sees each picture; () if its family is not known."""
     patch = family_of(engine.family).patch
-    return tuple(seen_size(*each.size, _budget(engine, request), patch) for each in pictures) if patch else ()
+    return tuple(seen_size(*picture.size, _budget(engine, request), patch) for picture in pictures) if patch else ()
 
 
 def _budget(engine: Engine, request: Request) -> tuple[int, int]:
-    """Pixels of a picture, at least and at most."""
+    """Return the least and the most pixels of a picture."""
     return RESOLUTIONS[request.image_resolution] or engine.pixels or PICTURE_PIXELS
 
 
 def seen_size(width: int, height: int, budget: tuple[int, int], factor: int) -> tuple[int, int]:
-    """(width, height) to which a processor of Qwen's scales a picture. Pure.
+    """Return the (width, height) to which Qwen's processors scale a picture. Pure.
 
     Args:
-        budget: pixels, at least and at most.
-        factor: what sides are rounded to.
+        budget: the least and the most pixels.
+        factor: sides are rounded to multiples of it.
     """
     low, high = budget
     rounded = _rounded(width, height, factor)
@@ -197,13 +197,13 @@ def _rounded(width: int, height: int, factor: int) -> tuple[int, int]:
 
 
 def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.Image:
-    """The picture at the size that a model here would see, where its own is outside the budget.
+    """Scale a picture outside the budget to the size that a local model would see.
 
-    One within the budget stays as it is: the engine rounds its sides as the processor does here. The arithmetic
-    of scaling is the processor's, so the engine sees the same pixels.
+    A picture within the budget stays as it is: the engine rounds its sides as a local processor does. Scaling uses the
+    processor's arithmetic, so the engine sees the same pixels.
 
     Args:
-        budget, factor: as of seen_size.
+        budget, factor: see seen_size.
     """
     across, down = seen_size(*picture.size, budget, factor)
     if (across, down) == _rounded(*picture.size, factor):
@@ -216,7 +216,7 @@ def scaled(picture: Image.Image, budget: tuple[int, int], factor: int) -> Image.
 
 
 def _image(picture: Image.Image) -> dict[str, Any]:
-    """Without loss, so that the engine sees what a model here would; quickly, because networks are fast."""
+    """Pack a picture without loss, so that the engine sees the same pixels, and quickly, because networks are fast."""
     packed = io.BytesIO()
     picture.save(packed, "PNG", compress_level=1)
     return {"type": "image_url", "image_url": {"url": _data_url("image/png", packed.getvalue())}}
@@ -227,7 +227,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def _film(video: Video) -> bytes:
-    """The frames that were picked, as a file that shows each at its time."""
+    """Encode the sampled frames as an MP4 file that shows each at its time."""
     import av
 
     height, width = (side - side % 2 for side in video.frames.shape[1:3])  # what yuv420p can hold

@@ -1,8 +1,8 @@
-"""One chat completion over HTTP: asked again while the engine is busy, read piece by piece, given up where it stalls.
+"""One chat completion over HTTP: sent again while the engine is busy, read piece by piece, given up if it stalls.
 
-aiohttp carries it, because ComfyUI's own server is made of it: whoever has ComfyUI has it, whichever version, at no
-byte more. OpenAI's client would bring 30 MB and 0.8 s of import, follow redirects unless told otherwise, and repeat
-requests by rules of its own; httpx comes with some versions of huggingface_hub and with others not.
+It uses aiohttp, which comes with every ComfyUI, whose server is built on it. OpenAI's client would add 30 MB and 0.8 s
+of import, follow redirects by default, and repeat requests by its own rules; httpx comes with some versions of
+huggingface_hub only.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from .secret import Secret
 if TYPE_CHECKING:
     import aiohttp
 
-# Waits before a question is asked again. The engine may ask for more, but not for more than the longest.
+# Waits before a question is sent again. The engine may ask for a longer wait, up to the longest.
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 LONGEST_WAIT_S = 30.0
 CONNECT_S = 10.0
 BUSY = (429, 503)
-# Tokens of an answer, where the request does not say.
+# Most tokens of an answer, if the request sets no limit.
 _MOST_TOKENS = 1 << 16
-# More characters than the longest tokens have: whoever sends more ignores max_tokens, and may go on for ever.
+# More characters than the longest tokens have. An engine that sends more ignores max_tokens and may never end.
 _MOST_PER_TOKEN = 512
-# The same of the bytes of a stream, with all that stands around a token; and as many more before the first of them.
+# The same limit in bytes of the stream, with all that stands around a token, and bytes allowed beside them.
 _MOST_BYTES_PER_TOKEN, _MOST_BYTES_BESIDE = 1 << 14, 1 << 24
-# What answers may be hostile with, beside aiohttp's own errors: headers that are no text, hosts that are none.
+# What hostile answers may raise beside aiohttp's own errors, e.g. with headers that are not text or invalid hosts.
 _UNREADABLE = (OSError, ValueError)
 
 
 class _TryAgainError(Exception):
-    """Nothing of an answer has come, and it may at another try."""
+    """No part of an answer has come, but one may come at another try."""
 
     def __init__(self, final: EngineError, after_s: float = 0.0) -> None:
         self.final = final
@@ -50,27 +50,27 @@ class _TryAgainError(Exception):
 
 
 class _UnknownFieldsError(Exception):
-    """The engine does not know some of the fields that it need not know."""
+    """The engine does not know some of the optional fields."""
 
     def __init__(self, names: Set[str]) -> None:
         self.names = names
 
 
 class Wire:
-    """The connection to an engine for the time of one run.
+    """The connection to an engine during one run.
 
     Args:
-        engine: the other end.
-        key: what it wants to see; "" for none. Goes into one header of each request and nowhere else.
+        engine: the engine to connect to.
+        key: the engine's key; "" for none. It goes into one header of each request and nowhere else.
 
     Attributes:
-        secret: takes the key out of what is told.
-        unknown: the fields that the engine turned out not to know, now or in an earlier run.
+        secret: takes the key out of messages and answers.
+        unknown: the fields that the engine has refused as unknown, now or in an earlier run.
     """
 
     def __init__(self, engine: Engine, key: str) -> None:
         self._engine = engine
-        # Packed answers are unpacked here, as far as they are read.
+        # Answers that are compressed all the same are decompressed here, only as far as they are read.
         self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.secret = Secret(key)
         self._session: Any = None
@@ -82,7 +82,7 @@ class Wire:
             await self._session.close()
 
     def _open(self) -> Any:
-        """The session, made in the loop that uses it."""
+        """Open the HTTP session, in the event loop that uses it."""
         import aiohttp
 
         patience = aiohttp.ClientTimeout(
@@ -92,16 +92,16 @@ class Wire:
         return aiohttp.ClientSession(timeout=patience, connector=connector, auto_decompress=False)
 
     async def complete(self, body: Mapping[str, Any], may_drop: Set[str], on_piece: Callable[[Reply], None]) -> Reply:
-        """Ask, and return the whole answer.
+        """Send a question, and return the complete answer.
 
         Args:
             body: the request.
-            may_drop: its fields that an engine need not know. What it refuses by name is left out of a second try.
+            may_drop: its optional fields. Those that the engine refuses by name are left out of a second try.
             on_piece: called with the reply whenever it has grown.
 
         Raises:
             QuestionError: this question got no answer.
-            EngineError: no question will get one from this engine.
+            EngineError: the engine will not answer any question.
         """
         self._session = self._session or self._open()
         waits = iter(WAITS_S)
@@ -112,12 +112,12 @@ class Wire:
             except _UnknownFieldsError as error:
                 self.unknown |= error.names
             except EngineError as error:
-                raise self._told(error) from None
+                raise self._redacted(error) from None
             except _TryAgainError as error:
-                final, wait = self._told(error.final), next(waits, None)
+                final, wait = self._redacted(error.final), next(waits, None)
                 if wait is None:
                     raise final from None
-                # Spread, so that many questions that were turned away together do not come back together.
+                # Random, so that questions that were refused together are not sent again all at once.
                 wait = max(wait * random.uniform(0.75, 1.25), min(error.after_s, LONGEST_WAIT_S))  # noqa: S311
                 log.info("%s Asking again in %.1f s.", final, wait)
                 await asyncio.sleep(wait)
@@ -128,7 +128,7 @@ class Wire:
         reply = Reply(time.perf_counter())
         url = f"{self._engine.base_url}/chat/completions"
         try:
-            # A redirect would carry the key to wherever it points.
+            # No redirects: they would send the key to another address.
             async with self._session.post(url, json=body, headers=self._headers, allow_redirects=False) as response:
                 if response.status != 200:
                     await self._refuse(response, may_drop)
@@ -142,11 +142,11 @@ class Wire:
                 reply.end(body.get("max_tokens", 0))
                 return reply
             problem = self._problem(error, reply)
-        # Raised out here: aiohttp's own errors hold the request, and so the key, in their attributes.
+        # Raised outside the except block: aiohttp's errors hold the request, and so the key, in their attributes.
         raise problem
 
     async def find_kind(self) -> None:
-        """Ask once for the list of models, which tells the kind of many engines."""
+        """Fetch the engine's list of models, which shows the kind of many engines."""
         import aiohttp
 
         patience = {"timeout": aiohttp.ClientTimeout(total=CONNECT_S), "allow_redirects": False}
@@ -189,14 +189,14 @@ class Wire:
         if event is None:
             raise refusals.garbage(self._engine, self.secret.hidden(data[:LONGEST_WORDS]))
         if event.get("error"):
-            said, status = refusals.words(data, self.secret.hidden), refusals.status_in(event)
-            if names := refusals.left_out(status, said, may_drop):
+            words, status = refusals.words(data, self.secret.hidden), refusals.status_in(event)
+            if names := refusals.left_out(status, words, may_drop):
                 raise _UnknownFieldsError(names)
-            raise refusals.refused(self._engine, status, said)
+            raise refusals.refused(self._engine, status, words)
         return event
 
     async def _refuse(self, response: aiohttp.ClientResponse, may_drop: Set[str]) -> None:
-        """Raise what a status other than 200 means."""
+        """Raise the error for a status other than 200."""
         words = refusals.words(await beginning(_blocks(response)), self.secret.hidden)
         if response.status in BUSY:
             raise _TryAgainError(refusals.busy(self._engine, words), _seconds(response.headers.get("Retry-After", "")))
@@ -207,7 +207,7 @@ class Wire:
         raise refusals.refused(self._engine, response.status, words)
 
     def _problem(self, error: Exception, reply: Reply) -> Exception:
-        """What went wrong on the way."""
+        """Return the error that a failure of the connection means."""
         import aiohttp
 
         words = refusals.words(str(error), self.secret.hidden) or type(error).__name__
@@ -223,8 +223,8 @@ class Wire:
         lost = refusals.broken_off(self._engine, why)
         return lost if reply.pieces else _TryAgainError(lost)
 
-    def _told(self, error: EngineError) -> EngineError:
-        """The error, whose sentence has the key in no form: engines like to repeat one that they refuse."""
+    def _redacted(self, error: EngineError) -> EngineError:
+        """Take the key, in any form, out of the error's sentence: engines often repeat a key that they refuse."""
         error.args = (self.secret.hidden_sentence(str(error)),)
         return error
 
@@ -234,7 +234,7 @@ def _blocks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 async def _at_most(tokens: int, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The blocks of a stream, which ends early where it is longer than any answer of so many tokens."""
+    """Yield the blocks of a stream; end early if it is longer than any answer of that many tokens."""
     left = _MOST_BYTES_BESIDE + _MOST_BYTES_PER_TOKEN * tokens
     async for block in blocks:
         yield block
@@ -244,5 +244,5 @@ async def _at_most(tokens: int, blocks: AsyncIterator[bytes]) -> AsyncIterator[b
 
 
 def _seconds(retry_after: str) -> float:
-    """Retry-After in seconds; its other form, a date, is left to our own waits."""
+    """Read the header Retry-After in seconds; 0 for a date, its other form, so that our own waits apply."""
     return float(retry_after) if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after) else 0.0

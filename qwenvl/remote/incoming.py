@@ -1,4 +1,4 @@
-"""What an engine sends, before anything looks at it: unpacked in bounded steps, cut to a length, read as JSON.
+"""Receives what an engine sends: decompressed in bounded steps, cut to a length, read as JSON.
 
 Standard library only.
 """
@@ -10,30 +10,30 @@ import zlib
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
-# Of a response that is no stream, so many bytes are read, and of an error within a stream so many characters.
+# Most bytes that are read of a response that is not a stream, and most characters of an error in a stream.
 LONGEST_WORDS = 1 << 16
-# A few bytes of gzip may hold gigabytes: so many are unpacked at a time.
+# Bytes that are decompressed at a time, because a few bytes of gzip may hold gigabytes.
 _STEP = 1 << 16
-# What zlib takes: gzip and zlib by their beginnings, and deflate without one.
+# Window sizes for zlib: one that recognises gzip and zlib by their headers, and one for deflate without a header.
 _WITH_BEGINNING, _BARE = zlib.MAX_WBITS | 32, -zlib.MAX_WBITS
-# Longer numbers are no counts and no times; reading them takes more than their length.
+# Most digits of whole and of other numbers. Longer ones are not counts or times, and slow to read.
 _LONGEST_WHOLE, _LONGEST_NUMBER = 18, 400
 
 
 class UnreadableError(ValueError):
-    """A response is packed in a way that was not asked for, or is not what it says."""
+    """A response is compressed in a way that was not asked for, or is broken."""
 
 
 async def unpacked(blocks: AsyncIterable[bytes], encoding: str) -> AsyncIterator[bytes]:
-    """The blocks of a response as they were before the engine packed them, in pieces of bounded size.
+    """Decompress the blocks of a response, in pieces of bounded size.
 
-    Engines are asked not to pack. Some web server on the way may do so all the same.
+    Engines are asked not to compress, but a web server on the way may do so all the same.
 
     Args:
         encoding: the header Content-Encoding.
 
     Raises:
-        UnreadableError: they are packed otherwise, or broken.
+        UnreadableError: the compression is another one, or the data is broken.
     """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
@@ -45,7 +45,7 @@ async def unpacked(blocks: AsyncIterable[bytes], encoding: str) -> AsyncIterator
     unpacker: Any = None
     async for block in blocks:
         if unpacker is None and block:
-            # A beginning of zlib's own says 8 in its low half.
+            # A zlib header has 8 in the low half of its first byte.
             bare = encoding == "deflate" and block[0] & 0x0F != 8
             unpacker = zlib.decompressobj(_BARE if bare else _WITH_BEGINNING)
         while not unpacker.eof:
@@ -53,7 +53,7 @@ async def unpacked(blocks: AsyncIterable[bytes], encoding: str) -> AsyncIterator
             if step:
                 yield step
             block = unpacker.unconsumed_tail
-            # A step that is full may have left more behind, though all was taken in.
+            # After a full step there may be more output, although all input has been read.
             if len(step) < _STEP and not block:
                 break
 
@@ -67,7 +67,7 @@ def _unpack(unpacker: Any, block: bytes) -> bytes:
 
 
 async def beginning(blocks: AsyncIterable[bytes]) -> str:
-    """As much of a response as anybody will read, and no more."""
+    """Return the beginning of a response, at most LONGEST_WORDS bytes, as text."""
     found = b""
     try:
         async for block in blocks:
@@ -75,15 +75,15 @@ async def beginning(blocks: AsyncIterable[bytes]) -> str:
             if len(found) >= LONGEST_WORDS:
                 break
     except UnreadableError:
-        pass  # the status says the most of it
+        pass  # what has been read is enough, because the status matters most
     return found.decode(errors="replace")
 
 
 def read_json(text: str) -> Any:
-    """What a JSON text holds. Numbers with more digits than anybody counts to become infinite. Pure.
+    """Read a JSON text. Numbers with very many digits become infinite. Pure.
 
     Raises:
-        ValueError: it is none, or nested deeper than anybody follows.
+        ValueError: the text is not JSON, or is nested too deep.
     """
     try:
         return json.loads(text, parse_int=_whole, parse_float=_number)

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, so that the thread that runs a node can look on. Standard library only."""
+"""An event loop in a thread of its own, so that the thread that runs a node stays free. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """Runs what is started, until the with-block ends. A node's own thread may have a loop already."""
+    """Runs coroutines in its own thread until the with-block ends. A node's thread may have an event loop already."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -34,7 +34,7 @@ class Loop:
         return self.start(work).result()
 
     def cancel(self) -> None:
-        """Give up everything that is under way."""
+        """Cancel all coroutines that are running, and wait for their end."""
         self.run(_cancel_others())
 
 

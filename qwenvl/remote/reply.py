@@ -1,4 +1,4 @@
-"""An engine's answer as it comes: an event stream -> events -> a reply that grows. Standard library only."""
+"""Reads an engine's answer while it comes: a stream of events into a growing reply. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from .incoming import read_json
 
-# A line of a stream that is longer than this is no piece of an answer.
+# Bytes: a longer line of a stream is not a piece of an answer.
 LONGEST_LINE = 1 << 20
-# Nor does an engine count to more than this.
+# A larger count of tokens is not one.
 _MOST = 1 << 48
-# Where engines put what a model thinks: SGLang and transformers, vLLM.
+# Fields with a model's thoughts: the first of SGLang and transformers, the second of vLLM.
 _THOUGHTS = ("reasoning_content", "reasoning")
-# How engines end what they did not finish.
+# Values of finish_reason for an answer that was not finished.
 _BROKEN_ENDS = ("abort", "error", "cancelled", "content_filter")
-# How engines say that max_tokens was reached, in small letters.
+# Values of finish_reason for max_tokens being reached, in small letters.
 _LENGTH_ENDS = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit")
 _CHUNK = "chat.completion.chunk"
 DONE = "[DONE]"
@@ -33,30 +33,30 @@ class Reply:
     pieces: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
-    # How the engine says it ended: "stop", or "length" where max_tokens was reached. Empty until then.
+    # The engine's finish_reason: "stop", or "length" if max_tokens was reached. Empty until the end.
     ended: str = ""
-    # The engine's own numbers; empty where it sends none.
+    # The engine's own counts of tokens; empty if it sends none.
     usage: Mapping[str, Any] = field(default_factory=dict)
-    # What some engines tell themselves by.
+    # By this field some kinds of engine can be recognised.
     fingerprint: str = ""
 
     @property
     def broken(self) -> bool:
-        """Whether the engine gave it up."""
+        """Tell if the engine ended the answer before it was finished."""
         return self.ended in _BROKEN_ENDS
 
     @property
     def cached(self) -> int:
-        """Tokens of the prompt that the engine still had."""
+        """Return how many of the prompt's tokens the engine had in its cache."""
         details = self.usage.get("prompt_tokens_details")
         return _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
 
     def count(self, name: str) -> int:
-        """One of the engine's own numbers; 0 where it tells none."""
+        """Return one of the engine's own counts; 0 if it sends none."""
         return _whole(self.usage.get(name))
 
     def take(self, event: Mapping[str, Any]) -> bool:
-        """Grow by an event of event_of(), which is no error; returns whether there is more text now."""
+        """Add an event of event_of() that is not an error; return True if the text or the thinking has grown."""
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
         if isinstance(event.get("system_fingerprint"), str):
@@ -72,7 +72,7 @@ class Reply:
         return self.pieces > before
 
     def end(self, max_tokens: int) -> None:
-        """At its end: an engine that made as many tokens as it may has stopped for that, whatever it says."""
+        """Close the reply. If the engine used all of max_tokens, that was the reason, whatever it names."""
         self.ended = self.ended or "stop"
         if self.ended == "stop" and 0 < max_tokens <= self.count("completion_tokens"):
             self.ended = "length"
@@ -86,7 +86,7 @@ class Reply:
 
 
 def event_of(data: str) -> dict[str, Any] | None:
-    """A piece of an answer, or an object with an `error`; None where it is neither. Pure."""
+    """Read a piece of an answer, or an object with an `error`; None if it is neither. Pure."""
     try:
         event = read_json(data)
     except ValueError:
@@ -97,8 +97,8 @@ def event_of(data: str) -> dict[str, Any] | None:
     if choices is None and (
         "choices" in event or event.get("object") == _CHUNK or isinstance(event.get("usage"), dict)
     ):
-        choices = []  # a closing event that holds the numbers alone
-    fits = isinstance(choices, list) and all(_is_choice(each) for each in choices)
+        choices = []  # a closing event that holds only the counts
+    fits = isinstance(choices, list) and all(_is_choice(choice) for choice in choices)
     return event if fits or event.get("error") else None
 
 
@@ -111,11 +111,11 @@ def _is_choice(choice: Any) -> bool:
 
 
 async def stream_data(blocks: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """What stands after each "data:" of an event stream; comments and other fields are passed over.
+    """Yield what stands after each "data:" of an event stream; comments and other fields are passed over.
 
-    Ends early where a line is longer than any piece of an answer.
+    It ends early if a line is longer than LONGEST_LINE.
     """
-    # A line that comes in many blocks is put together once.
+    # The blocks of a line, which are joined only once.
     begun: list[bytes] = []
     length = 0
     async for block in blocks:

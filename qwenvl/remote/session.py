@@ -1,6 +1,6 @@
-"""The same questions put to an engine: vLLM, SGLang, or whatever else speaks OpenAI's chat completions.
+"""Sends a run's questions to an engine: vLLM, SGLang, or any other that takes OpenAI's chat completions.
 
-Nothing of it is in memory here: no model is loaded, and ComfyUI's memory manager hears nothing of it.
+No model is loaded here, so ComfyUI's memory manager has nothing to do with it.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from .refusals import EngineError, QuestionError
 from .reply import Reply
 from .thoughts import Thoughts
 
-# How often a cancel is looked for while nothing comes.
+# Seconds between two looks at a cancel while nothing comes.
 POLL_S = 0.1
-# Questions that are made ready while the others are under way, so that the engine need not wait for packing.
+# Questions that are packed while others are under way, so that the engine need not wait for them.
 PACKED_AHEAD = 2
-# What Stats says of things that are the engine's own affair.
+# Value in Stats for everything that the engine decides itself.
 ENGINES_OWN = "engine"
 
 
 class EngineSession:
-    """An engine for the time of one run: the questions under way, and what came of the others.
+    """One run with an engine: the questions that are under way, and the answers so far.
 
-    An engine makes batches by itself, so all questions are one batch: up to its max_concurrency are under way at a
-    time, and answers come as they are ready.
+    An engine makes batches by itself, so all questions are one batch: up to max_concurrency are under way at a time,
+    and answers come as they are ready.
 
     Args:
         began: when the run began, on time.perf_counter()'s clock.
-        most: questions at a time; None takes as many as the engine does.
+        most: most questions at a time; None for the engine's max_concurrency.
     """
 
     def __init__(self, engine: Engine, request: Request, watch: Watch, began: float, most: int | None) -> None:
@@ -56,19 +56,19 @@ class EngineSession:
         self._request = request
         self._watch = watch
         as_set = request.sampling_from == AS_SET
-        # The model's own may be drawn at random whatever is set.
+        # The model's own settings may sample at random, whatever is set here.
         self._seed = run_seed(request.sampling if as_set else Sampling(seed=request.sampling.seed))
         self._most = min(engine.max_concurrency, most or engine.max_concurrency)
         self._places = asyncio.Semaphore(self._most)
         self._videos: Sequence[media.Video] = ()
-        # Set whenever there is something to look at.
+        # Set whenever an answer has grown or ended.
         self._news = threading.Event()
         self._running: dict[Future[None], tuple[int, EngineAnswer]] = {}
         self._done: list[EngineAnswer] = []
         self._sizes: dict[int, tuple[tuple[int, int], ...]] = {}
         self._sent: dict[str, Any] = {}
         self._now = self._at_once = 0
-        # What ended the run: nothing more is sent then.
+        # The error that ended the run. Nothing more is sent after it.
         self._fatal: EngineError | None = None
         self._loop = Loop()
         self._wire = Wire(engine, _key(engine))
@@ -86,20 +86,20 @@ class EngineSession:
         self._loop.__exit__(*error)
 
     def load(self, first: Question, expected: int) -> None:
-        """Nothing is loaded here."""
+        """Read the videos. No model is loaded here."""
         self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
         self._watch.stage("asking", model=self._request.load.model)
 
     def encode(self, questions: Iterable[Question]) -> Iterator[Iterable[Question]]:
-        """Each is packed on its way, a few ahead of the engine."""
+        """Pass the questions on: each is packed when it is sent."""
         yield questions
 
     def generate(self, batch: Iterable[Question], reporter: Reporter) -> Iterator[Outcome]:
-        """Put every question, and give what comes of it.
+        """Send every question, and yield its answer or its error.
 
         Raises:
-            EngineError: the engine cannot be used; it says why.
+            EngineError: the engine cannot be used.
         """
         for question in batch:
             if (question.pictures or self._videos) and not self._engine.vision:
@@ -111,7 +111,7 @@ class EngineSession:
             yield from self._look(reporter)
 
     def _start(self, question: Question) -> None:
-        """Put a question on its way."""
+        """Begin to pack and send a question."""
         writer = EngineAnswer(self._engine, self._request, self._wire.secret)
         if sizes := chat.seen_sizes(self._engine, self._request, question.pictures):
             self._sizes[question.number] = sizes
@@ -129,11 +129,11 @@ class EngineSession:
     async def _ask(self, writer: EngineAnswer, question: Question) -> None:
         parts = []
         packing = chat.shown(self._engine, self._request, question.pictures, self._videos)
-        # A picture at a time, so that a cancel need not wait for all of them.
+        # One picture at a time, so that a cancel need not wait for all of them.
         while part := await asyncio.to_thread(next, packing, None):
             parts.append(part)
         number = question.number
-        del question, packing  # the pictures need not wait for the answer
+        del question, packing  # frees the pictures before the answer comes
         body = self._sent = chat.body(self._engine, self._request, later_seed(self._seed, number), parts)
         async with self._places:
             if self._fatal:
@@ -153,13 +153,13 @@ class EngineSession:
                 self._now -= 1
 
     async def _find_kind(self, body: dict[str, Any]) -> None:
-        """Find out what kind of engine it is, once, where a parameter may have been passed over."""
+        """Find out the engine's kind, once, if it may have ignored a parameter."""
         async with self._finding_kind:
             if chat.doubtful(body, self._wire.unknown) and kinds.known(self._engine) is None:
                 await self._wire.find_kind()
 
     def _look(self, reporter: Reporter) -> Iterator[Outcome]:
-        """Wait for news, but not for long; then tell of it, and give what is finished.
+        """Wait for news for at most POLL_S; then report it, and yield what is finished.
 
         Raises:
             EngineError: the engine failed in a way that concerns every question.
@@ -182,7 +182,7 @@ class EngineSession:
                 yield Outcome(number, writer.end() or self._why_no_answer(writer))
 
     def _why_no_answer(self, writer: EngineAnswer) -> NoAnswerError:
-        if not writer.said_nothing:
+        if not writer.is_empty:
             return why_no_answer(self._request)
         return NoAnswerError(
             f"{self._request.load.model} used up {self._request.sampling.longest} tokens, and the engine sent no text: "
@@ -219,7 +219,7 @@ class EngineSession:
         )
 
     def _prompt_stats(self) -> PromptStats:
-        """The engine's own numbers, where it tells them. Times are measured here, so the network is in them."""
+        """Return the engine's own counts, if it sends them. Times are measured here, so they include the network."""
         replies = [writer.reply for writer in self._done]
         start = self._began
         return PromptStats(
@@ -232,7 +232,7 @@ class EngineSession:
         )
 
     def _decode_stats(self) -> DecodeStats:
-        """Tokens per second are those of all questions together."""
+        """Return the figures of all answers. Tokens per second are those of all questions together."""
         first = self._first(self._began)
         decode_s = max((writer.reply.last_s for writer in self._done if writer.reply.pieces), default=first) - first
         steps = sum(max(0, writer.tokens - 1) for writer in self._done)
@@ -250,15 +250,15 @@ class EngineSession:
         )
 
     def _first(self, otherwise: float) -> float:
-        """When the first piece of all answers came."""
+        """Return when the first piece of any answer came, or `otherwise` if none came."""
         return min((writer.reply.first_s for writer in self._done if writer.reply.pieces), default=otherwise)
 
 
 def _key(engine: Engine) -> str:
-    """Read at every run, and held by nothing that outlives it.
+    """Read the engine's key. That is done in every run, so that no object keeps the key for longer.
 
     Raises:
-        EngineError: the entry names a variable, and there is none.
+        EngineError: the variable that the entry names is not set, or holds something that cannot be a key.
     """
     if not engine.api_key_env:
         return ""

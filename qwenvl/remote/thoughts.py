@@ -1,7 +1,7 @@
-"""Whether an engine's prompts end in an open think block: a thought then comes without <think>.
+"""Finds out if an engine's prompts end in an open think block: a thought then comes without <think>.
 
-The chat template opens the block, and only the engine sees it. Where max_tokens ends a text that holds no mark, nothing
-in it tells a thought from an answer. A short question does: what answers it and ends without </think> was in no block.
+The chat template opens the block, and only the engine sees it. If max_tokens ends a text without a mark, it may be a
+thought or an answer. A short question settles it: if its answer ends without </think>, no block was open.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from .client import Wire
 from .refusals import EngineError
 from .reply import Reply
 
-# A model that does not think needs a token or two for it; one that does is hardly done with its thought by then.
+# A model that does not think answers in a token or two; one that thinks is hardly done with its thought by then.
 _QUESTION, _MOST_TOKENS = "Answer with one word: yes.", 64
-# Fields that belong to the question that was cut off.
+# Fields of the question that was cut off, which the short question does not have.
 _ITS_OWN = ("stop", "min_tokens", "thinking_token_budget", ALSO["thinking_token_budget"])
 
 
 def known(engine: Engine, thinking: str) -> bool | None:
-    """Whether the block is open before the engine's texts; None where that was not found out.
+    """Tell if the block is open before the engine's texts; None if that is not known yet.
 
     Args:
-        thinking: as it was asked for.
+        thinking: the request's setting.
     """
     return PROCESS.opens_thought.get((engine.base_url, engine.model, thinking))
 
 
 class Thoughts:
-    """Tells thoughts from answers for the time of one run, where a model was not told to think.
+    """Tells thoughts from answers during one run, if thinking is not "on".
 
     Args:
-        thinking: as it is asked for. "off" is a wish: some templates and some engines do not heed it.
+        thinking: the request's setting. Some templates and some engines ignore "off".
     """
 
     def __init__(self, engine: Engine, wire: Wire, thinking: str) -> None:
@@ -49,30 +49,30 @@ class Thoughts:
         self._asking = asyncio.Lock()
 
     async def opened(self, reply: Reply, sent: Mapping[str, Any]) -> bool | None:
-        """Whether the block was open before the text of this reply; None where its marks tell all that matters.
+        """Tell if the block was open before the text of this reply; None if that is not known and does not matter.
 
         Args:
-            reply: at its end.
-            sent: what was asked.
+            reply: the complete reply.
+            sent: the body of its request.
         """
         marked = _marked(reply)
-        # Of a model that was told not to think, a mark may be a word of the answer.
+        # With "off", a mark may be a word of the answer.
         if marked and self._thinking == "auto":
             PROCESS.opens_thought.setdefault(self._key, True)
         cut_off = marked is None and reply.ended == "length" and reply.text.strip()
         if cut_off or (marked and self._thinking == "off"):
-            # Many answers may be cut off at a time: one of them asks.
+            # Many answers may be cut off at a time: only one of them asks.
             async with self._asking:
                 found = known(self._engine, self._thinking)
                 return await self._ask(sent, otherwise=not marked) if found is None else found
         return known(self._engine, self._thinking)
 
     async def _ask(self, sent: Mapping[str, Any], otherwise: bool) -> bool:
-        """By a short question.
+        """Find out by a short question.
 
         Args:
-            otherwise: what is taken to be so where there is no telling. Half a thought must not become an answer, and
-                no whole answer a thought.
+            otherwise: the result if the question fails. It is chosen so that half a thought does not become an answer,
+                nor a whole answer a thought.
         """
         kept = {name: value for name, value in sent.items() if name not in _ITS_OWN}
         greedy = {"temperature": 0.0} if "temperature" in sent else {}
@@ -90,8 +90,8 @@ class Thoughts:
 
 
 def _marked(reply: Reply) -> bool | None:
-    """What the marks in a text say of the block before it; None where there are none. Pure."""
-    # An engine that tells thoughts apart sends none as text.
+    """Tell by the marks in a text if a block was open before it; None if it holds no mark. Pure."""
+    # An engine that sends thoughts in a field of their own sends none as text.
     if reply.thinking or reply.text.lstrip().startswith(THINK_START):
         return False
     return True if THINK_END in reply.text else None

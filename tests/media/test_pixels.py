@@ -113,8 +113,8 @@ def test_numbers_of_32_bits_without_a_sign_are_none_below_zero(tmp_path):
         ([0.0, 127.5, 255.0], [0, 128, 255], "numbers from 0 to 255"),
         ([-1.0, 0.0, 1.0], [0, 128, 255], "numbers from -1 to 1"),
         ([1e-30, 3e38, 1.5e38], [0, 255, 128], "numbers from 1e-30 to 3e+38"),
-        ([float("nan"), 0.5, 1.0], [128, 128, 255], "1 of its numbers are none"),
-        ([float("inf"), 0.0, 8.0], [0, 0, 255], "1 of its numbers are none"),
+        ([float("nan"), 0.5, 1.0], [128, 128, 255], "1 of its numbers are NaN or infinite"),
+        ([float("inf"), 0.0, 8.0], [0, 0, 255], "1 of its numbers are NaN or infinite"),
     ],
 )
 def test_fractions_are_0_to_1_where_they_fit_and_else_stretched(tmp_path, caplog, values, shown, told):

@@ -152,7 +152,7 @@ def test_a_file_of_nothing_but_mistakes_is_complained_of_for_a_while(tmp_path, c
     file.write_text(json.dumps({"models": {str(number): 5 for number in range(10_000)}}))
     assert custom_models(file) == ()
     assert len(caplog.records) == 21
-    assert "more that is wrong" in caplog.messages[-1]
+    assert "more mistakes" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(

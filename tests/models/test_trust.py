@@ -129,7 +129,7 @@ FOREIGN = [
     ("config.json", {"image_processor_type": "OneFormerImageProcessor"}, "OneFormerImageProcessor"),
     ("config.json", {"processor_class": "OneFormerProcessor"}, "OneFormerProcessor"),
     ("config.json", {"model_type": "oneformer"}, "oneformer"),
-    ("config.json", {"model_type": "rag", "question_encoder": {"model_type": "dpr"}}, "none of Qwen's"),
+    ("config.json", {"model_type": "rag", "question_encoder": {"model_type": "dpr"}}, "not one of Qwen's"),
     ("config.json", {"vision_config": {"model_type": "timm_wrapper"}}, "timm_wrapper"),
     ("config.json", {"text_config": {"backbone_config": {"model_type": "timm_backbone"}}}, "timm_backbone"),
     ("config.json", {"vision_config": {"model_type": {}}}, "{}"),
@@ -218,7 +218,7 @@ def test_that_would_have_run_it(tmp_path, monkeypatch):
     (folder / "trap.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n")
     stored = json.loads((folder / "config.json").read_text())["quantization_config"]
     change(folder, "config.json", quantization_config={**stored, "format": "trap.py:x"})
-    assert "no name" in why_unsafe(folder)
+    assert "not a plain name" in why_unsafe(folder)
     with pytest.raises(LoadError):
         load(LoadSpec("trap"), folder, machine("cpu"))
     assert (tmp_path / "sprung").exists()
@@ -320,7 +320,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    assert f"{Path(name).name} is no file" in why_unsafe(folder)
+    assert f"{Path(name).name} is not a regular file" in why_unsafe(folder)
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "video.mp4", "README.md", "optimizer.pt"])

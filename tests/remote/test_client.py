@@ -231,8 +231,8 @@ def test_the_key_is_in_no_log_of_an_engine_that_is_asked_again(proxy, code, capl
         ("/login?next=/v1&key={key}", "another path of its own"),
         ("http://{key}.other.host/", "***"),
         ("http://[::1]:80/{key}", "http://[::1]:80,"),
-        ("http://[{key}", "an address that is none"),
-        ("http://host:{key}/", "an address that is none"),
+        ("http://[{key}", "an address that is not valid"),
+        ("http://host:{key}/", "an address that is not valid"),
         ("", "an address it does not name"),
         ("http://" + "h" * 5000 + "/", "h" * 253 + ","),
     ],
@@ -308,7 +308,7 @@ async def counted(steps, seen):
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
 def test_an_answer_that_cannot_be_unpacked_is_an_error_that_says_so(proxy, encoding, kind):
     proxy.faults = [packed(200, kind, b"whatever" * 900, encoding)] * 9
-    assert "no chat completion" in str(failure(proxy.base_url))
+    assert "not a chat completion" in str(failure(proxy.base_url))
     proxy.faults = [packed(401, kind, b"whatever" * 900, encoding)] * 9
     assert "refuses the key: status 401" in str(failure(proxy.base_url))
 

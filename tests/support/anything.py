@@ -19,7 +19,7 @@ ANYTHING = st.recursive(
 
 
 def places(document):
-    """(container, key) of every value in it, at any depth."""
+    """Return (container, key) of every value in it, at any depth."""
     pairs = document.items() if isinstance(document, dict) else enumerate(document)
     for key, value in list(pairs):
         yield document, key

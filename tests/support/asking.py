@@ -1,4 +1,4 @@
-"""Questions put to a model that is loaded already: a run's own session, without a cache and a folder."""
+"""Asks a model that is already loaded, with a run's own session, but without a cache and a folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def ignore(*_: object) -> None:
 
 
 class Loaded:
-    """Stands for the cache that holds the model, and for the source that it came from.
+    """A double of the cache that holds the model, and of the source that it came from.
 
     Args:
-        free_memory: called where not even one answer fits.
+        free_memory: called if not even one answer fits.
     """
 
     def __init__(self, handle: ModelHandle, free_memory: Callable[[], None]) -> None:
@@ -61,11 +61,11 @@ def ask(
     look: Callable[[Sequence[GrowingAnswer]], None] = ignore,
     free_memory: Callable[[], None] = ignore,
 ) -> tuple[list[Answer | Exception], Stats]:
-    """What comes of each prompt, in order, and the figures of all.
+    """Answer every prompt; return the outcomes, in order, and the figures of all.
 
     Args:
-        most: at a time.
-        look: called after every token with the answers that are being made.
+        most: most prompts at a time.
+        look: called after every token with the unfinished answers.
     """
     request = Request(handle.spec, "", sampling=sampling)
     reporter = Reporter(Nobody(), ignore, ignore)
@@ -80,7 +80,7 @@ def ask(
 
 
 def stats_of(**figures: object) -> Stats:
-    """The statistics of a run of which only these figures matter, by their names in the JSON."""
+    """Make the statistics of a run from the given figures, by their names in the JSON; the others do not matter."""
     loaded = LoadStats("m", "cpu", "float32", "none", "sdpa", "sdpa", (), 0.0)
     prompt = PromptStats(0, 0, 0.0, 0.0)
     decode = DecodeStats(1, 1, 0, 0.0, 0, "own step", "", Sampling(), AS_SET, None)

@@ -1,7 +1,7 @@
-"""Values that somebody who may queue prompts could try, and ordinary ones that must keep working.
+"""Values that an attacker who may queue prompts could try, and ordinary ones that must keep working.
 
-{base} is ComfyUI's base folder, {outside} one beside it that nobody may reach, {port} a port on which the test listens.
-In {outside} lie secret.mp4, secret.png and nothing of the name nothing.
+{base} is ComfyUI's base folder, {outside} a folder beside it that must not be reached, {port} a port on which the test
+listens. {outside} holds secret.mp4 and secret.png, and nothing with the name "nothing".
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ CAPTION = "attack.txt"
 
 @dataclass
 class Ground:
-    """ComfyUI's folders with films, sets and links in them, and what must stay as it is.
+    """ComfyUI's folders with films, sets and links in them, and the files that must not change.
 
     Attributes:
-        calls: what was said to the port that attacks name.
+        calls: what was sent to the port that attacks name.
     """
 
     base: Path
@@ -159,21 +159,21 @@ class Ground:
         return template
 
     def harm(self) -> list[str]:
-        """What is no longer as it was, as far as somebody from elsewhere may not change it."""
+        """List what has changed and must not be changed by another user."""
         changed = [f"changed: {path}" for path in self._state() ^ self._before]
         places = [Path(value) for value in map(self.value, PATHS) if len(value) < 200 and value.isprintable()]
         captions = [place / CAPTION for place in places if place.is_absolute()]
         captions += [file for file in self.base.rglob(CAPTION) if file.relative_to(self.base).parts[0] not in OPEN]
         written = [caption for caption in captions if os.access(caption, os.F_OK)]
         for caption in written:
-            caption.unlink()  # whoever broke something has enough to mend
+            caption.unlink()  # so that one failure does not cause others
         return [*changed, *(f"written: {caption}" for caption in written), *map(repr, self.calls)]
 
     def _state(self) -> set[tuple[str, int]]:
         return {(str(path), path.lstat().st_mtime_ns) for path in [self.outside, *self.outside.rglob("*")]}
 
     def lay_out(self, folders: Iterable[str]) -> None:
-        """Have all in its place in these folders of ComfyUI."""
+        """Put all files in their places in these folders of ComfyUI."""
         for name in folders:
             self._add_links(self.base / name)
         for file in (self.base / "input" / self.value(template).strip() for template in FILMS):
@@ -208,7 +208,7 @@ class Ground:
 
 @contextmanager
 def ground(folder: Path) -> Iterator[Ground]:
-    """Laid out below the folder, with somebody at the port who writes down what is said."""
+    """Lay out the files below the folder, and record what is sent to the port."""
     if os.name == "nt":
         pytest.skip("It takes links and pipes, which Windows does not let everybody make.")
     calls: list[bytes] = []
@@ -238,12 +238,12 @@ REASONS = (
 def let_in(
     at: Ground, name: str, templates: Iterable[str], ask: Callable[[str], str | None], reasons: Iterable[str] = REASONS
 ) -> list[str]:
-    """What is wrong with the answers to the values: one that was not refused, or a refusal that tells something.
+    """List what is wrong with the answers to the values: one was not refused, or a refusal reveals something.
 
     Args:
-        name: the input, which every refusal has to name.
-        reasons: one of these, too.
-        ask: gives the reason for a refusal, None where there is none.
+        name: the input, which every refusal must name.
+        reasons: every refusal must name one of these, too.
+        ask: returns the reason of a refusal; None if the value is not refused.
     """
     wrong = []
     for value in map(at.value, templates):

@@ -1,8 +1,8 @@
-"""What a way into the pack opens, writes, starts and reaches, as the interpreter's audit hook and the disk tell it.
+"""Records what a way into the pack opens, writes, starts and reaches, by the interpreter's audit hook and the disk.
 
 The hook sees what Python does. Libraries in C and Rust (FFmpeg, tokenizers, safetensors) open files by themselves, so a
-folder of traps is watched from outside besides (`Traps`): whoever opens a file there is seen, and whoever connects to
-its address.
+folder of traps is watched from outside as well (`Traps`), which sees every opening of a file there and every connection
+to its address.
 
 Runs in a process that fork_server.py has forked: an audit hook cannot be taken away again.
 """
@@ -48,7 +48,7 @@ WORDS = {
 
 @dataclass
 class Places:
-    """Names of folders and addresses, so that a list holds no path of a machine: the longest path wins."""
+    """Names for folders and addresses, so that a list holds no path of a machine. The longest path that fits counts."""
 
     folders: dict[str, str]
     addresses: dict[str, str] = field(default_factory=dict)
@@ -64,14 +64,14 @@ class Places:
 
 
 def _real(path: str, follow: bool) -> str:
-    """Where it lies; what moves or removes a link does so to the link itself."""
+    """Return where a path leads; if a link is moved or removed, the path of the link itself."""
     if follow:
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # noqa: PTH118, PTH119, PTH120
 
 
 def machine() -> dict[str, str]:
-    """The places that every machine has: an interpreter and its packages, the pack, the system's own tables."""
+    """Name the places that every machine has: an interpreter and its packages, the pack, the system's own tables."""
     installed = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
     installed |= {os.path.realpath(each) for each in installed}
     system = ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/lib", "/lib", "/etc/mime.types", "/etc/ssl")
@@ -99,7 +99,7 @@ ALWAYS |= {("list", "the tests"), ("list", "the checkout")}
 
 
 class Hook:
-    """Keeps (verb, what) of everything that happens from now on in this process."""
+    """Records (verb, what) of everything that happens in this process from now on."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, str]] = set()
@@ -121,7 +121,7 @@ class Hook:
 
 
 def _told(event: str, given: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
-    """What an event is about."""
+    """Yield (verb, what) for the things that an event concerns."""
     if event in _CHANGES:
         yield from _named("change", given[: _CHANGES[event]])
     elif event in _STARTS:
@@ -182,7 +182,7 @@ def _named(verb: str, paths: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _run(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """Text that a library has made by itself, as of dataclasses, is called <...>, and is none of a hostile file's."""
+    """Yield code that is run. What a library generates, as for dataclasses, is named <...> and is not a file's."""
     if not name.startswith("<") and name:
         # Cython names its sources by where they were, which are not there.
         if os.path.isabs(name) or os.path.exists(name):  # noqa: PTH110, PTH117 (no more events)
@@ -206,9 +206,9 @@ _EVENTS: dict[str, Callable[..., Iterator[tuple[str, str]]]] = {
 
 
 class Traps:
-    """A folder and an address that nobody may touch, watched from outside of whoever runs.
+    """A folder and an address that must not be touched, watched from outside of the process under test.
 
-    On Linux opens in the folder are counted by inotify, whatever opens; elsewhere only the hook sees them.
+    On Linux inotify reports every opening in the folder, by any library; elsewhere only the hook sees them.
     """
 
     _OPEN, _CREATE, _DELETE, _MODIFY = 0x20, 0x100, 0x200, 0x2
@@ -224,7 +224,7 @@ class Traps:
         self._number = -1
 
     def arm(self) -> None:
-        """From now on whatever happens there counts."""
+        """Begin to count what happens there."""
         if sys.platform.startswith("linux"):
             self._number = ctypes.CDLL(None).inotify_init1(os.O_NONBLOCK)
             mask = self._OPEN | self._CREATE | self._DELETE | self._MODIFY
@@ -232,7 +232,7 @@ class Traps:
                 assert ctypes.CDLL(None).inotify_add_watch(self._number, os.fsencode(folder), mask) >= 0
 
     def sprung(self) -> list[str]:
-        """What was opened, and what was asked for over the address, since it was asked last."""
+        """Return what was opened, and what was requested from the address, since the last call."""
         opened = []
         try:
             told = os.read(self._number, 1 << 20) if self._number >= 0 else b""
@@ -268,7 +268,7 @@ class Traps:
 
 @contextmanager
 def audited(given: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """A block whose events are written, as [verb, place, what], at its end; those of ALWAYS are left out."""
+    """Write the block's events at its end, as [verb, place, what]; those of ALWAYS are left out."""
     hook = Hook()
     try:
         yield
@@ -280,7 +280,7 @@ def audited(given: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> I
 
 
 def loaded_pack(base: Path) -> tuple[Any, Any]:
-    """ComfyUI's double, which lives in the folder, and the pack as it loads it."""
+    """Return ComfyUI's double, which lives in the folder, and the pack as the double loads it."""
     import importlib.util
 
     from comfy_double import ComfyDouble
@@ -300,7 +300,7 @@ def loaded_pack(base: Path) -> tuple[Any, Any]:
 
 
 def node(base: Path, name: str, listen: str = "127.0.0.1", **values: Any) -> Any:
-    """Run a node of the pack as ComfyUI does; the value "picture" becomes one."""
+    """Run a node of the pack as ComfyUI does; the value "picture" becomes a picture."""
     from pictures import draw, image
 
     double, module = loaded_pack(base)
@@ -317,7 +317,7 @@ def node(base: Path, name: str, listen: str = "127.0.0.1", **values: Any) -> Any
 
 
 def routes(base: Path, asked: list[list[Any]]) -> Any:
-    """Ask the page's routes of a server that has them: [method, path, options] each."""
+    """Request the page's routes from a server: [method, path, options] for each request."""
     import asyncio
     from types import SimpleNamespace
 
@@ -343,7 +343,7 @@ def routes(base: Path, asked: list[list[Any]]) -> Any:
 
 
 def command(base: Path, *arguments: str) -> Any:
-    """A command of the command line, with a list of models of its own."""
+    """Run a command of the command line, with a list of models of its own."""
     from qwenvl.__main__ import main
     from qwenvl.models import catalog
 
@@ -352,7 +352,7 @@ def command(base: Path, *arguments: str) -> Any:
 
 
 def transfer(base: Path, repo_id: str, folder: str) -> Any:
-    """The process that fetches a model, which ends when its standard input does."""
+    """Run the process that downloads a model, which ends when its standard input is closed."""
     from qwenvl.models import download
     from qwenvl.models import transfer as process
 
@@ -365,7 +365,7 @@ WAYS: dict[str, Callable[..., Any]] = {"node": node, "routes": routes, "command"
 
 
 def work(base: str, told: str) -> int:
-    """In the forked process: do what is told, and leave what was seen in seen.json."""
+    """Follow an order in the forked process, and write what was seen to seen.json."""
     given, where = json.loads(told), Path(base)
     (where / "here").mkdir(exist_ok=True)
     os.chdir(where / "here")

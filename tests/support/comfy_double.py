@@ -1,8 +1,8 @@
 """A small double of ComfyUI: the modules that the pack touches, and an executor that treats nodes as ComfyUI does.
 
-Behaviour that the pack relies on is taken over: the interrupt flag is cleared when it is raised, a progress bar
-reports to a hook, values are checked against the declared ranges unless VALIDATE_INPUTS names them, results are
-cached by inputs and IS_CHANGED, and nodes run in inference mode.
+Behaviour that the pack relies on is copied: the interrupt flag is cleared when it is raised, a progress bar reports to
+a hook, values are checked against the declared ranges unless VALIDATE_INPUTS names them, results are cached by inputs
+and IS_CHANGED, and nodes run in inference mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 
 class InterruptProcessingException(BaseException):
-    """Cancel, as ComfyUI raises it."""
+    """A cancel, as ComfyUI raises it."""
 
 
 class Rejected(ValueError):  # noqa: N818
@@ -33,7 +33,7 @@ class ExecutionBlocker:
 
 
 class ModelPatcher:
-    """What ComfyUI's memory manager asks of a model."""
+    """The interface that ComfyUI's memory manager needs of a model."""
 
     def __init__(self, model: Any, load_device: torch.device, offload_device: torch.device, size: int = 0) -> None:
         self.model, self.load_device, self.offload_device, self.size = model, load_device, offload_device, size
@@ -68,7 +68,7 @@ class LoadedModel:
 
 
 class Memory:
-    """ComfyUI's memory manager on a device of `total` bytes: what is asked of it, and whom it evicts in which order."""
+    """ComfyUI's memory manager on a device of `total` bytes: its calls, and the models it evicts, in order."""
 
     RESERVED = 1_200 << 20  # what ComfyUI keeps for inference and for the system
 
@@ -122,7 +122,7 @@ class Memory:
 
 
 class ComfyDouble:
-    """Its state is what the tests look at: progress, texts, memory, and `interrupt_at` to press cancel at a token."""
+    """ComfyUI's double. Tests look at its progress, texts and memory, and set `interrupt_at` to cancel at a token."""
 
     def __init__(self, models_dir: Path) -> None:
         self.models_dir = models_dir
@@ -161,10 +161,10 @@ class ComfyDouble:
                 setattr(sys.modules[parent], child, module)
 
     def run(self, node: type, **inputs: Any) -> list[list[Any]]:
-        """Execute one node of a prompt; a result is served again while nothing that decides it has changed.
+        """Execute one node of a prompt; a result is used again as long as its inputs and IS_CHANGED are the same.
 
         Returns:
-            Each output as the next node is given it: as a list, which is of one where the output is not declared one.
+            Each output as the next node gets it: as a list, of one item unless the output is declared as a list.
         """
         self._validate(node, inputs)
         changed = node.IS_CHANGED(**_handed(node, inputs)) if hasattr(node, "IS_CHANGED") else None
@@ -264,7 +264,7 @@ class ComfyDouble:
 
 
 def _handed(node: type, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A node that asks for lists is handed nothing else, in all its methods."""
+    """Pass lists to all methods of a node that asks for lists."""
     if not getattr(node, "INPUT_IS_LIST", False):
         return inputs
     return {name: value if isinstance(value, list) else [value] for name, value in inputs.items()}

@@ -1,6 +1,6 @@
-"""A real browser on a real ComfyUI page: what a user does there, and what is then on the nodes.
+"""A real browser on a real ComfyUI page: does what a user does, and reads what is on the nodes.
 
-Screenshots go to the folder that QWENVL_SCREENSHOTS names, where it does.
+Screenshots go to the folder in QWENVL_SCREENSHOTS, if it is set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Value = Any
 
 
 class ComfyPage:
-    """One tab. Everything that a person can do by hand is done by mouse and keyboard."""
+    """One tab of the browser. Everything that a user can do by hand is done by mouse and keyboard."""
 
     def __init__(self, tab: Any, address: str) -> None:
         self.tab = tab
@@ -46,7 +46,7 @@ class ComfyPage:
         tab.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
 
     def open(self) -> None:
-        """The page, and an empty workflow in it; no offer of a first tour."""
+        """Open the page with an empty workflow, and without the offer of a first tour."""
         settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
         request = urllib.request.Request(f"{self.address}/settings", settings, {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=30).close()
@@ -63,14 +63,14 @@ class ComfyPage:
         return self.tab.evaluate(script, argument)
 
     def wait(self, script: str, argument: Value = None, timeout_ms: int = WAIT_MS) -> None:
-        """Until the script gives something true."""
+        """Wait until the script returns something true."""
         self.tab.wait_for_function(script, arg=argument, timeout=timeout_ms)
 
     def command(self, name: str) -> None:
         self.run_js("name => app.extensionManager.command.execute(name)", name)
 
     def add_by_search(self, words: str, node_id: str) -> None:
-        """A double click on the empty canvas, some words, Enter."""
+        """Add a node by a double click on the empty canvas, some words, and Enter."""
         before = self.run_js("() => app.graph.nodes.length")
         self._open_search()
         self.tab.keyboard.type(words, delay=20)
@@ -85,7 +85,7 @@ class ComfyPage:
         assert self.run_js("() => app.graph.nodes.at(-1).type") == node_id
 
     def _open_search(self) -> None:
-        """A page that is still busy with the workflow before takes no notice of a double click: then once more."""
+        """Double-click, and again if the page was still busy with the last workflow and missed it."""
         for _ in range(10):
             self.tab.mouse.dblclick(900, 640)
             try:
@@ -110,7 +110,7 @@ class ComfyPage:
         )
 
     def ask(self, **values: Value) -> None:
-        """A node by search, with the demo model and these values, and a preview that makes it run."""
+        """Add a node by search, with the demo model and these values, and a preview that makes it run."""
         self.add_by_search("QwenVL", "QwenVL")
         # A seed of its own each time: older pages are told nothing of an answer that comes from the cache.
         settled = {"model": DEMO, "seed": time.time_ns() % 10**9, "control_after_generate": "fixed", "do_sample": False}
@@ -135,7 +135,7 @@ class ComfyPage:
         self.tab.mouse.click(650, 950)  # the page notices changes at clicks
 
     def press_widget(self, node_id: str, name: str) -> None:
-        """A click in the middle of a widget that is drawn on the canvas."""
+        """Click in the middle of a widget that is drawn on the canvas."""
         self.run_js("() => app.graph.setDirtyCanvas(true, true)")
         self.tab.wait_for_timeout(300)  # it has its place when it is drawn
         x, y = self.run_js(
@@ -155,7 +155,7 @@ class ComfyPage:
         self.tab.wait_for_timeout(300)
 
     def widgets(self, node_id: str) -> dict[str, Value]:
-        """Name -> value of the widgets that are in sight on the first node of that kind."""
+        """Return {name: value} of the visible widgets on the first node of that kind."""
         return self.run_js(
             """type => {
                 const node = app.graph.nodes.find((each) => each.type === type);
@@ -166,7 +166,7 @@ class ComfyPage:
         )
 
     def load(self, workflow: dict[str, Any], name: str = "saved.json") -> None:
-        """Open a workflow file, as dropping it on the page does."""
+        """Open a workflow file as if it were dropped on the page."""
         before = self.run_js("() => app.extensionManager.workflow.activeWorkflow.path")
         self.run_js(
             """([text, name]) => app.handleFile(new File([text], name, { type: 'application/json' }))""",
@@ -176,7 +176,7 @@ class ComfyPage:
         self.wait("count => app.graph.nodes.length === count", len(workflow["nodes"]))
 
     def open_template(self, pack: str, title: str) -> None:
-        """By the dialog of templates: the pack's group, then the template."""
+        """Open a template by the dialog of templates: the pack's group, then the template."""
         self.command("Comfy.BrowseTemplates")
         group = self.tab.get_by_text(re.compile(f"^{re.escape(pack).replace('_', '.')}$")).last
         group.click()
@@ -185,12 +185,12 @@ class ComfyPage:
         self.wait("() => app.graph.nodes.some(({ type }) => type.startsWith('Qwen'))")
 
     def node_js(self, expression: str, argument: Value = None) -> Value:
-        """What the expression is of the first QwenVL node."""
+        """Evaluate an expression on the first QwenVL node."""
         find = "app.graph.nodes.find(({ type }) => type === 'QwenVL')"
         return self.run_js(f"argument => {{ const node = {find}; return {expression}; }}", argument)
 
     def open_panel(self) -> None:
-        """The one that has the properties of what is selected, where the page has one."""
+        """Open the panel with the properties of the selection, if the page has one."""
         button = self.tab.get_by_label("Toggle properties panel").first
         if button.count():
             button.click()
@@ -202,7 +202,7 @@ class ComfyPage:
         self.tab.keyboard.press("Control+Alt+Enter")
 
     def wait_until_idle(self, timeout_ms: int = 120_000) -> None:
-        """Nothing runs and nothing waits on the server."""
+        """Wait until nothing runs and nothing is queued on the server."""
         self.wait(
             """async () => {
                 const { exec_info } = await (await app.api.fetchApi('/prompt')).json();
@@ -218,7 +218,7 @@ class ComfyPage:
         return self.tab.locator(".qwenvl-answer .status").first.text_content()
 
     def wait_for_state(self, state: str) -> None:
-        """Until a node says of itself that it is so."""
+        """Wait until the answer on the node shows that state."""
         self.wait("state => document.querySelector('.qwenvl-answer')?.dataset.state === state", state)
 
     def shot(self, name: str, **options: Any) -> None:
@@ -230,7 +230,7 @@ class ComfyPage:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """The machine's own Chromium without a window."""
+    """Start the machine's own Chromium without a window."""
     with playwright.sync_playwright() as player:
         started = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:

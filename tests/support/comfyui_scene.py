@@ -1,4 +1,4 @@
-"""What a running ComfyUI is given for the tests: pictures, a film, and a model that never ends its answer."""
+"""Files that a running ComfyUI gets for the tests: pictures, a film, and a model that never ends its answer."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def draw_pictures(folder: Path) -> None:
 
 
 def make_endless_model(folder: Path) -> None:
-    """Another end token wherever its files name one, and other names for the think tokens: the rambling must not look
-    like a thought."""
+    """Save the demo model with another end token in all files, so that it never stops, and with other think tokens, so
+    that its text does not look like a thought."""
     shutil.copytree(PACK / "demo" / "model", folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         path = folder / name

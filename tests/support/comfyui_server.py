@@ -39,10 +39,10 @@ class ServerError(RuntimeError):
 
 @dataclass
 class Run:
-    """What came back for one graph.
+    """The result of one graph.
 
-    status is "running" until it is one of: success, error, interrupted, refused. message is the reason
-    of an error or of a refusal. outputs is what /history holds: node id -> {"text": [...]}.
+    status is "running" until it is one of: success, error, interrupted, refused. message is the reason of an error or
+    of a refusal. outputs is what /history holds: node id -> {"text": [...]}.
     """
 
     prompt_id: str = ""
@@ -55,7 +55,7 @@ class Run:
     outputs: dict[str, Any] = field(default_factory=dict)
 
     def text(self, node: str) -> str:
-        """The text that a preview node showed; the run's message instead of a KeyError where it failed."""
+        """Return the text that a preview node showed. If the run failed, the error holds its message."""
         assert self.status == "success", f"{self.status}: {self.message}"
         return str(self.outputs[node]["text"][0])
 
@@ -99,10 +99,10 @@ class Server:
         return self._log_file.read_text(encoding="utf-8", errors="replace")
 
     def wait_until_ready(self) -> None:
-        """Returns once the server answers.
+        """Wait until the server answers.
 
         Raises:
-            ServerError: it ended or gave no answer in time; the message holds its log.
+            ServerError: it ended or did not answer in time; the message holds its log.
         """
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -123,7 +123,7 @@ class Server:
 
 
 def with_the_pack(base: Path, options: Sequence[str] = ()) -> Server:
-    """The ComfyUI that COMFYUI_DIR names, starting, with this checkout as its custom node."""
+    """Start the ComfyUI in COMFYUI_DIR, with this checkout as its custom node."""
     (base / "custom_nodes").mkdir(exist_ok=True)
     (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -131,7 +131,7 @@ def with_the_pack(base: Path, options: Sequence[str] = ()) -> Server:
 
 
 def _frontend() -> list[str]:
-    """The page that COMFYUI_FRONTEND names, in place of the one that ComfyUI's interpreter has: its folder, or one into
+    """Return the options for the page in COMFYUI_FRONTEND, in place of the interpreter's own: its folder, or one into
     which pip put comfyui-frontend-package."""
     named = os.environ.get("COMFYUI_FRONTEND")
     if not named:
@@ -157,7 +157,7 @@ class Client:
             return json.load(reply)
 
     def post(self, path: str, data: dict[str, Any]) -> tuple[int, Any]:
-        """Returns (HTTP status, JSON reply or None where the reply is empty)."""
+        """Return (HTTP status, JSON reply, or None if the reply is empty)."""
         request = urllib.request.Request(
             f"http://{self.address}{path}", json.dumps(data).encode(), {"Content-Type": "application/json"}
         )
@@ -194,7 +194,7 @@ class Client:
         return run
 
     def _outputs(self, prompt_id: str) -> dict[str, Any]:
-        """What /history holds for the prompt, which ComfyUI writes just after the last event."""
+        """Return the prompt's entry in /history, which ComfyUI writes just after the last event."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             history = self.get(f"/history/{prompt_id}")
@@ -205,7 +205,7 @@ class Client:
 
 
 def _ignore(run: Run) -> None:
-    """Nothing to do after an event."""
+    """Do nothing after an event."""
 
 
 def record_event(run: Run, event: str | bytes) -> None:
@@ -220,7 +220,7 @@ def record_event(run: Run, event: str | bytes) -> None:
 
 
 def _record_binary(run: Run, event: bytes) -> None:
-    """Layout of a live text: kind (4 bytes), length of the node id (4 bytes), node id, text."""
+    """Read a live text: kind (4 bytes), length of the node id (4 bytes), node id, text."""
     kind, length = struct.unpack_from(">II", event)
     if kind == LIVE_TEXT:
         node, text = event[8 : 8 + length], event[8 + length :]

@@ -1,6 +1,6 @@
-"""Regular expressions matched as Python's own engine does it, step by step, and counted: what an input costs.
+"""Matches regular expressions as Python's own engine does, and counts the steps that an input costs.
 
-Counting takes the place of a clock: a pattern is linear where twice the input is twice the steps.
+Steps are counted instead of time: a pattern is linear if twice the input takes twice the steps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ATOMIC = getattr(c, "ATOMIC_GROUP", None)
 
 
 class TooManyStepsError(Exception):
-    """More than were allowed."""
+    """Matching took more steps than allowed."""
 
 
 def small(pattern: re.Pattern[str], most: int = 3) -> Program:
-    """The same with bounds of a few, which grows like the pattern itself and shows it on short inputs."""
+    """Cut a pattern's finite bounds to a few, so that its growth shows on short inputs."""
     return Program(pattern, most)
 
 
 class Program:
-    """A pattern that counts.
+    """A pattern whose matching is counted.
 
     Args:
-        most: what its finite bounds are cut to; None leaves them.
+        most: the largest finite bound, to which larger ones are cut; None keeps all.
     """
 
     def __init__(self, pattern: re.Pattern[str], most: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Program:
         self._text = ""
 
     def steps(self, text: str, anchored: bool, allowed: int = 1_000_000) -> int:
-        """How many it takes to find every match or, anchored, one of the whole text."""
+        """Return how many steps it takes to find every match or, anchored, one of the whole text."""
         self._text, self._steps, self._allowed = text, 0, allowed
         at = 0
         while at <= len(text):
@@ -74,7 +74,7 @@ class Program:
             yield from self._sequence(nodes, index + 1, end, groups)
 
     def _node(self, node, at, groups) -> Iterator[int]:
-        """Where the text may go on behind the node."""
+        """Find the places at which the text may go on behind the node."""
         operator, given = node
         self._step()
         if operator in SINGLE:
@@ -193,7 +193,7 @@ def _within(item, character: str) -> bool:
 
 
 def inputs(pattern: re.Pattern[str], most_words: int = 250) -> list[tuple[str, str, str]]:
-    """(beginning, what is repeated, end) of the inputs that may be the worst for a pattern."""
+    """Return (beginning, repeated part, end) of the inputs that may be the worst for a pattern."""
     program = small(pattern)
     alphabet = _alphabet(program)
     heads = list(dict.fromkeys(["", *_heads(program, program.nodes, "", alphabet)]))
@@ -206,7 +206,7 @@ def inputs(pattern: re.Pattern[str], most_words: int = 250) -> list[tuple[str, s
 
 
 def _alphabet(program: Program) -> list[str]:
-    """One character for each way to be taken by the parts of the pattern."""
+    """Return one character for each set of the pattern's parts that accept it."""
     atoms = list(_atoms(program.nodes))
     letters = [chr(given) for operator, given in atoms if operator in (c.LITERAL, c.NOT_LITERAL)]
     letters += [
@@ -240,7 +240,7 @@ def _within_node(operator, given) -> list:
 
 
 def _heads(program, nodes, before, alphabet) -> Iterator[str]:
-    """What leads to each part of a sequence, and through the whole of it."""
+    """Find texts that lead to each part of a sequence, and through all of it."""
     for node in nodes:
         if node[0] is c.BRANCH:
             for branch in node[1][1]:
@@ -255,7 +255,7 @@ def _heads(program, nodes, before, alphabet) -> Iterator[str]:
 
 
 def _example(program, nodes, alphabet) -> str:
-    """A short text that the nodes take, assertions aside."""
+    """Return a short text that the nodes accept, leaving out assertions."""
     text = ""
     for operator, given in nodes:
         if operator in SINGLE:
@@ -276,7 +276,7 @@ FEW, MANY, ALLOWED = (8, 16), (40, 80), 150_000
 
 
 def growth(pattern: re.Pattern[str], anchored: bool) -> tuple[float, tuple[str, str, str]]:
-    """How many times the steps are for twice the worst input, and that input. 2 is linear, 4 quadratic."""
+    """Return the factor in steps for twice the worst input (2 is linear, 4 quadratic), and that input."""
     program = small(pattern)
 
     def steps(given: tuple[str, str, str], times: int) -> float:

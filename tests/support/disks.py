@@ -17,7 +17,7 @@ PAGE = 4096
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of that many bytes in a new folder."""
+    """Mount a file system of that many bytes in a new folder."""
     folder.mkdir()
     _mount(folder, "-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
     with _unmounted(folder):
@@ -26,7 +26,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Within the block nobody can write there, root neither."""
+    """Make the file system read-only within the block, for root too."""
     _mount(folder, "--bind", str(folder), str(folder))
     with _unmounted(folder):
         _mount(folder, "-o", "remount,bind,ro", str(folder))
@@ -34,7 +34,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def fill(disk: Path, but: int = 0) -> Path:
-    """A file that takes all that is free but so many bytes; returns it."""
+    """Write a file that leaves only that many bytes free; return its path."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):  # others may write there meanwhile
         while (free := shutil.disk_usage(disk).free) > but:

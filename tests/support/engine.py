@@ -1,6 +1,6 @@
 """`transformers serve` on loopback: a real OpenAI-compatible engine for the tests and the benchmark.
 
-As a program it is that engine: python engine.py FOLDER PORT
+Run as a program, it is that engine: python engine.py FOLDER PORT
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Served:
     """The engine in a process of its own, with the model in the folder.
 
     Args:
-        folder: of the model. Its path is what the engine calls the model, and must hold no "@".
-        log: file for what the engine writes.
+        folder: the model's folder. Its path is the engine's name for the model, and must not contain "@".
+        log: file for the engine's output.
     """
 
     def __init__(self, folder: Path, log: Path) -> None:
@@ -61,7 +61,7 @@ class Served:
 
 
 def _decode_image(data, mode=None, **_):
-    """torchvision.io.decode_image, which has no operators next to a CPU build of torch."""
+    """Replace torchvision.io.decode_image, which lacks its operators with a CPU build of torch."""
     import numpy as np
     import torch
     from PIL import Image

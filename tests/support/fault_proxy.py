@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Seen:
-    """A request as it arrived; `gone` once the caller has closed the connection."""
+    """A request as it arrived; `gone` is set when the caller has closed the connection."""
 
     path: str
     headers: dict[str, str]
@@ -26,7 +26,7 @@ Fault = Callable[["FaultProxy", Seen, bytes, asyncio.StreamWriter], Awaitable[No
 
 
 class FaultProxy:
-    """Faults are used up one per request; afterwards all are treated like `otherwise`: passed on."""
+    """Uses one fault for each request; when none is left, `otherwise`, which passes requests on."""
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.upstream = upstream
@@ -36,7 +36,7 @@ class FaultProxy:
         self.base_url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request per connection."""
+        """Serve one request of a connection."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             first, *lines = head.decode().split("\r\n")
@@ -63,7 +63,7 @@ class FaultProxy:
 
 @contextlib.contextmanager
 def fault_proxy(upstream: tuple[str, int]) -> Iterator[FaultProxy]:
-    """The proxy on a free port of loopback, in a thread of its own."""
+    """Run the proxy on a free port of loopback, in a thread of its own."""
     proxy = FaultProxy(upstream)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 26))
@@ -88,14 +88,14 @@ async def _end(server: asyncio.Server) -> None:
 
 
 async def passed_on(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
-    """What the engine says, as it says it; nothing more once the caller is gone."""
+    """Pass on the engine's reply as it comes, until the caller is gone."""
     async for block in _asked(proxy, seen, content):
         writer.write(block)
         await writer.drain()
 
 
 def cut_after(pieces: int) -> Fault:
-    """The connection ends in the middle of the stream, after so many events."""
+    """End the connection in the middle of the stream, after that many events."""
 
     async def fault(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
         count = 0
@@ -111,7 +111,7 @@ def cut_after(pieces: int) -> Fault:
 
 
 def stalled(answer: bytes = b"", seconds: float = 60) -> Fault:
-    """Those bytes, and then nothing more for so long, or until the caller has had enough."""
+    """Send those bytes, and then nothing for that time, or until the caller gives up."""
 
     async def fault(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -125,12 +125,12 @@ def stalled(answer: bytes = b"", seconds: float = 60) -> Fault:
 
 
 async def dropped(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
-    """The connection ends before a byte comes back."""
+    """End the connection before a byte is sent."""
     writer.transport.abort()
 
 
 def raw(answer: bytes) -> Fault:
-    """Those bytes, and the end of the connection."""
+    """Send those bytes, and end the connection."""
 
     async def fault(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -140,7 +140,7 @@ def raw(answer: bytes) -> Fault:
 
 
 def endless(event: object) -> Fault:
-    """A stream of the same event again and again, until the caller has had enough."""
+    """Send the same event again and again, until the caller gives up."""
 
     async def fault(proxy: FaultProxy, seen: Seen, content: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM)
@@ -157,7 +157,7 @@ def endless(event: object) -> Fault:
 
 
 def status(code: int, content: object, **headers: str) -> Fault:
-    """A response with that status; what is no text is sent as JSON."""
+    """Write a response with that status; a body that is not a text is sent as JSON."""
     body = (content if isinstance(content, str) else json.dumps(content)).encode()
     lines = [f"HTTP/1.1 {code} Whatever", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -165,18 +165,18 @@ def status(code: int, content: object, **headers: str) -> Fault:
 
 
 def streamed(*events: object) -> bytes:
-    """A stream of those events; what is no text is sent as JSON."""
+    """Write a stream of those events; an event that is not a text is sent as JSON."""
     lines = [f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in events]
     return STREAM + "".join(lines).encode()
 
 
 def stream(*events: object) -> Fault:
-    """The same, and the end of the connection."""
+    """Send a stream of those events, and end the connection."""
     return raw(streamed(*events))
 
 
 def piece(text: str | None = None, end: str | None = None, **delta: object) -> dict[str, Any]:
-    """An event of a stream."""
+    """Make an event of a stream."""
     return {"choices": [{"index": 0, "delta": {"content": text, **delta}, "finish_reason": end}]}
 
 

@@ -1,4 +1,4 @@
-"""Small films whose frames say in black and white bars which ones they are."""
+"""Makes small films whose frames show their own numbers in black and white bars."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ QUIET = {"libx265": {"x265-params": "log-level=0"}}
 
 
 def bars(number: int) -> np.ndarray:
-    """The number's bits from left to right, white for 1: (HEIGHT, WIDTH, 3)."""
+    """Draw the number's bits from left to right, white for 1: (HEIGHT, WIDTH, 3)."""
     lit = [255 * (number >> bit & 1) for bit in range(BITS)]
     return np.repeat(np.tile(np.array(lit, np.uint8).repeat(WIDTH // BITS), (HEIGHT, 1))[..., None], 3, axis=2)
 
 
 def number(frame: np.ndarray) -> int:
-    """Of bars, whatever their size."""
+    """Read the number from bars of any size."""
     middles = [int((bit + 0.5) * frame.shape[1] / BITS) for bit in range(BITS)]
     return sum(1 << bit for bit, middle in enumerate(middles) if frame[:, middle].mean() > 128)
 
 
 def numbers(video: Any) -> list[int]:
-    """Which frames are shown."""
+    """Return the numbers of the frames that are shown."""
     return [number(frame) for frame in video.frames]
 
 
@@ -48,11 +48,11 @@ def write_film(
     options: dict[str, str] | None = None,
     muxing: dict[str, str] | None = None,
 ) -> Path:
-    """A film of so many frames.
+    """Write a film of that many frames.
 
     Args:
         times_ms: when each frame is shown; None for a constant rate.
-        broken: numbers of packets, in the order of the file, that hold nothing but rubbish.
+        broken: numbers of the packets, in the order of the file, that cannot be decoded.
     """
     unit = Fraction(1, 1000) if times_ms else Fraction(1, rate)
     with av.open(str(path), "w", format=kind, options=muxing or {}) as container:
@@ -73,7 +73,7 @@ def write_film(
 
 
 def _rubbish(packet: Any) -> Any:
-    """A packet of the same time that cannot be decoded."""
+    """Return a packet with the same time that cannot be decoded."""
     made = av.Packet(bytes(packet)[:6] + b"\xff" * (packet.size - 6))
     made.pts, made.dts, made.time_base, made.stream = packet.pts, packet.dts, packet.time_base, packet.stream
     made.duration, made.is_keyframe = packet.duration, packet.is_keyframe

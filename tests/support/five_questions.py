@@ -1,4 +1,4 @@
-"""Ask the demo model the five kinds of question on the command line, and tell which are right:
+"""Asks the demo model the five kinds of question on the command line, and prints which answers are right:
 
     python tests/support/five_questions.py
 
@@ -20,7 +20,7 @@ SCENE = "a red circle on a blue background"
 
 
 def film(folder: Path) -> Path:
-    """The sample for a second."""
+    """Write a film that shows the sample picture for a second."""
     import av
     from PIL import Image
 
@@ -36,7 +36,7 @@ def film(folder: Path) -> Path:
 
 
 def ask(*arguments: str) -> str:
-    """What it says; the end of what went wrong where it says nothing."""
+    """Return the answer; if there is no answer, the end of the error."""
     command = [sys.executable, "-m", "qwenvl", *arguments]
     given = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
@@ -45,7 +45,7 @@ def ask(*arguments: str) -> str:
 
 
 def main() -> int:
-    """Exit status 1 where an answer is not the right one, or anything besides is written."""
+    """Return exit status 1 if an answer is wrong, or anything else is written."""
     names = ("torch", "torchvision", "transformers", "accelerate", "numpy")
     print(f"Python {sys.version.split()[0]},", ", ".join(f"{name} {metadata.version(name)}" for name in names))
     wrong = 0

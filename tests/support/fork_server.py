@@ -1,8 +1,8 @@
-"""A process that has imported everything and forks one that works for every order: python fork_server.py < orders
+"""A process that has imported everything and forks a new one for every order: python fork_server.py < orders
 
-What is killed is then a process of its own, and killed while it works, not in the seconds of its imports. An order is a
-line of JSON: {"do": [function, arguments], "environment": {}, "log": file, "longest_file": bytes or null}. The answers
-are {"pid": ...} at once and {"status": ..., "seconds": ...} when it has ended; status is negative for a signal.
+A test can then kill the forked process while it works, and not during seconds of imports. An order is a line of JSON:
+{"do": [function, arguments], "environment": {}, "log": file, "longest_file": bytes or null}. The answers are
+{"pid": ...} at once and {"status": ..., "seconds": ...} when it has ended; status is negative for a signal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server:
-    """For a fixture: starts it, and gives it orders."""
+    """Starts the server and sends it orders. For a fixture."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         command, pipe = [sys.executable, __file__], subprocess.PIPE
@@ -48,20 +48,20 @@ class Server:
         return Run(self, self.answer()["pid"], log)
 
     def answer(self) -> dict[str, Any] | None:
-        """The next one; None where there is none."""
+        """Return the next answer; None if none comes in time."""
         there, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
         return json.loads(self._process.stdout.readline()) if there else None
 
 
 class Run:
-    """A process at work."""
+    """A forked process that follows an order."""
 
     def __init__(self, server: Server, pid: int, log: Path) -> None:
         self._server, self.pid, self._log = server, pid, log
         self.began = time.monotonic()
 
     def wait_for(self, condition: Any) -> None:
-        """Until it is true, looked at a thousand times a second."""
+        """Wait until the condition is true, checked a thousand times a second."""
         while not condition():
             if time.monotonic() > self.began + PATIENCE_S:
                 self._fail()
@@ -71,27 +71,27 @@ class Run:
         return self._log.read_text()
 
     def kill(self) -> int:
-        """SIGKILL; returns the status."""
+        """Kill the process by SIGKILL; return its status."""
         with suppress(ProcessLookupError):  # it has ended by itself
             os.kill(self.pid, signal.SIGKILL)
         return self.end()[0]
 
     def end(self) -> tuple[int, float]:
-        """Waits for it: status and seconds."""
+        """Wait for the process; return its status and seconds."""
         answer = self._server.answer()
         if answer is None:
             self._fail()
         return answer["status"], answer["seconds"]
 
     def _fail(self) -> NoReturn:
-        """It hangs: have it say where."""
+        """Make a process that hangs print where it is."""
         os.kill(self.pid, signal.SIGABRT)
         self._server.answer()
         raise AssertionError(self.said())
 
 
 class Nobody:
-    """Watches a download and says nothing."""
+    """A watch of a download that does nothing."""
 
     def check(self) -> None: ...
 
@@ -139,7 +139,7 @@ def _serve() -> None:
     torch.set_num_threads(1)
     for name in IMPORTS:
         importlib.import_module(name)
-    # What another thread holds at the moment of a fork, nobody in the child ever lets go.
+    # A lock that another thread holds at the moment of a fork is never released in the child.
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads"
     # Not `for line in`, which reads ahead.

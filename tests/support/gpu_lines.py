@@ -1,4 +1,4 @@
-"""Lines for a worker of benchmarks.gpu that fail in every way, each between two that do not."""
+"""Lines for a worker of benchmarks.gpu that fail in every way, each between two that succeed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT = 2
 
 
 def fine(bench: Bench) -> dict[str, Any]:
-    """Tells which process it is in, and how many lines this bench has seen."""
+    """Return the process id, and how many lines this bench has measured."""
     bench.seen = getattr(bench, "seen", 0) + 1
     return {"process": os.getpid(), "seen": bench.seen, "allocator": os.environ["PYTORCH_CUDA_ALLOC_CONF"]}
 
@@ -31,7 +31,7 @@ def raises(bench: Bench) -> dict[str, Any]:
 
 
 def chatters(bench: Bench) -> dict[str, Any]:
-    """As libraries do, in Python and below it."""
+    """Print as libraries do, in Python and below it."""
     print('{"status": "measured", "result": "not by the line"}', flush=True)
     ctypes.CDLL(None).puts(b"from below")
     ctypes.CDLL(None).fflush(None)
@@ -51,7 +51,7 @@ def crashes(bench: Bench) -> dict[str, Any]:
 
 
 def stuck_here(bench: Bench) -> dict[str, Any]:
-    """With a program that it started, whose number is in a file."""
+    """Hang together with a program that it started, whose process id is in a file."""
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(bench.options.comfyui).write_text(str(started.pid))
     time.sleep(600)

@@ -1,4 +1,4 @@
-"""What hostile input may come to: an answer, or one of our own errors with a sentence, and nothing else changed."""
+"""Checks what hostile input may cause: a result or one of our own errors with a sentence, and no other change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 4000
 
 
 def outcome(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """What the call returns, or the error of ours that it raises. Any other error escapes."""
+    """Return the call's result, or the error of ours that it raises. Any other error escapes."""
     try:
         return call(*given, **named)
     except (ValueError, RuntimeError) as error:
@@ -31,7 +31,7 @@ def outcome(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """A block that leaves what belongs to the whole process as it was, and no file open."""
+    """Check that the block leaves the state of the process as it was, and no file open."""
     before = _globals()
     yield
     after = _globals()

@@ -18,7 +18,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Faults:
-    """What goes wrong, by file name; empty for a healthy hub."""
+    """The faults of the hub, by file name; empty for a healthy hub."""
 
     cut_after: dict[str, list[int]] = field(default_factory=dict)  # bytes of each connection, then whole
     drip: dict[str, float] = field(default_factory=dict)  # seconds before every 256 KB but the first
@@ -33,7 +33,7 @@ class Faults:
 
 
 def start(tmp_path: Path, monkeypatch: Any, folder: Path) -> Iterator[Hub]:
-    """For a fixture: a hub with the files of a folder, which huggingface_hub then takes for the hub."""
+    """Start a hub with the files of a folder, and make huggingface_hub use it. For a fixture."""
     hub = Hub(folder)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
@@ -66,11 +66,11 @@ class Hub:
             server.server_close()
 
     def fail(self, **faults: object) -> None:
-        """Order faults; those not named are gone."""
+        """Set the faults; earlier ones are removed."""
         self.faults = Faults(**faults)
 
     def asked_for(self, name: str) -> list[str]:
-        """The Range of every GET of a large file."""
+        """Return the Range header of every GET of a large file."""
         return [range_ for path, range_, _ in self.cdn_asked if path == f"/cdn/{name}"]
 
     def _serve(self, answer) -> ThreadingHTTPServer:
@@ -171,7 +171,7 @@ def _send(
     drip: float = 0.0,
     ranges: bool = True,
 ) -> None:
-    """A content from where it is asked for; the connection may end early, or every piece take its time."""
+    """Send a content from the requested place on; the connection may end early, or every piece may be slow."""
     asked = request.headers.get("Range") if ranges else None
     start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
     rest = content[start:]

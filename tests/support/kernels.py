@@ -1,4 +1,4 @@
-"""What kernels of a GPU compute, written plainly."""
+"""Plain versions of what GPU kernels compute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def reference_kernel(query, keys, values, rows, slots, span, used):
-    """What flash_kernel computes, in loops, from exactly what it is given."""
+    """Compute in loops what flash_kernel computes, from the same arguments."""
     assert all(each.dtype == torch.int32 for each in (rows, slots, used))
     group = query.shape[1] // keys.shape[1]
     made = torch.empty_like(query)

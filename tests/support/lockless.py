@@ -1,4 +1,4 @@
-"""A process for which no disk knows locks: Linux itself refuses it flock (seccomp). For tests of network disks."""
+"""Makes Linux refuse flock to a process (seccomp), as network disks without locks do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_possible() -> bool:
 
 
 def without_locks() -> None:
-    """From now on flock fails in this process and in those that it starts, as on a disk that knows no locks."""
+    """Make flock fail in this process and in those that it starts, as on a disk without locks."""
     steps = [
         (_LOAD, 0, 0, 0),
         (_EQUALS, 0, 1, _FLOCK[platform.machine()]),

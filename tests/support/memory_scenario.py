@@ -1,4 +1,4 @@
-"""A story of models that come and go on a card of 10 GB, told to ComfyUI's memory manager: its double's or its own.
+"""A sequence of models that come and go on a card of 10 GB, for ComfyUI's memory manager or its double's.
 
 Run as a program it uses a real ComfyUI: memory_scenario.py COMFYUI PACK. It prints what happened, as JSON.
 """
@@ -22,7 +22,7 @@ SECOND = torch.device("meta", 1)
 
 
 class Story:
-    """What happened so far, with models of ours and of ComfyUI's."""
+    """The events so far, with models of ours and of ComfyUI's."""
 
     def __init__(self, pack: ModuleType, management: Any, patcher_class: type) -> None:
         self._cache_module = sys.modules[f"{pack.__name__}.qwenvl.loading.cache"]
@@ -49,7 +49,7 @@ class Story:
         story, spec = self, self._request.LoadSpec(name)
 
         class Source:
-            """Makes a handle out of nothing."""
+            """Make a handle without a model."""
 
             def __init__(self) -> None:
                 self.spec = spec
@@ -83,13 +83,13 @@ class Story:
         self.management.load_models_gpu([self.core[name]])
 
     def note(self, what: str) -> None:
-        """Write down who is on the card now."""
+        """Note which models are on the card now."""
         core = sorted(name for name, each in self.core.items() if each.loaded_size())
         self.events.append([what, [spec.model for spec in self.models.held], core, list(self.loads)])
         self.loads.clear()
 
     def used(self, device: torch.device) -> int:
-        """Bytes on that card; models of ComfyUI's are on the first."""
+        """Return the bytes on that card; models of ComfyUI's are on the first."""
         core = sum(each.loaded_size() for each in self.core.values()) if device == CARD else 0
         there = [each for each in self.models._residents.values() if each.handle is not None]
         ours = [each for each in there if str(device) in each.source.devices]
@@ -119,7 +119,7 @@ def core_class(patcher_class: type) -> type:
 
 
 def tell(story: Story) -> list[Any]:
-    """The whole story; the events that a test compares."""
+    """Run the whole sequence, and return the events, which a test compares."""
     story.ours("A", 3000)
     story.note("ours is loaded")
     story.ours("A", 3000)
@@ -155,7 +155,7 @@ def tell(story: Story) -> list[Any]:
 
 
 def tell_of_devices(story: Story) -> list[Any]:
-    """A second one, of models elsewhere than on the card that ComfyUI uses."""
+    """Run a second sequence, of models elsewhere than on the card that ComfyUI uses."""
     story.theirs("core", 6000)
     story.ours("A", 8000, on=(str(SECOND),))
     story.note("a model on another card takes nothing from a core model")

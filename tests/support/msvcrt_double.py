@@ -18,7 +18,7 @@ _TRIES, _BETWEEN_S = 10, 1.0
 
 
 def locking(number: int, mode: int, count: int) -> None:
-    """Lock or unlock so many bytes from the current position; OSError as Windows has it."""
+    """Lock or unlock that many bytes from the current position; raise the OSError that Windows raises."""
     if count < 0 or mode not in range(5):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if mode == LK_UNLCK:

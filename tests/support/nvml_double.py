@@ -22,11 +22,11 @@ RTX_5090 = {
 
 
 class NVMLError(Exception):
-    """As the module's own: what is not known or not supported."""
+    """The module's own error for what is not known or not supported."""
 
 
 class NvmlDouble(ModuleType):
-    """Answers of one GPU; a missing one is not supported by it, one in `absent` not known to the package."""
+    """The answers of one GPU. A missing one is not supported by the GPU, one in `absent` not known to the package."""
 
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
     NVMLError = NVMLError

@@ -1,4 +1,4 @@
-"""What a running ComfyUI tells the page of this pack's nodes, and what has changed since it was last written down.
+"""Prints what a running ComfyUI sends the page about this pack's nodes, and what has changed since an earlier print.
 
 COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/support/object_info.py > before.json
 COMFYUI_DIR=... COMFYUI_PYTHON=... python tests/support/object_info.py --against before.json
@@ -23,7 +23,7 @@ NOTHING = object()
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 1 where there are differences."""
+    """Return the exit status: 1 if there are differences."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, metavar="FILE", help="print what differs from this, and nothing else")
     given = parser.parse_args(arguments)
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def object_info(server: Server) -> Info:
-    """The entries of the pack's nodes."""
+    """Return the entries of the pack's nodes."""
     try:
         server.wait_until_ready()
         everything = server.client.get("/object_info")
@@ -51,7 +51,7 @@ def object_info(server: Server) -> Info:
 
 
 def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """A line for each value that is not the same, with the node and the input that it is of."""
+    """Write a line for each value that differs, with its node and input."""
     if before == now:
         return
     pairs = _pairs(before, now)
@@ -63,7 +63,7 @@ def differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
 
 
 def _pairs(before: Any, now: Any) -> dict[Any, tuple[Any, Any]] | None:
-    """What is to be compared one by one; None where the two are compared whole, as lists of names are."""
+    """Return the parts to compare one by one; None if the two are compared as a whole, as lists of names are."""
     if isinstance(before, dict) and isinstance(now, dict):
         return {name: (before.get(name, NOTHING), now.get(name, NOTHING)) for name in (before | now)}
     # An input: its type and its options.

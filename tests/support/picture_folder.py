@@ -1,4 +1,4 @@
-"""A folder of pictures as the caption command takes it, and what the demo model says of each."""
+"""A folder of pictures for the caption command, and the demo model's caption of each."""
 
 SCENES = {
     "1.png": ("circle", "red", "blue"),

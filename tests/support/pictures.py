@@ -1,6 +1,6 @@
-"""Pictures and films that the demo model knows, made where a test needs them; and where the checkout lies.
+"""Makes pictures and films that the demo model knows, and names the folder of the checkout.
 
-What draws and writes them is imported where that is done: tests for a GPU run where little else is installed.
+Packages are imported inside the functions, because the GPU tests run where little else is installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 192)) -> Image.Image:
-    """A shape in the middle of a picture, in colours that PIL knows by name."""
+    """Draw a shape in the middle of a picture, in colours that PIL knows by name."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", size, background)
@@ -33,7 +33,7 @@ def draw(shape: str, color: str, background: str, size: tuple[int, int] = (192, 
 
 
 def image(*pictures: Image.Image) -> torch.Tensor:
-    """Pictures of one size as ComfyUI's IMAGE: (B, H, W, C) float32 in [0, 1]."""
+    """Convert pictures of one size to ComfyUI's IMAGE: (B, H, W, C) float32 in [0, 1]."""
     import numpy as np
     import torch
 
@@ -41,7 +41,7 @@ def image(*pictures: Image.Image) -> torch.Tensor:
 
 
 def write_video(path: Path, scenes: list[Image.Image], seconds_each: float = 3.0, fps: int = 8) -> Path:
-    """A video file that shows each picture in turn."""
+    """Write a video file that shows each picture in turn."""
     import av
 
     with av.open(str(path), "w") as container:

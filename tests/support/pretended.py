@@ -1,8 +1,8 @@
-"""A device beside the CPU that computes on the CPU: whatever mixes its tensors with the CPU's fails, as on a GPU.
+"""A pretended device that computes on the CPU: mixing its tensors with the CPU's fails, as on a GPU.
 
-It has what a captured step needs of CUDA: graphs that do again what was recorded, to the same memory, and copies to the
-host that are there once they have been waited for. For a process of its own: torch keeps a device that was once made
-known, and others then ask it for what it lacks.
+It has what a captured step needs of CUDA: graphs that repeat what was recorded, on the same memory, and copies to the
+host that arrive only when they have been waited for. It needs a process of its own, because torch keeps a registered
+device, and other code would then ask it for what it lacks.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Elsewhere(torch.Tensor):
 
     @property
     def is_cuda(self) -> bool:
-        """What is for GPUs only is taken."""
+        """Return True, so that code for GPUs only accepts the tensor."""
         return True
 
     def tolist(self) -> Any:
-        """torch itself does it for no subclass."""
+        """Read the values on the CPU, which torch itself does not do for a subclass."""
         return self.cpu().tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -61,14 +61,14 @@ class Elsewhere(torch.Tensor):
 
 
 class _Device(TorchDispatchMode):
-    """Sees what is made on the device out of nothing."""
+    """Catches functions that create tensors on the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 class _Numbers(TorchFunctionMode):
-    """torch.tensor() of a list with tensors in it reads them past every other mode."""
+    """Reads the tensors in a list for torch.tensor(), which would read them past every other mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.tensor:
@@ -80,8 +80,8 @@ class Graph:
     """Stands in for torch.cuda.CUDAGraph.
 
     Attributes:
-        recording: the one that is being captured now.
-        captures, replays, registered: how many captures, replays and generators that were told of there were.
+        recording: the graph that is being captured now.
+        captures, replays, registered: counts of captures, replays and registered generators.
     """
 
     recording: Graph | None = None
@@ -110,7 +110,7 @@ class Graph:
         self._steps.append((func, args, kwargs, fresh))
 
     def replay(self) -> None:
-        """Do it all again, with what is now where it was then."""
+        """Repeat what was recorded, with the present contents of the same memory."""
         Graph.replays += 1
         for func, args, kwargs, fresh in self._steps:
             made = _tensors(func(*args, **kwargs))
@@ -119,7 +119,7 @@ class Graph:
 
 
 class Stream:
-    """Stands in for torch.cuda.Stream: copies to the host lie here until somebody waits."""
+    """Stands in for torch.cuda.Stream: copies to the host are kept here until the stream is waited for."""
 
     copies: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
     # How many have been made so far.
@@ -135,7 +135,7 @@ class Stream:
 
 
 class Memory:
-    """What is free on the device, which tests may change, and how often its cache was emptied."""
+    """The free bytes of the device, which tests may change, and how often its cache was emptied."""
 
     free = 8 << 30
     emptied = 0
@@ -161,7 +161,7 @@ class Event:
             Stream.done += 1
 
     def elapsed_time(self, end: Event) -> float:
-        """Two milliseconds, between any two that were recorded."""
+        """Return two milliseconds, between any two recorded events."""
         assert self.timed and end.timed and end._at >= self._at
         return 2.0
 
@@ -215,7 +215,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _cuda() -> Iterator[Any]:
-    """torch.cuda as far as a captured step asks for it."""
+    """The part of torch.cuda that a captured step uses."""
     stream = Stream()
     stand_ins = {
         "CUDAGraph": Graph,
@@ -240,7 +240,7 @@ def _cuda() -> Iterator[Any]:
 
 @contextmanager
 def there(*models: torch.nn.Module) -> Iterator[None]:
-    """Within the block the device is there; the models are on it from then on."""
+    """Provide the device within the block, and move the models to it for good."""
     if not hasattr(torch, NAME):
         _setup_privateuseone_for_python_backend(NAME)
         # torch.autocast asks, be it only to be off.

@@ -1,6 +1,6 @@
 """The alternations of benchmarks.gpu on the pretended device: python tests/support/pretended_alternations.py COUNT ENDS
 
-Prints what the turns were as JSON, and where the weights were whenever the block was taken and let go. ENDS: seconds.
+Prints the figures of the turns as JSON, and where the weights were when the block was taken and freed. ENDS: seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 import pretended
 import torch
 
-from benchmarks.gpu.alternations import alternate, told
+from benchmarks.gpu.alternations import alternate, figures
 from benchmarks.models import SHAPES, build, prompt
 from qwenvl.loading.capabilities import Machine
 from qwenvl.loading.loader import LoadPlan, ModelHandle
@@ -51,7 +51,7 @@ def main():
         memory = Watched(model)
         ends = time.monotonic() + float(sys.argv[2])
         turns = alternate(handle, prompt(model, 8, 16), memory, int(sys.argv[1]), ends, 4)
-    print(json.dumps({"seen": memory.seen, "told": told(turns), "tokens": [len(turn.ids) for turn in turns]}))
+    print(json.dumps({"seen": memory.seen, "told": figures(turns), "tokens": [len(turn.ids) for turn in turns]}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ INNER = "6c0b0c5e-5a3c-4a52-9a5e-0f5f6f0c7b11"
 
 
 def workflow_of_all_cases() -> dict[str, Any]:
-    """Every saved node of the cases in one file, each with its pictures connected."""
+    """Build one file with every saved node of the cases, each with its pictures connected."""
     nodes, links = [], []
     for place, case in enumerate(SAVED["cases"]):
         inputs = []
@@ -37,7 +37,7 @@ def saved_node(number: int, node_id: str, place: list[int], **more: Any) -> dict
 
 
 def in_a_subgraph(case: dict[str, Any]) -> dict[str, Any]:
-    """The case's node alone in a subgraph, which is all that there is."""
+    """Build a file that holds only a subgraph with the case's node."""
     node = saved_node(7, case["id"], [100, 100], inputs=[], outputs=[])
     subgraph = {
         "id": INNER,

@@ -1,4 +1,4 @@
-"""Small sound files of every kind that is read, and some that are not: what hostile ones are made from, by code."""
+"""Makes small valid files of every kind that is read, and of some that are not, from which hostile ones are made."""
 
 from __future__ import annotations
 

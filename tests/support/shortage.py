@@ -1,4 +1,4 @@
-"""Memory that runs out at a chosen allocation, for tests: the operator is asked for and raises what CUDA's would."""
+"""Makes memory run out at a chosen allocation: the operator raises the error that CUDA's would."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total cap
 
 
 class Shortage:
-    """Counts the allocations of a block, in this thread and in those of pools; fails some of them.
+    """Counts the allocations of a block, in this thread and in those of pools, and makes some fail.
 
     Args:
-        at: the first that fails, from 1 on; None fails none.
-        lasting: whether all that follow fail as well.
-        kind: what is raised.
+        at: the number of the first one that fails, from 1 on; None fails none.
+        lasting: all that follow fail as well.
+        kind: the error to raise.
     """
 
     def __init__(self, at: int | None = None, lasting: bool = False, kind: type[Exception] | None = None) -> None:
@@ -34,7 +34,7 @@ class Shortage:
         self.failed = 0
 
     def allocate(self) -> None:
-        """Called with every piece of memory that an operator asks for."""
+        """Count an allocation; called for every piece of memory that an operator asks for."""
         self.count = number = next(self._numbers)
         if self._at is not None and (number >= self._at if self._lasting else number == self._at):
             self.failed += 1
@@ -42,7 +42,7 @@ class Shortage:
 
     @contextmanager
     def __call__(self) -> Iterator[Shortage]:
-        """Within the block it counts, and it ends with the block."""
+        """Count within the block."""
         real = ThreadPoolExecutor.submit
 
         def submit(pool: ThreadPoolExecutor, work: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ class Shortage:
 
 
 class _Watched(Operators):
-    """One for each thread, which is what a mode belongs to."""
+    """A torch mode that sees the allocations; every thread needs one of its own."""
 
     def __init__(self, shortage: Shortage) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Watched(Operators):
 
 
 def _storages(values: Any) -> Iterator[int]:
-    """Where the memory of each tensor among the values lies. One without elements has none, and one on meta neither."""
+    """Find the address of each tensor's memory. Tensors without elements and those on meta have no memory."""
     for each in tree_leaves(values):
         if isinstance(each, torch.Tensor) and each.device.type != "meta" and each.untyped_storage().nbytes():
             yield each.untyped_storage().data_ptr()
@@ -81,7 +81,7 @@ def _storages(values: Any) -> Iterator[int]:
 
 @contextmanager
 def new_tensors() -> Iterator[Any]:
-    """Gives a function that tells the bytes of all tensors that were made in the block and are still alive."""
+    """Yield a function that returns the bytes of all tensors made in the block that are still alive."""
     gc.collect()
     gc.freeze()  # what is there is looked at no more, which makes looking fast
     try:

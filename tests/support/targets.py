@@ -1,7 +1,7 @@
-"""Functions that take any bytes: what benchmarks/fuzz.py feeds by the million, and the property tests by the hundred.
+"""Functions that take any bytes, from benchmarks/fuzz.py by the million and from property tests by the hundred.
 
-Each hands its bytes to one of our readers, as a file, a text or a stream. Allowed is what guarded.py allows; anything
-else escapes, and so is a finding.
+Each gives its bytes to one of our readers, as a file, a text or a stream. What guarded.py does not allow escapes as an
+error, and is a finding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ENGINE = engines.Engine("studio", "http://127.0.0.1:8000/v1", "m")
 
 @dataclass(frozen=True)
 class Target:
-    """A reader under attack, files that it takes, and words that its kind of file is made of."""
+    """A reader under attack, files that it accepts, and words that are typical of its kind of file."""
 
     name: str
     attack: Callable[[bytes], None]
@@ -55,7 +55,7 @@ class Target:
 
 @cache
 def _folder(name: str) -> Path:
-    """One for each target and process, with the small files of the demo model in it."""
+    """Make a folder for each target and process, with the small files of the demo model in it."""
     in_memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix=f"qwenvl-{name}-", dir=in_memory if in_memory.is_dir() else None))
     for file in seeds.DEMO.iterdir():
@@ -89,7 +89,7 @@ def _engines(data: bytes) -> None:
 
 
 def _presets(data: bytes) -> None:
-    """The first byte chooses the kind of file."""
+    """Read a preset; the first byte chooses the kind of file."""
     suffix = presets._SUFFIXES[data[0] % len(presets._SUFFIXES)] if data else ".txt"
     file = _written("presets", f"a{suffix}", data[1:])
     presets._parsed.cache_clear()
@@ -161,7 +161,7 @@ def _stream(data: bytes) -> None:
 
 
 def _heard(blocks: Sequence[bytes]) -> Reply | Exception:
-    """As remote/client.py does it, without a connection."""
+    """Read a reply as remote/client.py does, without a connection."""
     reply = Reply(0.0)
 
     async def arriving() -> Any:
@@ -190,10 +190,10 @@ def _heard(blocks: Sequence[bytes]) -> Reply | Exception:
 
 
 def _refusal(data: bytes) -> None:
-    """Words of an engine that refuses; the first byte stands for its status."""
+    """Read the refusal of an engine; the first byte stands for its status."""
     words = refusals.words(data[1:].decode(errors="replace"))
     words.encode()
-    assert len(words) <= refusals._LONGEST_SAID + 4
+    assert len(words) <= refusals._LONGEST_QUOTE + 4
     refusals.left_out(data[0] * 4 if data else 500, words, {"top_k", "stop"})
     kinds.of_models(data.decode(errors="replace"))
     error = refusals.refused(ENGINE, 400 + data[0] if data else 500, words)
@@ -208,7 +208,7 @@ def _picture(data: bytes) -> None:
 
 
 def _tensor(data: bytes) -> None:
-    """The bytes are a shape, a type and values."""
+    """Read a tensor; the bytes are its shape, type and values."""
     types = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool, torch.complex64)
     head, values = data[:6], data[6:]
     shape = [each % 9 for each in head[1 : 1 + (head[0] % 6 if head else 0)]]
@@ -234,7 +234,7 @@ def _video(data: bytes) -> None:
 
 
 def _settings(data: bytes) -> None:
-    """Values of settings, as JSON: what a workflow may hold."""
+    """Check values of settings, as JSON, as a workflow may hold them."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, saved as model folders like those on the hub."""
+"""Makes tiny random models of every family, saved as model folders like those on the hub."""
 
 from __future__ import annotations
 
@@ -94,18 +94,18 @@ _INTERLEAVED = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_inter
 
 
 def known(family: str) -> bool:
-    """Whether the installed transformers has the family."""
+    """Tell if the installed transformers has the family."""
     return hasattr(transformers, CLASSES[family])
 
 
 def families(*names: str) -> list[Any]:
-    """Parameters of a test: the named families, those that the installed transformers lacks marked to be skipped."""
+    """Return the named families as parameters of a test; those that the installed transformers lacks are skipped."""
     lacks = pytest.mark.skipif(True, reason=f"transformers {transformers.__version__} has no such family")
     return [name if known(name) else pytest.param(name, marks=lacks) for name in names]
 
 
 def config(family: str, wide: bool = False) -> Any:
-    """A configuration of that family with the demo model's vocabulary; experts outweigh the rest of a wide one."""
+    """Configure a model of that family with the demo model's vocabulary; in a wide one experts outweigh the rest."""
     made = getattr(transformers, CLASSES[family])
     text = {**_TEXT, **_sizes(), **_text(family), **(_WIDE if wide else {})}
     if family not in SEEING:
@@ -115,7 +115,7 @@ def config(family: str, wide: bool = False) -> Any:
 
 
 def random_model(family: str, seed: int = 0, wide: bool = False) -> Any:
-    """Random weights of that family."""
+    """Build a model of that family with random weights."""
     auto = transformers.AutoModelForImageTextToText if family in SEEING else transformers.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -123,8 +123,8 @@ def random_model(family: str, seed: int = 0, wide: bool = False) -> Any:
 
 
 def random_prompt(model: Any, length: int = 24) -> dict[str, torch.Tensor]:
-    """generate()'s keywords for random words, among them a picture of 4 by 4 patches where the model sees. No tokenizer
-    and no processor is needed for it, and none of the packages that they need."""
+    """Return generate()'s keywords for random words and, if the model reads pictures, one of 4 by 4 patches. This needs
+    no tokenizer, no processor, and none of their packages."""
     random, device = torch.Generator().manual_seed(0), model.device
     ids = torch.randint(20, 200, (length,), generator=random)
     inputs = {}
@@ -140,7 +140,7 @@ def random_prompt(model: Any, length: int = 24) -> dict[str, torch.Tensor]:
 
 
 def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generation: Any) -> Path:
-    """Random weights of that family in the folder, with the demo model's tokenizer and processor beside them."""
+    """Save a model of that family with random weights and the demo model's tokenizer and processor."""
     model, sees = random_model(family, seed, wide), family in SEEING
     model.generation_config.update(eos_token_id=_sizes()["eos_token_id"], pad_token_id=_sizes()["bos_token_id"])
     model.generation_config.update(**generation)
@@ -154,17 +154,17 @@ def save(family: str, folder: Path, seed: int = 0, wide: bool = False, **generat
 
 
 def decode_of(model: Any) -> str:
-    """The decode step of our own that fits the model's family."""
+    """Return our own decode step that fits the model's family."""
     return family_of(type(model.config).model_type).decode
 
 
 def decoder(model: Any, attention: str = "sdpa") -> Decoder:
-    """What the pack generates with, by the fastest tier that fits."""
+    """Return the pack's decoder, by default of the fastest tier that fits."""
     return Decoder(model, attention, decode=decode_of(model))
 
 
 def rewrite(folder: Path, **changes: Any) -> Path:
-    """Change what config.json in the folder says."""
+    """Change the folder's config.json."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return folder
@@ -173,7 +173,7 @@ def rewrite(folder: Path, **changes: Any) -> Path:
 def by_transformers(
     model: Any, inputs: dict[str, Any], max_new_tokens: int = 48, **how: Any
 ) -> tuple[tuple[int, ...], ...]:
-    """What generate() itself makes, per row and without end and padding."""
+    """Return what generate() itself answers, per row, without end token and padding."""
     made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -185,7 +185,7 @@ def by_transformers(
 
 
 def batch_of(handle: ModelHandle) -> dict[str, Any]:
-    """Three prompts of different lengths, padded on the left, with a picture each where the family sees."""
+    """Return three prompts of different lengths, padded on the left, with a picture each if the family reads them."""
     texts = ["Hi.", "What is on this picture?", "Tell me at length what you can see here, please."]
     shapes = ("circle", "square", "triangle")
     if handle.processor is None:
@@ -218,7 +218,7 @@ def _sizes() -> dict[str, int]:
 
 
 def _text(family: str) -> dict[str, Any]:
-    """What the text part of that family has besides."""
+    """Return the further settings of the family's text part."""
     if family in ("qwen2", "qwen2_moe"):
         return _EXPERTS if "moe" in family else {}
     if family in ("qwen2_vl", "qwen2_5_vl"):
@@ -247,7 +247,7 @@ def _vision(family: str) -> dict[str, Any]:
 
 
 def _use_processors_of(family: str, folder: Path) -> None:
-    """Qwen2-VL and Qwen2.5-VL have processors of their own, with the same image processor."""
+    """Name the processor of Qwen2-VL or Qwen2.5-VL, which have their own, with the same image processor."""
     name = "Qwen2VLProcessor" if family == "qwen2_vl" else "Qwen2_5_VLProcessor"
     for file, changes in {
         "preprocessor_config.json": {"processor_class": name},
@@ -258,7 +258,7 @@ def _use_processors_of(family: str, folder: Path) -> None:
 
 
 def save_demo(folder: Path, stored: str) -> Path:
-    """The demo model as a checkpoint that brings its own quantization, in the layouts that the hub has.
+    """Save the demo model as a quantized checkpoint, in one of the layouts that the hub has.
 
     Args:
         stored: "fp8", "compressed-tensors" (in 4 bits), "bitsandbytes-4bit" or "bitsandbytes-8bit".
@@ -334,7 +334,7 @@ def _in_4_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def cancelled(generate: Callable[[OnTokens], Any], token: int) -> tuple[int, ...]:
-    """What is told of a single row's answer before its listener cancels at that token."""
+    """Return what is reported of a single row's answer before its listener cancels at that token."""
     told: list[int] = []
 
     def stop(rows: Sequence[Sequence[int]]) -> None:

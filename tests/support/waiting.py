@@ -1,4 +1,4 @@
-"""Waits for what another thread is about to do."""
+"""Waits for something that another thread does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def until(true: Callable[[], Any], seconds: float = 10) -> bool:
-    """Whether it has become true within the time, looked at every hundredth of a second."""
+    """Return True if the condition becomes true within the time; it is checked every hundredth of a second."""
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
