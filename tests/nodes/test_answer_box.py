@@ -64,6 +64,8 @@ STATUS = [
     ({"state": "reading", "pictures": 1, "videos": 0}, "Reading 1 picture"),
     ({"state": "reading", "pictures": 3, "videos": 0}, "Reading 3 pictures"),
     ({"state": "reading", "pictures": 1, "videos": 1}, "Reading the video"),
+    ({"state": "reading", "done": 1, "total": 8, "unit": "pictures", "text": "1 of 8 pictures"}, "Reading 8 pictures"),
+    ({"state": "done", "done": 8, "total": 8, "unit": "pictures", "per_s": 9, "text": "8 pictures"}, ""),
     ({"state": "asking", "model": "m"}, "Waiting for m"),
     ({"state": "thinking", "done": 1, "unit": "tokens", "per_s": None}, "Thinking · 1 token"),
     ({"state": "answering", "done": 0, "unit": "tokens", "per_s": None}, "Answering · 0 tokens"),
@@ -165,7 +167,7 @@ for (const isSmall of [false, true]) {
 """
 
 
-@pytest.mark.parametrize(("size", "large", "small"), [([200, 64], 268, 132), ([600, 900], 900, 900)])
+@pytest.mark.parametrize(("size", "large", "small"), [([200, 64], 268, 152), ([600, 900], 900, 900)])
 def test_a_node_grows_once_for_its_box_which_is_no_value_of_a_saved_workflow(scripts, size, large, small):
     seen = run(scripts, GROW, size)
     for each, height in zip(seen[::2], (large, small), strict=True):
