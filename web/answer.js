@@ -8,7 +8,7 @@ import { word } from "./words.js";
 const WIDGET = "qwenvl_answer";
 // Height in pixels of the answer with its line above it.
 const HEIGHT = 200;
-const SMALL_HEIGHT = 64;
+const SMALL_HEIGHT = 84;
 const THOUGHT_HEIGHT = 24;
 // The most characters that are shown; the copy button copies the whole text.
 const LONGEST_SHOWN = 100_000;
@@ -73,7 +73,8 @@ function download({ state, done, total, per_s: perSecond }) {
   return [amount, `${size(perSecond)}/s`, time((total - done) / perSecond)];
 }
 
-function reading({ pictures, videos }) {
+function reading({ pictures: asked, videos, unit, total }) {
+  const pictures = unit === "pictures" ? total : asked; // of a folder they are counted
   if (videos) return word("Reading the video");
   if (!pictures) return word("Reading the question");
   return pictures === 1 ? word("Reading 1 picture") : word("Reading {n} pictures", { n: pictures });

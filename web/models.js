@@ -50,9 +50,13 @@ function row({ key, model, quantization, devices, bytes, since: loadedAt }, goin
   button.title = word("Give its memory back. While a prompt runs, this waits until it has ended.");
   button.onclick = async () => {
     button.disabled = true;
-    const { waits, text } = await unload(key);
-    button.textContent = text;
-    if (waits) going.add(key);
+    try {
+      const { waits, text } = await unload(key);
+      button.textContent = text;
+      if (waits) going.add(key);
+    } catch {
+      button.disabled = false; // the server is away
+    }
   };
   const precision = quantization === "none" ? word("unquantized") : quantization;
   const places = devices.map((device) => (device === WAITING ? word("RAM, waiting") : device)).join(", ");
@@ -76,7 +80,8 @@ function render(container) {
   async function refresh() {
     if (!area.isConnected) return;
     setTimeout(refresh, REFRESH_MS);
-    const response = await api.fetchApi("/qwenvl/models");
+    const response = await api.fetchApi("/qwenvl/models").catch(() => null);
+    if (!response) return; // the server is away; what was known stays
     if (!response.ok) {
       shown = "";
       list.replaceChildren(element("p", { textContent: `${word("Refused ({status})", response)}: ${await response.text()}` }));

@@ -146,6 +146,12 @@ class NodeWatch:
             self._thinking = end_of(thinking)
             self._send(end_of(text))
 
+    def read(self, done: int, total: int) -> None:
+        """Called after every picture that a node reads, of so many; no model is asked."""
+        self._live.count("reading", done, "pictures", total)
+        if self._move(done, total):
+            self._send(f"{done} of {total} pictures")
+
     def advance(self, done: int, total: int | None, text: str) -> None:
         """Show, for many answers, how many are finished, how many there are (None if unknown), and the latest."""
         self._live.count("answering", done, "answers", total)

@@ -113,7 +113,7 @@ class QwenVLLoadFolder:
             else:
                 images.append(torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None])
                 names.append(file.name)
-            watch.update(number, f"{number} of {len(files)} pictures")
+            watch.read(number, len(files))
         if not images and not had_one:
             raise FolderError(f"folder: {shown(folder)} holds no picture that can be read, like {shown(pattern)}.")
         parts = [f"{len(images)} pictures"]

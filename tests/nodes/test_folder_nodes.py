@@ -136,6 +136,16 @@ def test_cancel_stops_between_two_pictures(load, folder, comfy):
     assert len(comfy.progress) == 1
 
 
+def test_the_page_is_told_that_pictures_are_read_and_of_no_tokens(load, folder, comfy):
+    comfy.running[0] = (0, "p", {}, {"client_id": "browser", "extra_pnginfo": {"workflow": {"id": "w"}}}, [])
+    names = load(folder)[1]
+    told = [data for event, data, _ in comfy.events if event == "qwenvl.progress"]
+    assert [each["state"] for each in told] == ["starting", "reading", "done"]
+    assert {each["unit"] for each in told} == {"", "pictures"}
+    assert (told[1]["done"], told[1]["text"]) == (1, f"1 of {told[1]['total']} pictures")
+    assert told[1]["total"] >= len(names)
+
+
 def test_a_folder_that_changed_is_read_again(load, folder, nodes):
     def stamp(**changes):
         return nodes["QwenVLLoadFolder"].IS_CHANGED(
