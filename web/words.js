@@ -31,5 +31,13 @@ export function meaning(text) {
 
 /** @param values replacements for {names} in the text. @returns the English text if it has no translation. */
 export function word(english, values = {}) {
-  return meaning(english).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  const [first, ...parts] = meaning(english).split("{");
+  return parts.reduce((text, part) => text + filled(part, values), first);
+}
+
+/** @param part what follows a brace. */
+function filled(part, values) {
+  const end = part.indexOf("}");
+  const name = part.slice(0, Math.max(end, 0));
+  return name in values ? values[name] + part.slice(end + 1) : `{${part}`;
 }

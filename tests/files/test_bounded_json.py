@@ -127,16 +127,19 @@ WORST = {
     "empty": b"0,",
 }
 MEASURE = """
-import resource, sys
+import sys
+sys.path.insert(0, 'tests/support')
+import peak
 from pathlib import Path
 from qwenvl.files.bounded_json import UnreadableError, read_json_object
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak.begin()
+before = peak.peak_mb()
 try:
     held = read_json_object(Path(sys.argv[1]))
     told = "read"
 except UnreadableError as error:
     told = error.reason
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, told)
+print(peak.peak_mb() - before, told)
 """
 MOST_MB = {"config.json": 150, "model.safetensors.index.json": 500, "tokenizer.json": 1000}
 

@@ -53,12 +53,15 @@ def test_they_are_read_again_when_a_file_has_changed(folder):
 
 
 MEASURE = """
-import resource, sys
+import sys
+sys.path.insert(0, 'tests/support')
+import peak
 from pathlib import Path
 from qwenvl.models.download import why_incomplete
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak.begin()
+before = peak.peak_mb()
 told = why_incomplete(Path(sys.argv[1]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, told)
+print(peak.peak_mb() - before, told)
 """
 
 

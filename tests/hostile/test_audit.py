@@ -83,6 +83,7 @@ class Scene:
             self.presets: "the presets",
             self.own_presets: "the presets",
             self.base / "custom_models.json": "custom_models.json",
+            self.base / "home/.config": "the user's own files",
             self.base / "here": "the current folder",
             self.base / "tmp": "temporary files",
             self.pictures: "the pictures",
@@ -144,7 +145,9 @@ _PICTURES = {"read the pictures", "list the pictures"}
 # A lock, and a file of another name that then takes the caption's place.
 _CAPTIONS = {"write the pictures", "change the pictures"}
 _ENGINE = {"connect the engine"}
-_ASKED = {"read custom_models.json", *_ENGINE}
+# What is written into the example is copied, by the first command, to where no update comes.
+_COPY = {f"{verb} the user's own files" for verb in ("read", "write", "change")}
+_ASKED = {"read custom_models.json", *_COPY, *_ENGINE}
 # The list: what each way may do, beside reading Python, its packages, the pack and the system's own tables.
 ALLOWED = {
     "QwenVL": {*_NODE, *_DEMO},
@@ -163,10 +166,10 @@ ALLOWED = {
     "QwenVLSaveCaptions": {"list the output folder", "write the output folder", "change the output folder"},
     "routes": {"connect the page's server", "listen the page's server"},
     "ask": {*_CHOICE, *_DEMO, "read the pictures"},
-    "ask, a folder": {*_CHOICE, *_MINE},
+    "ask, a folder": {*_CHOICE, *_MINE, *_COPY},
     "ask, an engine": _ASKED,
     "--list-models": {*_CHOICE, "read the hub's cache"},
-    "--list-presets": {"list the presets", "read the presets"},
+    "--list-presets": {"read custom_models.json", "list the presets", "read the presets"},
     "caption": {*_CHOICE, *_DEMO, *_PICTURES, *_CAPTIONS},
     "caption, an engine": {*_ASKED, *_PICTURES, *_CAPTIONS},
     "doctor": {*_CHOICE, *_DEMO},

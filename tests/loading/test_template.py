@@ -1,11 +1,11 @@
 """Whole folders, loaded and asked: which file a template stands in, and what ends an answer."""
 
 import json
-import resource
 import shutil
 import sys
 from typing import ClassVar
 
+import peak
 import pytest
 import tiny
 import torch
@@ -279,15 +279,11 @@ def test_a_template_that_never_ends_is_ended(demo, template):
 
 @pytest.mark.parametrize("template", LARGE)
 def test_a_template_that_would_make_too_much_is_ended_before_it_does(demo, template):
-    before = peak_bytes()
+    peak.begin()
+    before = peak.peak_mb()
     with pytest.raises(TemplateError, match=r"^it (makes|writes|rounds|looks)"):
         written(Given(template), demo.tokenizer, CHAT)
-    assert peak_bytes() - before < 500 << 20
-
-
-def peak_bytes():
-    """Of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    assert peak.peak_mb() - before < 500
 
 
 @pytest.mark.parametrize("template", WITHOUT)

@@ -103,11 +103,14 @@ def test_an_index_that_claims_too_much_is_refused_with_a_sentence(tmp_path, name
 
 
 MEASURE = """
-import resource, sys
+import sys
+sys.path.insert(0, 'tests/support')
+import peak
 import av
 from qwenvl.media.media import MediaError, read_video
 from qwenvl.request import Frames
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak.begin()
+before = peak.peak_mb()
 told = ""
 try:
     if sys.argv[2] == "plainly":
@@ -116,7 +119,7 @@ try:
         read_video("video", sys.argv[1], Frames())
 except (MediaError, av.FFmpegError) as error:
     told = str(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, told)
+print(peak.peak_mb() - before, told)
 """
 
 

@@ -124,9 +124,9 @@ def test_when_the_page_is_left_the_answers_are_kept_by_the_path_of_their_tab(scr
 
 
 CHOICES = """
-const { mark, refreshChoices, told } = await import("./extensions/qwenvl/model_choices.js");
+const { mark, refreshChoices, describe } = await import("./extensions/qwenvl/model_choices.js");
 server["/qwenvl/choices"] = () => given.table;
-const look = (model, more) => told({ model, quantization: "none", device: "auto", download: "auto", ...more });
+const look = (model, more) => describe({ model, quantization: "none", device: "auto", download: "auto", ...more });
 seen.push(look("here"));
 await refreshChoices();
 """

@@ -84,6 +84,7 @@ def machine() -> dict[str, str]:
         **dict.fromkeys(installed, "the interpreter"),
         **pack,
         str(ROOT): "the checkout",
+        str(ROOT / "custom_models.json"): "the example",
         str(ROOT / "demo"): "the demo",
         str(ROOT / "tests"): "the tests",
     }
@@ -94,8 +95,8 @@ OWN = {"127.0.0.1:0": "the page's server"}
 # Read by whatever runs in Python at all.
 ALWAYS = {(verb, place) for verb in ("read", "list", "run") for place in ("the interpreter", "the pack", "the system")}
 ALWAYS |= {("run", "the tests"), ("read", "the tests"), ("load", "the interpreter"), ("load", "the system")}
-# Where Python looks for modules.
-ALWAYS |= {("list", "the tests"), ("list", "the checkout")}
+# Python looks for modules in the first two. The pack looks once, as it is loaded, for models in the example.
+ALWAYS |= {("list", "the tests"), ("list", "the checkout"), ("read", "the example")}
 
 
 class Hook:
