@@ -170,9 +170,11 @@ def test_the_question_is_what_one_types_into_first(page: ComfyPage) -> None:
     page.add_by_search("QwenVL", "QwenVL")
     page.run_js("() => { app.graph.nodes[0].pos = [420, 60]; app.canvas.ds.offset = [20, 60]; }")
     page.run_js("() => app.graph.setDirtyCanvas(true, true)")
-    page.wait("() => [...document.querySelectorAll('textarea')].filter((area) => area.offsetHeight).length === 1")
+    # On the canvas: the panel beside it, if it is open, has text areas of its own.
+    areas = "[...document.querySelectorAll('.dom-widget textarea')]"
+    page.wait(f"() => {areas}.filter((area) => area.offsetHeight).length === 1")
     page.shot("new_node")
-    hint = page.run_js("() => [...document.querySelectorAll('textarea')].find((area) => area.offsetHeight).placeholder")
+    hint = page.run_js(f"() => {areas}.find((area) => area.offsetHeight).placeholder")
     assert hint == "Your question, such as: Describe this image."
 
 
