@@ -109,7 +109,7 @@ def _cancels(base: Path, times: int) -> dict[str, dict[str, list[float]]]:
     server = comfyui_server.with_the_pack(base)
     try:
         server.wait_until_ready()
-        _cancel(server.client, base, "first", 60.0, 1)  # imports everything, and brings the model into the disk's cache
+        _cancel(server.client, base, "first", 20.0, 1)  # imports everything, and brings the model into the disk's cache
         found = {}
         for stage, (first, last) in STAGES.items():
             runs = [_cancel(server.client, base, stage, _spread(first, last, n, times), n) for n in range(times)]
@@ -143,13 +143,13 @@ def _cancel(client: Any, base: Path, stage: str, delay_s: float, number: int) ->
         client.post("/interrupt", {"prompt_id": prompt_id})
 
     def begin(run: Any) -> None:
-        if not clicking.ident:
-            clicking._args = (run.prompt_id,)  # type: ignore[attr-defined]
-            clicking.start()
+        if not clicking:
+            clicking.append(threading.Thread(target=click, args=(run.prompt_id,)))
+            clicking[0].start()
 
-    clicking = threading.Thread(target=click)
+    clicking: list[threading.Thread] = []
     run = client.run(_graph(client, f"{stage} {number}"), after_event=begin)
-    clicking.join()
+    clicking[0].join()
     if run.status != "interrupted":
         raise RuntimeError(f"{stage}: {run.status} {run.message}")
     noted = dict(json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines())

@@ -4,18 +4,15 @@ films is collected where there is no PyAV.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
-from pictures import ROOT
 
 if TYPE_CHECKING:
     from comfy_double import ComfyDouble
@@ -122,20 +119,9 @@ def models() -> Iterator[ModelCache]:
 
 @pytest.fixture(scope="session")
 def _comfy_and_pack(tmp_path_factory: pytest.TempPathFactory) -> tuple[ComfyDouble, ModuleType]:
-    from comfy_double import ComfyDouble
+    from comfy_double import load_pack
 
-    from qwenvl.comfyui import host  # noqa: F401 (before the double: this copy must see no ComfyUI)
-
-    double = ComfyDouble(tmp_path_factory.mktemp("comfyui") / "models")
-    double.install()
-    # As ComfyUI does it: the folder is a package, whatever its name.
-    spec = importlib.util.spec_from_file_location(
-        "the_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["the_pack"] = module
-    spec.loader.exec_module(module)
-    return double, module
+    return load_pack(tmp_path_factory.mktemp("comfyui") / "models")
 
 
 @pytest.fixture

@@ -282,20 +282,9 @@ def audited(given: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> I
 
 def loaded_pack(base: Path) -> tuple[Any, Any]:
     """Return ComfyUI's double, which lives in the folder, and the pack as the double loads it."""
-    import importlib.util
+    from comfy_double import load_pack
 
-    from comfy_double import ComfyDouble
-
-    from qwenvl.comfyui import host  # noqa: F401 (before the double: this copy must see no ComfyUI)
-
-    double = ComfyDouble(base / "comfyui" / "models")
-    double.install()
-    spec = importlib.util.spec_from_file_location(
-        "the_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["the_pack"] = module
-    spec.loader.exec_module(module)
+    double, module = load_pack(base / "comfyui" / "models")
     sys.modules["the_pack.qwenvl.models.catalog"].CUSTOM_MODELS = base / "custom_models.json"
     return double, module
 

@@ -7,6 +7,7 @@ and IS_CHANGED, and nodes run in inference mode.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import sys
 import weakref
@@ -15,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from pictures import ROOT
 
 
 class InterruptProcessingException(BaseException):
@@ -261,6 +263,24 @@ class ComfyDouble:
             ),
             "server": _module("server", PromptServer=SimpleNamespace(instance=server)),
         }
+
+
+def load_pack(models: Path) -> tuple[ComfyDouble, ModuleType]:
+    """Return a double with that models folder, and the pack as it loads it: a package, whatever its folder is called.
+
+    The copy of the pack that tests import as qwenvl sees no ComfyUI.
+    """
+    from qwenvl.comfyui import host  # noqa: F401 (before the double)
+
+    double = ComfyDouble(models)
+    double.install()
+    spec = importlib.util.spec_from_file_location(
+        "the_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["the_pack"] = module
+    spec.loader.exec_module(module)
+    return double, module
 
 
 def _handed(node: type, inputs: dict[str, Any]) -> dict[str, Any]:

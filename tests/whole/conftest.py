@@ -1,4 +1,4 @@
-"""What the tests of the page in a browser are given."""
+"""What the tests of a running ComfyUI, and of its page in a browser, are given."""
 
 from __future__ import annotations
 
@@ -24,14 +24,26 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(server: Any, chromium: Any) -> Iterator[Any]:
-    """A new browser profile with an empty workflow, and no error of ours at the end."""
+def viewport() -> dict[str, int]:
+    """The size of the page in pixels; a file of tests may have another."""
+    return {"width": 1400, "height": 1000}
+
+
+@pytest.fixture
+def closed(server: Any, chromium: Any, viewport: dict[str, int]) -> Iterator[Any]:
+    """A tab of a new browser profile where the page is yet to open, and no error of ours at the end."""
     from comfyui_page import PACK, ComfyPage
 
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    made = ComfyPage(context.new_page(), f"http://127.0.0.1:{server.port}")
-    made.open()
-    yield made
-    ours = [error for error in made.errors if PACK in error]
+    context = chromium.new_context(viewport=viewport)
+    page = ComfyPage(context.new_page(), f"http://127.0.0.1:{server.port}")
+    yield page
+    ours = [error for error in page.errors if PACK in error]
     context.close()
     assert ours == []
+
+
+@pytest.fixture
+def page(closed: Any) -> Any:
+    """A new browser profile with an empty workflow."""
+    closed.open()
+    return closed

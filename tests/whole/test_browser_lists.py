@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,38 +11,9 @@ import templates
 if not os.environ.get("COMFYUI_DIR"):
     pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to test its page in a browser.", allow_module_level=True)
 
-from comfyui_page import ComfyPage, browser
-from comfyui_scene import DEMO, ENDLESS, started
+from comfyui_page import ComfyPage
+from comfyui_scene import DEMO, ENDLESS
 from comfyui_server import Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def closed(server: Server, chromium: Any) -> Iterator[ComfyPage]:
-    """A tab of a new browser profile where the page is yet to open, and no error of ours at the end."""
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    made = ComfyPage(context.new_page(), f"http://127.0.0.1:{server.port}")
-    yield made
-    ours = [error for error in made.errors if "ComfyUI_QwenVL" in error]
-    context.close()
-    assert ours == []
-
-
-@pytest.fixture
-def page(closed: ComfyPage) -> ComfyPage:
-    """An empty workflow."""
-    closed.open()
-    return closed
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import templates
@@ -13,12 +11,10 @@ import templates
 if not os.environ.get("COMFYUI_DIR"):
     pytest.skip("Set COMFYUI_DIR to a ComfyUI checkout to test its page in a browser.", allow_module_level=True)
 
-from comfyui_page import ComfyPage, browser
-from comfyui_scene import started
+from comfyui_page import PACK, ComfyPage
 from comfyui_server import Server
 from pictures import draw
 
-PACK = "ComfyUI_QwenVL"
 # Wires that run behind a node that they have nothing to do with, and notes that lie on a node or a group.
 MUDDLE = """() => {
     const box = (node) => [...node.getBounding()];
@@ -54,27 +50,10 @@ MUDDLE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
-
-
 @pytest.fixture
-def page(server: Server, chromium: Any) -> Iterator[ComfyPage]:
-    """A new browser profile with an empty workflow, and no error of ours at the end."""
-    context = chromium.new_context(viewport={"width": 1800, "height": 1000})
-    made = ComfyPage(context.new_page(), f"http://127.0.0.1:{server.port}")
-    made.open()
-    yield made
-    ours = [error for error in made.errors if PACK in error]
-    context.close()
-    assert ours == []
+def viewport() -> dict[str, int]:
+    """Wide enough for a whole template."""
+    return {"width": 1800, "height": 1000}
 
 
 def fit(page: ComfyPage) -> None:

@@ -49,11 +49,6 @@ CANCEL_LIMIT_S = 2.0  # the promise, and room for a machine that is shared
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from started(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
 def client(server: Server) -> Client:
     return server.client
 
