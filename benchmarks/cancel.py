@@ -159,7 +159,9 @@ def _cancel(client: Any, base: Path, stage: str, delay_s: float, number: int) ->
 def _graph(client: Any, question: str) -> Any:
     info = client.get("/object_info/QwenVL")["QwenVL"]["input"]["required"]
     inputs = {name: options[0].get("default") if options else None for name, (_, *options) in info.items()}
-    inputs |= {"model": NAME, "text": question, "quantization": "none", "max_new_tokens": 4000, "image1": ["image", 0]}
+    inputs |= {"model": NAME, "text": question, "quantization": "none", "max_new_tokens": 4000}
+    # Sampled, a text of random weights would meet its end token after a thousand others.
+    inputs |= {"do_sample": False, "image1": ["image", 0]}
     return {
         "image": {"class_type": "LoadImage", "inputs": {"image": "noise.png"}},
         "node": {"class_type": "QwenVL", "inputs": inputs},
