@@ -29,7 +29,7 @@ from benchmarks.measure import (
     speed,
     versions,
 )
-from benchmarks.models import DECODE, SHAPES, build, bytes_per_token, prompt, quantize
+from benchmarks.models import DECODE, SHAPES, as_loaded, build, by_bitsandbytes, bytes_per_token, prompt
 from qwenvl.cli.doctor import copy_bandwidth
 from qwenvl.decoding import step_attention
 from qwenvl.decoding.decoder import Decoder
@@ -47,13 +47,15 @@ def main() -> None:
     device, dtype = options.device, getattr(torch, options.dtype)
     model = build(SHAPES[options.shape], device, dtype)
     inputs = prompt(model, *(PROMPTS[options.shape] if options.image_side is None else (options.image_side, 64)))
-    plain, model = model, quantize(model, options.quantization)
+    plain = model
+    model = as_loaded(plain, options.quantization)
+    usual = model if device != "cpu" else by_bitsandbytes(plain, options.quantization)
     decoder = _decoder(model, options)
-    sides = {"ours": ours(decoder, inputs, options.sampled), "generate": theirs(model, inputs, options.sampled)}
+    sides = {"ours": ours(decoder, inputs, options.sampled), "generate": theirs(usual, inputs, options.sampled)}
     if options.static:
-        sides["generate, static cache"] = theirs(model, inputs, options.sampled, cache_implementation="static")
-    if plain is not model:
-        sides["unquantized"] = ours(_decoder(plain, options), inputs, options.sampled)
+        sides["generate, static cache"] = theirs(usual, inputs, options.sampled, cache_implementation="static")
+    if options.quantization != "none":
+        sides["unquantized"] = ours(_decoder(as_loaded(plain, "none"), options), inputs, options.sampled)
 
     started = time.perf_counter()
     first = sides["ours"](options.tokens).rows[0]

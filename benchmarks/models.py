@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from qwenvl.cpu.packing import packed_bytes
+from qwenvl.loading.precision import pack_for_cpu
 from qwenvl.models.families import family_of
 
 IMAGE, VIDEO, VISION_START, VISION_END = 5, 6, 7, 8
@@ -78,8 +80,17 @@ def randomized(config: Any, device: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def quantize(model: Any, how: str) -> Any:
-    """Return a copy with bitsandbytes' matrices, as the pack loads "4bit" and "8bit"; for "none" the model itself."""
+def as_loaded(model: Any, how: str) -> Any:
+    """Return the model as the pack loads it: with `how` "none", "4bit" or "8bit". On a CPU it is a copy."""
+    if model.device.type != "cpu":
+        return by_bitsandbytes(model, how)
+    copied = copy.deepcopy(model)
+    pack_for_cpu(copied, how)
+    return copied
+
+
+def by_bitsandbytes(model: Any, how: str) -> Any:
+    """Return a copy with bitsandbytes' matrices, as transformers loads "4bit" and "8bit"; for "none" the model."""
     if how == "none":
         return model
     from bitsandbytes import nn
@@ -142,9 +153,9 @@ def prefill_flops(model: Any, inputs: dict[str, torch.Tensor]) -> int:
 def bytes_per_token(model: Any, context: int) -> int:
     """Return the bytes that one step reads: all weights of the text stack and the head, and the keys and values."""
     stack, config = model.model.language_model, model.config.text_config
-    weights = [*stack.layers.parameters(), model.get_output_embeddings().weight]
+    weights = packed_bytes(stack.layers) + packed_bytes(model.get_output_embeddings())
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context
-    return sum(weight.numel() * weight.element_size() for weight in weights) + cache * model.dtype.itemsize
+    return weights + cache * model.dtype.itemsize
 
 
 def _config(shape: Shape) -> Any:

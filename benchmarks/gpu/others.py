@@ -11,7 +11,7 @@ from benchmarks.decode import in_common, of_the_gpu, ours, speeds, theirs
 from benchmarks.gpu.bench import ROOT, Bench, NotMeasured
 from benchmarks.hybrid import build_hybrid, hybrid_bytes_per_token, why_not_hybrid
 from benchmarks.measure import ratio, rounds, speed
-from benchmarks.models import DECODE, bytes_per_token, prompt, quantize
+from benchmarks.models import DECODE, by_bitsandbytes, bytes_per_token, prompt
 from qwenvl.decoding.decoder import Decoder
 
 # The files with tests that need a GPU, for a checkout that does not mark these tests.
@@ -24,7 +24,7 @@ def four_bit(bench: Bench) -> dict[str, Any]:
     """Measure bitsandbytes' 4-bit weights, in turns with the plain ones."""
     if find_spec("bitsandbytes") is None:
         raise NotMeasured("bitsandbytes is not installed here.")
-    model = quantize(bench.model, "4bit")
+    model = by_bitsandbytes(bench.model, "4bit")
     decoder = Decoder(model, "sdpa", decode=DECODE)
     sides = {"4bit": ours(decoder, bench.inputs), "plain": ours(bench.decoder, bench.inputs)}
     by_side = rounds(sides, bench.tokens, bench.rounds, bench.clock)

@@ -81,7 +81,7 @@ class Decoder:
             self.attention = self._lanes.attention(False)
         elif self.tier == StaticCacheLanes.name:
             self._lanes = StaticCacheLanes(model)
-        self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._vocabulary = model.get_output_embeddings().out_features
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         # LLM.int8 reads its outliers on the host, which makes a capture fail.
         self._captures = model.device.type == "cuda" and not getattr(model, "is_loaded_in_8bit", False)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from ..cpu.linear import together
 from ..packages import release
 from .kv_cache import KVCache
 from .step_attention import attention_for
@@ -179,7 +180,7 @@ class OwnStep:
             projected = F.linear(normed, layer.qkv.weight, layer.qkv.bias)
         else:
             a = layer.attention
-            projected = torch.cat([a.q_proj(normed), a.k_proj(normed), a.v_proj(normed)], -1)
+            projected = torch.cat(together([a.q_proj, a.k_proj, a.v_proj], normed), -1)
         projected = projected.view(batch, both + self._kv_heads, self._head_dim)
         qk = projected[:, :both]
         if layer.norm_qk is not None:
@@ -203,7 +204,7 @@ class OwnStep:
         if layer.gate_up is not None:
             gate, up = F.linear(normed, layer.gate_up.weight).chunk(2, -1)
         else:
-            gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
+            gate, up = together([layer.mlp.gate_proj, layer.mlp.up_proj], normed)
         return F.silu(gate).mul_(up)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ..models.checkpoint import Checkpoint, read_checkpoint, why_too_old
 from ..packages import require
 from ..request import LoadSpec
 from ..settings import ALL_GPUS_AND_CPU
+from . import precision
 from .attention import plan_attention
 from .capabilities import Machine, why_no_accelerate
 from .consistency import (
@@ -31,7 +32,6 @@ from .consistency import (
     why_unfit,
 )
 from .devices import own_random_numbers, placement, strays, without_bar
-from .precision import PrecisionError, have_expanded, in_one_dtype, plan_precision, precision_options, quiet_others
 from .template import have_template, turn_ends
 
 # Smallest and largest size of a picture for Qwen models, in pixels, as in the older packs.
@@ -50,6 +50,7 @@ class LoadPlan:
         fallbacks: a sentence for each setting that could not be used.
         expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
         hint: a known problem that the attention may have; "" if none is known.
+        packed: True if the layers are quantized for this CPU's own products, not by bitsandbytes.
     """
 
     quantization: str
@@ -57,6 +58,7 @@ class LoadPlan:
     fallbacks: tuple[str, ...] = ()
     expands: str = ""
     hint: str = ""
+    packed: bool = False
 
 
 @dataclass(slots=True)
@@ -87,14 +89,14 @@ def plan_load(spec: LoadSpec, machine: Machine, checkpoint: Checkpoint) -> LoadP
     if machine.spreads and (lack := why_no_accelerate()):
         raise LoadError(f"{spec.model} cannot be spread over GPUs: {lack}")
     try:
-        precision = plan_precision(spec.quantization, checkpoint, machine)
-    except PrecisionError as error:
+        stored = precision.plan_precision(spec.quantization, checkpoint, machine)
+    except precision.PrecisionError as error:
         raise LoadError(f"{spec.model} cannot be loaded. {error}") from error
     attention = plan_attention(spec.attention, checkpoint, machine)
-    fallbacks = [plan.reason for plan in (precision, attention) if plan.reason]
-    if machine.offloads and not _can_offload(precision.name):
-        fallbacks.append(f"{precision.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
-    return LoadPlan(precision.name, attention.name, tuple(fallbacks), precision.expands, attention.hint)
+    fallbacks = [plan.reason for plan in (stored, attention) if plan.reason]
+    if machine.offloads and not _can_offload(stored.name):
+        fallbacks.append(f"{stored.name} weights cannot wait in RAM, so all layers have to fit on the GPUs")
+    return LoadPlan(stored.name, attention.name, tuple(fallbacks), stored.expands, attention.hint, stored.packed)
 
 
 def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def load_options(plan: LoadPlan, machine: Machine) -> dict[str, Any]:
         "dtype": machine.dtype,
         "attn_implementation": plan.attention,
         **placement(machine),
-        **precision_options(plan.quantization, machine.dtype),
+        **precision.precision_options(plan.quantization, machine.dtype, plan.packed),
     }
 
 
@@ -115,7 +117,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
         UnreadableError: config.json cannot be read.
     """
     start = time.perf_counter()
-    quiet_others()
+    precision.quiet_others()
     checkpoint = read_checkpoint(folder)
     require("transformers", "tokenizers", "safetensors", *(("torchvision",) if checkpoint.has_vision else ()))
     plan = plan_load(spec, machine, checkpoint)
@@ -135,11 +137,13 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     if checkpoint.quantized:
         # Some quantized formats can be computed in one precision only.
         machine = replace(machine, dtype=model.config.dtype)
-        in_one_dtype(model, machine.dtype)
+        precision.in_one_dtype(model, machine.dtype)
     # transformers may have replaced a missing package by a kernel of the hub, under another name.
     plan = replace(plan, attention=model.config._attn_implementation)
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model, ends)
+    if machine.device == "cpu" and not checkpoint.quantized:
+        precision.pack_for_cpu(model, plan.quantization)
     seconds = time.perf_counter() - start
     where = ", ".join(machine.devices)
     log.info("loaded %s (%s, %s, %s) in %.1f s", spec.model, plan.quantization, plan.attention, where, seconds)
@@ -193,7 +197,7 @@ def _read(checkpoint: Checkpoint, config: Any, plan: LoadPlan, machine: Machine)
     if type(config) not in auto._model_mapping:
         raise LoadError(f"{folder} holds a {config.model_type!r} model, which does not generate text.")
     if plan.expands:
-        have_expanded(config)
+        precision.have_expanded(config)
     options = {**_LOCAL, **load_options(plan, machine), "use_safetensors": True, "output_loading_info": True}
     # Wrong shapes are then in the report, and the error below names them.
     options["ignore_mismatched_sizes"] = True
@@ -273,7 +277,7 @@ def _keep_only_token_ids(model: Any, ends: list[int]) -> None:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.get_output_embeddings().out_features
     given = {name: getattr(own, name) for name in _TOKEN_IDS}
     first = given["eos_token_id"]
     first = first if isinstance(first, list) else [] if first is None else [first]

@@ -6,10 +6,14 @@ import inspect
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..comfyui import host
+from ..cpu.choice import Choices
+from ..cpu.packing import pack, why_no_form
 from ..models.checkpoint import Checkpoint
 from . import capabilities
 from .capabilities import Machine, why_no_bitsandbytes
@@ -44,6 +48,8 @@ _NOISE = {
     "accelerate.big_modeling": "Some parameters are on the meta device",
 }
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+# Share of the free RAM that a head may take which is the embedding as well, and so is stored twice.
+_SPARE = 0.25
 _FP8_KERNEL = "kernels-community/finegrained-fp8"
 
 
@@ -59,11 +65,13 @@ class Precision:
         name: "none", "4bit" or "8bit"; or the checkpoint's own quantization, as checkpoint.py names it.
         expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
         reason: why it is not what was asked for; "" if it is.
+        packed: True if the layers are quantized for this CPU's own products after they were read, not by bitsandbytes.
     """
 
     name: str
     expands: str = ""
     reason: str = ""
+    packed: bool = False
 
 
 def plan_precision(asked: str, checkpoint: Checkpoint, machine: Machine) -> Precision:
@@ -80,16 +88,39 @@ def plan_precision(asked: str, checkpoint: Checkpoint, machine: Machine) -> Prec
         return own
     if asked == "none":
         return Precision("none")
+    if machine.device == "cpu" and not why_no_form(asked, machine.dtype, Choices(measurements())):
+        return Precision(asked, reason=_leaves_experts(asked, checkpoint), packed=True)
     if reason := why_no_bitsandbytes(machine.device, asked, machine.compute_capability):
         return Precision("none", reason=f"{asked} is not possible here: {reason}; using none instead")
+    return Precision(asked, reason=_leaves_experts(asked, checkpoint))
+
+
+def _leaves_experts(asked: str, checkpoint: Checkpoint) -> str:
     if checkpoint.moe and experts_are_fused():
-        return Precision(asked, reason=f"{asked} leaves the experts of this model as they are: {_FUSED}")
-    return Precision(asked)
+        return f"{asked} leaves the experts of this model as they are: {_FUSED}"
+    return ""
 
 
-def precision_options(precision: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the keywords of from_pretrained. {} for a quantized checkpoint: transformers reads its config.json."""
-    return {"quantization_config": _bitsandbytes(precision, dtype)} if precision in ("4bit", "8bit") else {}
+def precision_options(precision: str, dtype: torch.dtype, packed: bool = False) -> dict[str, Any]:
+    """Return the keywords of from_pretrained. {} for a quantized checkpoint: transformers reads its config.json.
+
+    Args:
+        packed: True if the layers are quantized after they were read.
+    """
+    by_bitsandbytes = precision in ("4bit", "8bit") and not packed
+    return {"quantization_config": _bitsandbytes(precision, dtype)} if by_bitsandbytes else {}
+
+
+def measurements() -> Path:
+    """Return the file that keeps which products are the fastest on this CPU."""
+    return host.user_folder() / "cpu.json"
+
+
+def pack_for_cpu(model: Any, quantization: str) -> int:
+    """Bring a loaded model's layers into the form that this CPU reads fastest; returns how many were changed."""
+    routers = tuple(name for name in UNQUANTIZED if name != "lm_head" and "visual" not in name)
+    spare = round(_SPARE * host.free_ram())
+    return pack(model, quantization, Choices(measurements()), routers, spare)
 
 
 def quiet_others() -> None:

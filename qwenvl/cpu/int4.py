@@ -1,0 +1,107 @@
+"""A linear layer with a 4-bit weight: groups of a row share a scale and a zero point."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from .linear import CpuLinear
+
+# Sizes of a group that torch's product takes.
+GROUPS = (128, 64, 32)
+# torch's product stores 4 bits as 0 to 15, of which this one stands for zero.
+_MIDDLE = 8
+# Rows of a weight are packed in blocks; in an incomplete one the order would be another.
+_BLOCK = 64
+# From this many rows on, the weight is made plain for the product: that costs as much as this many rows.
+_MANY_ROWS = 96
+
+
+class Int4Linear(CpuLinear):
+    """A weight in 4 bits, with a scale and a zero point for each group of a row, in the dtype of the weight.
+
+    Args:
+        group: columns that share a scale; it divides the columns of the weight.
+    """
+
+    _packed: torch.Tensor
+    _scales_and_zeros: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, group: int = 32) -> None:
+        super().__init__(weight, bias)
+        self._group = group
+        filled = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
+        quantized, scales_and_zeros = to_int4(filled, group)
+        self.register_buffer("_packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized, 1))
+        self.register_buffer("_scales_and_zeros", scales_and_zeros)
+        self.nbytes = self._packed.nbytes + scales_and_zeros.nbytes
+
+    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows, contiguous."""
+        return rows.contiguous()
+
+    def multiply(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Return the product (R, out)."""
+        if len(prepared) >= _MANY_ROWS and (unpack := unpacking()):
+            result = prepared @ self._plain(unpack)
+        else:
+            result = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                prepared, self._packed, self._group, self._scales_and_zeros
+            )
+        result = result[:, : self.out_features]
+        return result if self.bias is None else result + self.bias
+
+    def _plain(self, unpack: Unpacking) -> torch.Tensor:
+        """Return the weight as plain numbers, transposed: (in, out, filled up)."""
+        dtype = self._scales_and_zeros.dtype
+        rows = self._packed.shape[0]
+        numbers = unpack(self._packed, self.in_features).to(dtype).sub_(_MIDDLE)
+        scales, zeros = self._scales_and_zeros.unbind(-1)
+        grouped = numbers.view(-1, self._group, rows)
+        return torch.addcmul(zeros[:, None], grouped, scales[:, None]).view(self.in_features, rows)
+
+
+# packed bytes, columns of the weight -> numbers from 0 to 15, (in, out) uint8
+Unpacking = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def to_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize a weight (out, in).
+
+    Returns:
+        Numbers from 0 to 15, (out, in) int32; and (in / group, out, 2) in the weight's dtype: a number q of a group
+        stands for (q - 8) * scale + zero.
+    """
+    grouped = weight.float().view(len(weight), -1, group)
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    # Rounded as they are stored, so that the numbers make up for it.
+    scale = ((high - low) / 15).to(weight.dtype).float().clamp_min_(torch.finfo(torch.float16).tiny)
+    zero = (low + _MIDDLE * scale).to(weight.dtype).float()
+    numbers = ((grouped - zero) / scale).round_().add_(_MIDDLE).clamp_(0, 15)
+    pairs = torch.cat((scale, zero), -1).to(weight.dtype).transpose(0, 1).contiguous()
+    return numbers.view(weight.shape).to(torch.int32), pairs
+
+
+@functools.cache
+def unpacking() -> Unpacking | None:
+    """Return what reads torch's packed form on this CPU, found by trying; None if it is one that is not known here."""
+    numbers = torch.arange(2 * _BLOCK * 32, dtype=torch.int32).mul_(7).remainder_(16).view(2 * _BLOCK, 32)
+    numbers[::3] = 15 - numbers[::3]
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
+    known = (functools.partial(_halves, block=64), functools.partial(_halves, block=32), _pairs)
+    return next((way for way in known if torch.equal(way(packed, 32).int(), numbers.t())), None)
+
+
+def _halves(packed: torch.Tensor, columns: int, block: int) -> torch.Tensor:
+    """Read blocks of rows of which a byte holds one of the first half and one of the second."""
+    blocks = packed.view(torch.uint8).view(-1, columns, block // 2)
+    # (blocks, columns, block) -> (columns, blocks * block)
+    return torch.cat((blocks & 15, blocks >> 4), -1).transpose(0, 1).reshape(columns, -1)
+
+
+def _pairs(packed: torch.Tensor, columns: int) -> torch.Tensor:
+    """Read blocks of 32 rows of which a byte holds two that follow each other."""
+    blocks = packed.view(torch.uint8).view(-1, columns, 16)
+    return torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).transpose(0, 1).reshape(columns, -1)

@@ -1,0 +1,165 @@
+"""Linear layers whose weights lie as one of torch's products for CPUs wants them.
+
+Each is built from a plain layer's weight, computes the same product within its rounding, and takes any number of rows.
+A step of decoding has one row, and its time is that of reading the weights once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+from torch import nn
+
+# Activations become two integers each, the second for what the first one leaves: 14 bits. A single one of 8 bits loses
+# what stands beside the large channels that language models have. 63, because AVX2 adds two products in 16 bits.
+_LEVELS, _ZERO = 63, 64
+_REST = 2 * _LEVELS
+# From this many rows on, a weight is made plain for the product: the time of that is that of a few rows.
+_MANY_ROWS = 32
+
+
+class CpuLinear(nn.Module):
+    """A linear layer with a weight in another form.
+
+    Attributes:
+        in_features, out_features: as in nn.Linear.
+        nbytes: bytes of the weight with its scales.
+    """
+
+    nbytes: int
+    in_features: int
+    out_features: int
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def prepare(self, rows: torch.Tensor) -> Any:
+        """Bring rows (R, in) into the form that multiply() takes; layers of one kind and width can share it."""
+        raise NotImplementedError
+
+    def multiply(self, prepared: Any) -> torch.Tensor:
+        """Return the product of what prepare() returned with the weight, bias added: (R, out)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute what nn.Linear does: (..., in) to (..., out)."""
+        rows = x.reshape(-1, self.in_features)
+        return self.multiply(self.prepare(rows)).view(*x.shape[:-1], self.out_features)
+
+    def shares_with(self, other: nn.Module) -> bool:
+        """Return True if both layers take the same prepared rows."""
+        return type(self) is type(other) and self.in_features == other.in_features
+
+    def extra_repr(self) -> str:
+        """Describe the layer as nn.Linear does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class OneDnnLinear(CpuLinear):
+    """A bfloat16 weight in oneDNN's own order.
+
+    Args:
+        fill: fewer rows than this are filled up with copies: oneDNN's product is slower for a single row.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, fill: int = 4) -> None:
+        super().__init__(weight, bias)
+        self.nbytes = weight.nbytes
+        self._fill = fill
+        # Neither parameter nor buffer: tensors in this order can be neither compared, moved nor saved.
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, fill)
+
+    def prepare(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Return at least `fill` rows, and how many of them count."""
+        count = len(rows)
+        if count >= self._fill:
+            return rows, count
+        return rows.repeat(-(-self._fill // count), 1), count
+
+    def multiply(self, prepared: tuple[torch.Tensor, int]) -> torch.Tensor:
+        """Return the product (R, out)."""
+        rows, count = prepared
+        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")[:count]
+
+    def shares_with(self, other: nn.Module) -> bool:
+        """Return True if both layers take the same prepared rows."""
+        return super().shares_with(other) and self._fill == other._fill
+
+
+class Int8Linear(CpuLinear):
+    """An int8 weight with a scale for each row, multiplied in integers by fbgemm."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        quantized, scales = to_int8(weight)
+        self._dtype = weight.dtype
+        self.nbytes = quantized.nbytes + scales.nbytes
+        with warnings.catch_warnings():
+            # torch is going to replace its quantized tensors; lacks() finds out when this product is gone.
+            warnings.simplefilter("ignore")
+            zeros = torch.zeros(len(scales), dtype=torch.long)
+            as_quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(as_quantized, None)
+
+    def prepare(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return integers (2 R, in) as float32, coarse and fine, and the scale (R, 1) of each row."""
+        wide = rows.float()
+        scales = torch.linalg.vector_norm(wide, ord=float("inf"), dim=-1, keepdim=True).mul_(1 / _LEVELS)
+        scaled = wide / scales.clamp_min_(torch.finfo(torch.float32).tiny)
+        coarse = scaled.round()
+        return torch.cat((coarse, scaled.sub_(coarse).mul_(_REST))), scales
+
+    def multiply(self, prepared: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the product (R, out)."""
+        integers, scales = prepared
+        count = len(scales)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(integers, 1.0, _ZERO, self._packed)
+        result = product[:count].add_(product[count:], alpha=1 / _REST).mul_(scales)
+        return (result if self.bias is None else result.add_(self.bias)).to(self._dtype)
+
+
+class Int8WeightLinear(CpuLinear):
+    """An int8 weight with a scale for each row, multiplied with activations that stay as they are."""
+
+    _quantized: torch.Tensor
+    _scales: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        quantized, scales = to_int8(weight)
+        self.register_buffer("_quantized", quantized)
+        self.register_buffer("_scales", scales.to(weight.dtype))
+        self.nbytes = quantized.nbytes + self._scales.nbytes
+
+    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows, contiguous."""
+        return rows.contiguous()
+
+    def multiply(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Return the product (R, out)."""
+        if len(prepared) >= _MANY_ROWS:
+            return F.linear(prepared, self._quantized * self._scales[:, None], self.bias)
+        result = torch.ops.aten._weight_int8pack_mm(prepared, self._quantized, self._scales)
+        return result if self.bias is None else result.add_(self.bias)
+
+
+def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize a weight (out, in) row by row: int8 of the same shape, and float32 scales (out,)."""
+    wide = weight.float()
+    scales = wide.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    return wide.div_(scales[:, None]).round_().to(torch.int8), scales
+
+
+def together(layers: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the product of rows (R, in) with each layer; the rows are prepared once if the layers can share that."""
+    first = layers[0]
+    if isinstance(first, CpuLinear) and all(first.shares_with(layer) for layer in layers[1:]):
+        prepared = first.prepare(x)
+        return [layer.multiply(prepared) for layer in layers]  # type: ignore[operator]
+    return [layer(x) for layer in layers]
