@@ -1,7 +1,7 @@
 """What each precision costs the demo model in right answers: python -m benchmarks.precision [--questions N]
 
 The ceiling is the unquantized model on the same questions. The pack leaves the vision tower unquantized; "vision too"
-quantizes it for comparison. No times are measured: on a CPU the speed of quantized weights says nothing about a GPU.
+quantizes it for comparison. No times are measured.
 Writes benchmarks/results/<date>-precision.json, and prints the same as its last line.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from qwenvl.cpu import packing
 from qwenvl.loading import loader, precision
 from qwenvl.loading.capabilities import machine
 from qwenvl.models import catalog
@@ -31,7 +32,9 @@ sys.path.insert(0, str(ROOT / "demo"))
 import asking  # noqa: E402
 import evaluate  # noqa: E402
 
-VARIANTS = ("none", "8bit", "8bit, vision too", "4bit", "4bit, vision too")
+# The forms of a CPU; and those of a GPU, by bitsandbytes.
+ON_A_CPU = {"int8": ("8bit", 32), **{f"int4, groups of {group}": ("4bit", group) for group in packing.GROUPS}}
+VARIANTS = ("none", *ON_A_CPU, "8bit", "8bit, vision too", "4bit", "4bit, vision too")
 # Cases that do not have one right answer to one picture, video or text.
 LEFT_OUT = ("batch equals single", "new colours in 12 draws")
 
@@ -66,8 +69,8 @@ def main() -> None:
 
 def measure(variant: str, questions: int) -> dict[str, Any]:
     """Return the right answers by kind of question, and the bytes of the weights."""
-    name, _, more = variant.partition(", ")
-    with quantizing(("lm_head",) if more else precision.UNQUANTIZED):
+    name, group = ON_A_CPU.get(variant, (variant.partition(", ")[0], 0))
+    with quantizing(("lm_head",) if variant.endswith("vision too") else precision.UNQUANTIZED, group):
         folder = catalog.find(catalog.DEMO).folder
         handle = loader.load(LoadSpec(catalog.DEMO, name), folder, machine("cpu"))
     exam = evaluate.Exam(Loaded(handle), random.Random(2024), questions)
@@ -80,8 +83,8 @@ def measure(variant: str, questions: int) -> dict[str, Any]:
     for score in list(scores.values()):
         add(scores, "all", score)
     counts = {kind: score.as_json() for kind, score in scores.items()}
-    print(f"{variant:18s}", {kind: count["percent"] for kind, count in counts.items()}, flush=True)
-    held = handle.model.get_memory_footprint(return_buffers=False)
+    print(f"{variant:20s}", {kind: count["percent"] for kind, count in counts.items()}, flush=True)
+    held = packing.packed_bytes(handle.model)
     return {"weight_bytes": held, "mean_iou": round(overlap, 3), **counts}
 
 
@@ -92,13 +95,20 @@ def add(scores: dict[str, asking.Score], kind: str, score: asking.Score) -> None
 
 
 @contextmanager
-def quantizing(kept: tuple[str, ...]) -> Iterator[None]:
-    """Let the loader quantize all modules but those in `kept`, within the block."""
-    before, precision.UNQUANTIZED = precision.UNQUANTIZED, kept
+def quantizing(kept: tuple[str, ...], group: int) -> Iterator[None]:
+    """Let the loader quantize all modules but those in `kept`, within the block.
+
+    Args:
+        group: columns that share a scale in 4 bits on a CPU; 0 to quantize by bitsandbytes, as on a GPU.
+    """
+    before = precision.UNQUANTIZED, precision.why_no_form, packing.GROUP
+    precision.UNQUANTIZED, packing.GROUP = kept, group
+    if not group:
+        precision.why_no_form = lambda *_: "this form is that of a GPU"
     try:
         yield
     finally:
-        precision.UNQUANTIZED = before
+        precision.UNQUANTIZED, precision.why_no_form, packing.GROUP = before
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ REQUIRED = (
         "The node says how large the chosen one is and whether it fits. One that names an engine runs elsewhere.",
         commands=_EVERY, help="a name of --list-models (default: %(default)s)"),
     _choice("quantization", QUANTIZATIONS,
-        "Store the weights in fewer bits: 8bit needs about half of the memory, 4bit about a third. Needs "
-        "bitsandbytes; where it cannot run, the model is loaded unquantized and the log says why."),
+        "Store the weights in fewer bits: 8bit needs about half of the memory, 4bit about a third. A GPU "
+        "needs bitsandbytes for it; where it cannot run, the model is loaded unquantized and the log says why."),
     _choice("attention_mode", ATTENTIONS,
         "How attention is computed. sdpa is right nearly everywhere; flash_attention_2 to 4 need packages and "
         "flex_attention needs Triton, and without them sdpa is used and the log says why; eager is slow and exact; "

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -52,6 +53,28 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _measurements_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is written to the user's folder."""
+    if not find_spec("torch"):
+        yield
+        return
+    from qwenvl.loading import precision
+
+    file = tmp_path_factory.mktemp("measured") / "cpu.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "measurements", lambda: file)
+        yield
+
+
+@pytest.fixture
+def by_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4bit and 8bit as on a GPU: this CPU has no products of its own for them."""
+    from qwenvl.loading import precision
+
+    monkeypatch.setattr(precision, "why_no_form", lambda *_: "asked for by the test")
 
 
 class _Deprecated(logging.Handler):

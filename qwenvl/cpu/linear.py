@@ -6,6 +6,7 @@ A step of decoding has one row, and its time is that of reading the weights once
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -13,10 +14,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
-# Activations become two integers each, the second for what the first one leaves: 14 bits. A single one of 8 bits loses
-# what stands beside the large channels that language models have. 63, because AVX2 adds two products in 16 bits.
-_LEVELS, _ZERO = 63, 64
-_REST = 2 * _LEVELS
 # From this many rows on, a weight is made plain for the product: the time of that is that of a few rows.
 _MANY_ROWS = 32
 
@@ -93,34 +90,34 @@ class OneDnnLinear(CpuLinear):
 
 
 class Int8Linear(CpuLinear):
-    """An int8 weight with a scale for each row, multiplied in integers by fbgemm."""
+    """An int8 weight with a scale for each row, multiplied in integers by fbgemm.
+
+    An activation becomes two integers, the second for what the first one leaves: 15 bits. A single one of 8 bits loses
+    what stands beside the large channels that language models have.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
         quantized, scales = to_int8(weight)
         self._dtype = weight.dtype
+        self._levels = activation_levels()
         self.nbytes = quantized.nbytes + scales.nbytes
-        with warnings.catch_warnings():
-            # torch is going to replace its quantized tensors; lacks() finds out when this product is gone.
-            warnings.simplefilter("ignore")
-            zeros = torch.zeros(len(scales), dtype=torch.long)
-            as_quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
-            self._packed = torch.ops.quantized.linear_prepack(as_quantized, None)
+        self._packed = _packed_int8(quantized, scales)
 
     def prepare(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return integers (2 R, in) as float32, coarse and fine, and the scale (R, 1) of each row."""
         wide = rows.float()
-        scales = torch.linalg.vector_norm(wide, ord=float("inf"), dim=-1, keepdim=True).mul_(1 / _LEVELS)
+        scales = torch.linalg.vector_norm(wide, ord=float("inf"), dim=-1, keepdim=True).div_(self._levels)
         scaled = wide / scales.clamp_min_(torch.finfo(torch.float32).tiny)
         coarse = scaled.round()
-        return torch.cat((coarse, scaled.sub_(coarse).mul_(_REST))), scales
+        return torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels))), scales
 
     def multiply(self, prepared: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return the product (R, out)."""
         integers, scales = prepared
         count = len(scales)
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(integers, 1.0, _ZERO, self._packed)
-        result = product[:count].add_(product[count:], alpha=1 / _REST).mul_(scales)
+        product = _int8_product(integers, self._levels, self._packed)
+        result = product[:count].add_(product[count:], alpha=0.5 / self._levels).mul_(scales)
         return (result if self.bias is None else result.add_(self.bias)).to(self._dtype)
 
 
@@ -149,11 +146,33 @@ class Int8WeightLinear(CpuLinear):
         return result if self.bias is None else result.add_(self.bias)
 
 
+@functools.cache
+def activation_levels() -> int:
+    """Return the largest integer that an activation may become: 127, or 63 where two products are added in 16 bits."""
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    product = _int8_product(torch.full((1, 64), 127.0), 127, _packed_int8(weight, torch.ones(16)))
+    return 127 if torch.equal(product, torch.full((1, 16), 127.0 * 127 * 64)) else 63
+
+
+def _packed_int8(quantized: torch.Tensor, scales: torch.Tensor) -> Any:
+    with warnings.catch_warnings():
+        # torch is going to replace its quantized tensors; choice.works() finds out when this product is gone.
+        warnings.simplefilter("ignore")
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        as_quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
+        return torch.ops.quantized.linear_prepack(as_quantized, None)
+
+
+def _int8_product(integers: torch.Tensor, levels: int, packed: Any) -> torch.Tensor:
+    """Multiply float32 rows that hold integers from -levels to levels."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(integers, 1.0, levels + 1, packed)
+
+
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a weight (out, in) row by row: int8 of the same shape, and float32 scales (out,)."""
     wide = weight.float()
     scales = wide.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-    return wide.div_(scales[:, None]).round_().to(torch.int8), scales
+    return (wide / scales[:, None]).round_().to(torch.int8), scales
 
 
 def together(layers: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:

@@ -21,13 +21,16 @@ from ..request import LoadSpec
 
 # Bytes per weight that bitsandbytes stores, its scales included: NF4 with double quantization, and LLM.int8.
 STORED = {"4bit": 0.52, "8bit": 1.01}
-# Matrices that bitsandbytes leaves as they are: embeddings, the output head, and the vision tower.
+# The same for a CPU's own products: 4 bits with two numbers of 16 bits for 32 weights, and 8 bits.
+PACKED = {"4bit": 0.63, "8bit": 1.01}
+# Matrices that are left as they are: embeddings, the output head, and the vision tower. On a CPU the head has 8 bits.
 _KEPT = re.compile(r"embed_tokens\.weight$|lm_head\.weight$|(^|\.)visual\.")
+_EMBEDDING, _HEAD = re.compile(r"embed_tokens\.weight$"), re.compile(r"lm_head\.weight$")
 _EXPERTS = re.compile(r"\.experts\.")
 # Weights for predicting several tokens at once, which transformers does not read.
 _UNREAD = re.compile(r"^(model\.)?mtp\.")
 # Bits of a number of the safetensors types in which quantized weights are stored.
-_PACKED = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+_NUMBER_BITS = {"I32": 32, "I16": 16, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 # Activations of the widest layer that are in memory at a time, for each token of a prompt.
 _ALIVE = 6
 # A number of layers, heads or sizes from here on is an error of config.json.
@@ -35,32 +38,45 @@ _NO_COUNT = 1 << 32
 
 
 def model_bytes(
-    folder: Path, dtype: torch.dtype, quantization: str, expands: str = "", fused_experts: bool = True
+    folder: Path,
+    dtype: torch.dtype,
+    quantization: str,
+    expands: str = "",
+    fused_experts: bool = True,
+    packed: bool = False,
 ) -> int:
     """Return the size of the loaded weights in bytes, from the headers of the safetensors files.
 
     Args:
-        quantization: "4bit" and "8bit" are done by bitsandbytes; any other leaves weights as they are stored.
+        quantization: "4bit" and "8bit" are done while loading; any other leaves weights as they are stored.
         expands: the format of quantized weights that become plain numbers when they are read; "" if none do.
-        fused_experts: True if the experts of a mixture are one tensor, which bitsandbytes does not quantize.
+        fused_experts: True if the experts of a mixture are one tensor, which is not quantized.
+        packed: True if the layers are quantized for a CPU's own products, not by bitsandbytes.
     """
     bits = _stored_bits(folder) if expands else 0
     total = 0.0
-    for name, tensor in weight_headers(folder).items():
-        count, packed = math.prod(tensor["shape"]), _PACKED.get(tensor["dtype"], 0)
+    headers = weight_headers(folder)
+    per_weight = PACKED if packed else STORED
+    for name, tensor in headers.items():
+        count, number_bits = math.prod(tensor["shape"]), _NUMBER_BITS.get(tensor["dtype"], 0)
         if _UNREAD.match(name):
             continue
-        if packed:
-            total += count * packed / bits * dtype.itemsize if bits else count * packed / 8
+        if number_bits:
+            total += count * number_bits / bits * dtype.itemsize if bits else count * number_bits / 8
         elif quantization in STORED and _is_replaced(name, tensor["shape"], fused_experts):
-            total += count * STORED[quantization]
+            total += count * per_weight[quantization]
+        elif packed and _HEAD.search(name):
+            total += count * PACKED["8bit"]
         else:
             total += count * dtype.itemsize
+        if packed and _EMBEDDING.search(name) and not any(map(_HEAD.search, headers)):
+            # The embedding is the head as well, which is stored in 8 bits beside it.
+            total += count * PACKED["8bit"]
     return round(total)
 
 
 def _is_replaced(name: str, shape: list[int], fused_experts: bool) -> bool:
-    """Return True if bitsandbytes quantizes that tensor."""
+    """Return True if that tensor is quantized while loading."""
     matrix = len(shape) == 2 and name.endswith(".weight") and not _KEPT.search(name)
     return matrix and not (fused_experts and _EXPERTS.search(name))
 

@@ -157,7 +157,8 @@ class ModelSource:
         """Return the bytes of the weights if that quantization were asked for, fallbacks included."""
         asked = replace(self.spec, quantization=quantization)
         plan = loader.plan_load(asked, self.machine, read_checkpoint(self.folder))
-        return model_bytes(self.folder, self.machine.dtype, plan.quantization, plan.expands, experts_are_fused())
+        stored = (plan.quantization, plan.expands, experts_are_fused(), plan.packed)
+        return model_bytes(self.folder, self.machine.dtype, *stored)
 
 
 def question_bytes(

@@ -7,6 +7,7 @@ from pictures import draw
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from qwenvl.cpu.packing import packed_bytes
 from qwenvl.faults import is_out_of_memory
 from qwenvl.loading.budget import OutOfMemoryError, model_bytes, prompt_tokens, request_bytes, why_out_of_memory
 from qwenvl.loading.capabilities import Machine, machine
@@ -26,6 +27,7 @@ def test_the_size_of_the_weights_is_known_before_they_are_read(demo, dtype):
     assert model_bytes(tiny.DEMO_FOLDER, dtype, "none") == pytest.approx(held, rel=0.01)
 
 
+@pytest.mark.usefixtures("by_bitsandbytes")
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_the_size_of_quantized_weights_is_known_too(quantization):
     there = machine("cpu")
@@ -34,13 +36,22 @@ def test_the_size_of_quantized_weights_is_known_too(quantization):
     assert model_bytes(tiny.DEMO_FOLDER, there.dtype, quantization) == pytest.approx(held, rel=0.1)
 
 
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+@pytest.mark.parametrize("model", ["the demo model, whose head is its embedding", "qwen3"])
+def test_the_size_of_weights_for_a_cpu_s_own_products_is_known(model, quantization, tmp_path):
+    folder = tiny.save(model, tmp_path / "m", wide=True) if model == "qwen3" else tiny.DEMO_FOLDER
+    handle = load(LoadSpec("demo", quantization), folder, machine("cpu"))
+    assert handle.plan.packed
+    assert ModelSource(handle.spec, folder, machine("cpu")).size() == pytest.approx(packed_bytes(handle.model), rel=0.1)
+
+
 @pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("family", tiny.families("qwen3_moe", "qwen3_vl_moe", "qwen3_5_moe"))
 def test_the_size_of_a_mixture_of_experts_is_known(family, quantization, tmp_path):
     """Wider than the others, so that experts weigh something."""
     folder = tiny.save(family, tmp_path / "m", wide=True)
     handle = load(LoadSpec(family, quantization), folder, CPU)
-    held = handle.model.get_memory_footprint(return_buffers=False)
+    held = packed_bytes(handle.model)
     assert ModelSource(handle.spec, folder, CPU).size() == pytest.approx(held, rel=0.05)
 
 

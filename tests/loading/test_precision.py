@@ -8,7 +8,7 @@ import torch
 import transformers
 from pictures import draw
 
-from qwenvl.loading import capabilities
+from qwenvl.loading import capabilities, precision
 from qwenvl.loading.capabilities import Machine, machine
 from qwenvl.loading.loader import LoadError, load
 from qwenvl.loading.precision import Precision, PrecisionError, plan_precision, precision_options, quiet_others
@@ -70,6 +70,28 @@ def test_4bit_computes_in_the_machine_dtype_with_double_quantization():
     assert options.bnb_4bit_compute_dtype == torch.float16
 
 
+@pytest.mark.parametrize(("asked", "kind"), [("4bit", "Int4Linear"), ("8bit", "Int8Linear")])
+def test_a_cpu_s_own_products_need_no_bitsandbytes_and_the_demo_still_sees(asked, kind, monkeypatch):
+    monkeypatch.setattr(precision, "why_no_bitsandbytes", lambda *_: "it is not installed")
+    handle = load(LoadSpec("demo", asked), tiny.DEMO_FOLDER, machine("cpu"))
+    assert handle.plan.quantization == asked
+    assert handle.plan.fallbacks == ()
+    forms = [name for name, module in handle.model.named_modules() if type(module).__name__ == kind]
+    assert len(forms) == 4 * 7 + (asked == "8bit"), "four layers of seven projections, and the head in 8 bits"
+    assert not any("visual" in name for name in forms)
+    assert answer(handle) == "a red circle on a blue background"
+
+
+@pytest.mark.parametrize("asked", ["4bit", "8bit"])
+def test_a_cpu_without_such_products_uses_bitsandbytes_and_else_none(asked, monkeypatch):
+    monkeypatch.setattr(precision, "why_no_form", lambda *_: "no product")
+    assert plan_precision(asked, PLAIN, CPU) == Precision(asked)
+    monkeypatch.setattr(precision, "why_no_bitsandbytes", lambda *_: "it is not installed")
+    assert plan_precision(asked, PLAIN, CPU).name == "none"
+    assert "it is not installed" in plan_precision(asked, PLAIN, CPU).reason
+
+
+@pytest.mark.usefixtures("by_bitsandbytes")
 @pytest.mark.parametrize(("asked", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
 def test_bitsandbytes_quantizes_the_language_model_alone_and_the_demo_still_sees(asked, kind, demo):
     handle = load(LoadSpec("demo", asked), tiny.DEMO_FOLDER, machine("cpu"))
@@ -81,11 +103,14 @@ def test_bitsandbytes_quantizes_the_language_model_alone_and_the_demo_still_sees
     assert answer(handle) == "a red circle on a blue background"
 
 
+@pytest.mark.parametrize("kind", ["Linear4bit", "Int4Linear"])
 @pytest.mark.parametrize("family", tiny.families("qwen3_moe", "qwen3_next", "qwen3_5_moe"))
-def test_routers_and_decays_are_not_quantized_and_fused_experts_are_named(family, tmp_path):
+def test_routers_and_decays_are_not_quantized_and_fused_experts_are_named(family, kind, tmp_path, request):
+    if kind == "Linear4bit":
+        request.getfixturevalue("by_bitsandbytes")
     folder = tiny.save(family, tmp_path / "m")
     handle = load(LoadSpec(family, "4bit"), folder, CPU)
-    replaced = {name.split(".")[-1] for name, m in handle.model.named_modules() if type(m).__name__ == "Linear4bit"}
+    replaced = {name.split(".")[-1] for name, m in handle.model.named_modules() if type(m).__name__ == kind}
     assert {"q_proj", "o_proj"} <= replaced
     assert replaced.isdisjoint({"gate", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba", "lm_head"})
     assert bool(handle.plan.fallbacks) == NEW
