@@ -20,7 +20,9 @@ _MANY_ROWS = 96
 
 
 class Int4Linear(CpuLinear):
-    """A weight in 4 bits, with a scale and a zero point for each group of a row, in the dtype of the weight.
+    """A weight in 4 bits, with a scale and a zero point for each group of a row.
+
+    A product with few rows is computed in bfloat16, for which torch has a fast one.
 
     Args:
         group: columns that share a scale; it divides the columns of the weight.
@@ -44,21 +46,21 @@ class Int4Linear(CpuLinear):
 
     def multiply(self, prepared: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
+        dtype = prepared.dtype
         if len(prepared) >= _MANY_ROWS and (unpack := unpacking()):
-            result = prepared @ self._plain(unpack)
+            result = prepared @ self._plain(unpack, dtype)
         else:
             result = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                prepared, self._packed, self._group, self._scales_and_zeros
+                prepared.bfloat16(), self._packed, self._group, self._scales_and_zeros
             )
-        result = result[:, : self.out_features]
+        result = result[:, : self.out_features].to(dtype)
         return result if self.bias is None else result + self.bias
 
-    def _plain(self, unpack: Unpacking) -> torch.Tensor:
+    def _plain(self, unpack: Unpacking, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight as plain numbers, transposed: (in, out, filled up)."""
-        dtype = self._scales_and_zeros.dtype
         rows = self._packed.shape[0]
         numbers = unpack(self._packed, self.in_features).to(dtype).sub_(_MIDDLE)
-        scales, zeros = self._scales_and_zeros.unbind(-1)
+        scales, zeros = self._scales_and_zeros.to(dtype).unbind(-1)
         grouped = numbers.view(-1, self._group, rows)
         return torch.addcmul(zeros[:, None], grouped, scales[:, None]).view(self.in_features, rows)
 
@@ -71,16 +73,16 @@ def to_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tenso
     """Quantize a weight (out, in).
 
     Returns:
-        Numbers from 0 to 15, (out, in) int32; and (in / group, out, 2) in the weight's dtype: a number q of a group
-        stands for (q - 8) * scale + zero.
+        Numbers from 0 to 15, (out, in) int32; and (in / group, out, 2) in bfloat16: a number q of a group stands for
+        (q - 8) * scale + zero.
     """
     grouped = weight.float().view(len(weight), -1, group)
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     # Rounded as they are stored, so that the numbers make up for it.
-    scale = ((high - low) / 15).to(weight.dtype).float().clamp_min_(torch.finfo(torch.float16).tiny)
-    zero = (low + _MIDDLE * scale).to(weight.dtype).float()
+    scale = ((high - low) / 15).bfloat16().float().clamp_min_(torch.finfo(torch.bfloat16).tiny)
+    zero = (low + _MIDDLE * scale).bfloat16().float()
     numbers = ((grouped - zero) / scale).round_().add_(_MIDDLE).clamp_(0, 15)
-    pairs = torch.cat((scale, zero), -1).to(weight.dtype).transpose(0, 1).contiguous()
+    pairs = torch.cat((scale, zero), -1).bfloat16().transpose(0, 1).contiguous()
     return numbers.view(weight.shape).to(torch.int32), pairs
 
 

@@ -142,7 +142,7 @@ def load(spec: LoadSpec, folder: Path, machine: Machine) -> ModelHandle:
     plan = replace(plan, attention=model.config._attn_implementation)
     patch_embedding_as_matmul(model)
     _keep_only_token_ids(model, ends)
-    if machine.device == "cpu" and not checkpoint.quantized:
+    if machine.device == "cpu" and (plan.packed or plan.quantization == "none"):
         precision.pack_for_cpu(model, plan.quantization)
     seconds = time.perf_counter() - start
     where = ", ".join(machine.devices)

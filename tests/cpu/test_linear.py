@@ -100,7 +100,7 @@ def test_a_row_of_zeros_among_others_stays_zero():
 def test_a_4_bit_weight_made_plain_is_what_its_product_uses(rows, group):
     layer = Int4Linear(drawn(rows, 256), None, group)
     one_by_one = layer(torch.eye(256).bfloat16()[:40])
-    plain = layer._plain(unpacking())[:40, :rows]
+    plain = layer._plain(unpacking(), torch.bfloat16)[:40, :rows]
     assert torch.allclose(one_by_one.float(), plain.float(), rtol=0.01, atol=0.01)
 
 

@@ -126,6 +126,7 @@ def test_every_family_answers_a_question_and_says_how(family, tmp_path, models):
     assert bool(first.stats.decode.tier_reason) == (family not in tiny.DENSE)
 
 
+@pytest.mark.usefixtures("by_bitsandbytes")
 def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch, caplog):
     monkeypatch.setattr(capabilities, "has_package", lambda name: name != "bitsandbytes")
     request = Request(LoadSpec(DEMO, "4bit"), "Hello", sampling=Sampling(do_sample=False, max_new_tokens=4))
