@@ -16,6 +16,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ def main() -> None:
     missing = needed(options) - {name for name in needed(options) if importlib.util.find_spec(name)}
     if missing:
         sys.exit(f"Not found: {', '.join(sorted(missing))}. {INSTALL}")
+    if options.llama_bench and not shutil.which(options.llama_bench):
+        sys.exit(f"--llama-bench {options.llama_bench}: no such program. Give the path of llama.cpp's llama-bench.")
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         try:
