@@ -37,7 +37,7 @@ from qwenvl.request import Sampling
 
 SAMPLED = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
 # 16-pixel patches along a side of a square picture, and text tokens: about 1,100 tokens in all for the large models.
-PROMPTS = {"nano": (16, 32), "small": (16, 32), "2b": (64, 64), "4b": (64, 64), "8b": (64, 64)}
+PROMPTS = {"nano": (16, 32), "small": (16, 32), "0.6b": (64, 64), "2b": (64, 64), "4b": (64, 64), "8b": (64, 64)}
 
 
 def main() -> None:

@@ -25,7 +25,10 @@ DECODE = family_of("qwen3_vl").decode
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of the text stack and of the vision tower. 2b, 4b and 8b are Qwen3-VL's own."""
+    """Sizes of the text stack and of the vision tower. 2b, 4b and 8b are Qwen3-VL's own.
+
+    0.6b is Qwen3-0.6B, of which no Qwen3-VL exists, with a vision tower of a few thousand weights.
+    """
 
     hidden: int
     intermediate: int
@@ -44,6 +47,7 @@ class Shape:
 SHAPES = {
     "nano": Shape(64, 128, 28, 2, 1, 64, 2048, True, 64, 256, 4, 4),
     "small": Shape(256, 768, 28, 4, 2, 64, 8192, True, 64, 256, 4, 4),
+    "0.6b": Shape(1024, 3072, 28, 16, 8, 128, 151936, True, 64, 256, 4, 4),
     "2b": Shape(2048, 6144, 28, 16, 8, 128, 151936, True, 1024, 4096, 24, 16),
     "4b": Shape(2560, 9728, 36, 32, 8, 128, 151936, True, 1024, 4096, 24, 16),
     "8b": Shape(4096, 12288, 36, 32, 8, 128, 151936, False, 1152, 4304, 27, 16),
