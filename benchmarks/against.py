@@ -2,7 +2,7 @@
 
 Both have random weights of the same shape, on which speed does not depend, and the same number of tokens before them:
 bfloat16 beside bf16, 8bit beside Q8_0, 4bit beside Q4_K_M. Both read every weight once per token, so what one of them
-lacks to the other is no matter of memory. llama.cpp quantizes the head too, which the pack leaves as it is.
+lacks to the other is no matter of memory.
 
 Sides take turns, the first round is thrown away, and the ratio is the median of the rounds' ratios. On one thread the
 clock is the process's own time, which leaves out other programs; llama.cpp runs in the same process (xllamacpp), or
@@ -28,7 +28,7 @@ import torch
 from benchmarks import random_gguf
 from benchmarks.llama import INSTALL, Llama, LlamaBench, with_children
 from benchmarks.measure import Side, clock_for, command, device_name, rounds, spread, versions
-from benchmarks.models import DECODE, SHAPES, build, quantize, text_prompt
+from benchmarks.models import DECODE, SHAPES, as_loaded, build, text_prompt
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.request import Sampling
 
@@ -104,10 +104,10 @@ def ours(decoder: Decoder, inputs: dict[str, torch.Tensor]) -> Side:
 
 
 def _ours(options: argparse.Namespace) -> tuple[Decoder, dict[str, torch.Tensor]]:
-    model = quantize(build(SHAPES[options.shape], "cpu", torch.bfloat16), options.quantization)
+    model = as_loaded(build(SHAPES[options.shape], "cpu", torch.bfloat16), options.quantization)
     prompt = text_prompt(model, options.context)
     decoder = Decoder(model, "sdpa", decode=DECODE)
-    # The model before quantization is memory that the other side's file needs.
+    # The model as it was built is memory that the other side's file needs.
     gc.collect()
     return decoder, prompt
 
