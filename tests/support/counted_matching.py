@@ -47,6 +47,7 @@ class Program:
         self.nodes = list(parser.parse(pattern.pattern, pattern.flags))
         self._steps = self._allowed = 0
         self._text = ""
+        self._taken: dict[tuple, bool] = {}
 
     def steps(self, text: str, anchored: bool, allowed: int = 1_000_000) -> int:
         """Return how many steps it takes to find every match or, anchored, one of the whole text."""
@@ -140,8 +141,14 @@ class Program:
             yield at
 
     def takes(self, node, character: str) -> bool:
-        operator, given = node
         self._step()
+        operator, given = node
+        key = (operator, id(given), character, self._flags)
+        if key not in self._taken:
+            self._taken[key] = self._accepts(operator, given, character)
+        return self._taken[key]
+
+    def _accepts(self, operator, given, character: str) -> bool:
         if operator is c.ANY:
             return character != "\n" or bool(self._flags & re.DOTALL)
         alike = {character}
