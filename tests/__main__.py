@@ -19,8 +19,9 @@ from environment import python  # noqa: E402
 VERSIONS = ("oldest", "newest")
 # Tests that are run alone, where they are asked for.
 MARKS = ("long", "release")
-# Files of tests beside each other, one for each core; and no test may hang.
-SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--timeout", "900")
+# Files of tests beside each other, one for each core; and no test may hang. In the order of their names: xdist would
+# begin with the files that have the most tests, and end with those of few long ones, for which one core waits.
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900")
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
