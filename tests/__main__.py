@@ -28,14 +28,14 @@ CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 def main() -> int:
     """Exit status of the first check that fails, or of pytest."""
     arguments = sys.argv[1:]
-    versions = next((each for each in VERSIONS if f"--{each}" in arguments), "pinned")
+    versions = next((entry for entry in VERSIONS if f"--{entry}" in arguments), "pinned")
     interpreter = str(python(versions))
     which = [part for mark in MARKS if f"--{mark}" in arguments for part in ("-m", mark)]
     # What takes hours, or is one test, is run by itself.
     which += [] if which or "-n" in arguments else SIDE_BY_SIDE
     which += ["--no-deprecated"] if versions == "newest" else []
-    ours = [f"--{each}" for each in (*VERSIONS, *MARKS)]
-    commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ours)]]
+    ours = [f"--{value}" for value in (*VERSIONS, *MARKS)]
+    commands = [*CHECKS, ["pytest", *which, *(argument for argument in arguments if argument not in ours)]]
     statuses = (subprocess.run([interpreter, "-m", *command], cwd=ROOT, check=False).returncode for command in commands)
     return next((status for status in statuses if status), 0)
 

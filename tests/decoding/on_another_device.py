@@ -55,18 +55,18 @@ SHORT = ("qwen3_vl", "qwen3_5")
 
 
 def families():
-    known = [each for each in (*tiny.DENSE, *tiny.OTHERS) if tiny.known(each)]
-    return [each if each in SHORT else pytest.param(each, marks=pytest.mark.long) for each in known]
+    known = [one_family for one_family in (*tiny.DENSE, *tiny.OTHERS) if tiny.known(one_family)]
+    return [entry if entry in SHORT else pytest.param(entry, marks=pytest.mark.long) for entry in known]
 
 
 @pytest.fixture(scope="session")
 def handles(request, tmp_path_factory):
     """All at once: nothing can be loaded once the device is known."""
     params = [getattr(item, "callspec", None) for item in request.session.items]
-    names = {each.params["family"] for each in params if each and "family" in each.params}
+    names = {call.params["family"] for call in params if call and "family" in call.params}
     folder = tmp_path_factory.mktemp("models")
-    made = {name: load(LoadSpec(name), tiny.save(name, folder / name), CPU) for name in sorted(names)}
-    return made | {"demo": load(LoadSpec(catalog.DEMO), catalog.find(catalog.DEMO).folder, machine("cpu"))}
+    results = {name: load(LoadSpec(name), tiny.save(name, folder / name), CPU) for name in sorted(names)}
+    return results | {"demo": load(LoadSpec(catalog.DEMO), catalog.find(catalog.DEMO).folder, machine("cpu"))}
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +125,8 @@ def answers(handle, tier, captured=False):
     decoder = decoder_of(handle, tier, captured)
     asked = prompts(handle)
     greedy = [
-        decoder.generate(side_by_side(each), GREEDY, None, ignore, ignore, "seen").rows
-        for each in (asked, asked, asked[:1], asked[:1])
+        decoder.generate(side_by_side(value), GREEDY, None, ignore, ignore, "seen").rows
+        for value in (asked, asked, asked[:1], asked[:1])
     ]
     drawn = [decoder.generate(side_by_side(asked), DRAWN, seed, ignore, ignore).rows for seed in (1, 2, 1)]
     assert decoder._captures == captured, "no capture failed"
@@ -138,20 +138,20 @@ def answers(handle, tier, captured=False):
 def captioned(handle, captured=False, most=1):
     """What the demo model says of each scene, at once and after a thought that is cut short."""
     handle.decoder = decoder_of(handle, OwnStepLanes.name, captured)
-    made = []
+    results = []
     for thinking in ("auto", "on"):
         sampling = Sampling(do_sample=False, thinking_budget=4 if thinking == "on" else 0)
         request = Request(handle.spec, "Describe this image.", "You are a helpful assistant.", thinking=thinking)
         outcomes, stats = ask(handle, [encode(handle, request, [draw(*scene)]) for scene in SCENES], sampling, most)
-        made.append([answer.text for answer in outcomes])
+        results.append([answer.text for answer in outcomes])
         assert bool(stats.decode.thoughts_cut) == (thinking == "on")
-    return tuple(made)
+    return tuple(results)
 
 
 def flash(query, keys, values, rows, slots, span, used):
     """What flash_kernel computes, without a look at a length on the host."""
     batch, heads, dim = query.shape
-    keys, values = (each.unflatten(0, (batch, -1))[:, :span].transpose(1, 2) for each in (keys, values))
+    keys, values = (value.unflatten(0, (batch, -1))[:, :span].transpose(1, 2) for value in (keys, values))
     unseen = torch.arange(keys.shape[2], device=query.device) >= used[:, None]
     grouped = query.view(batch, keys.shape[1], -1, dim)
     scores = (grouped @ keys.transpose(-1, -2) * dim**-0.5).masked_fill(unseen[:, None, None], float("-inf"))
@@ -300,8 +300,8 @@ def test_rows_that_end_early_do_not_disturb_the_others(handle, step, expected):
             row.extend(ids)
         return [0] if len(told[0]) == 5 else []
 
-    made = decoder.generate(side_by_side(prompts(handle)), GREEDY, None, end, ignore)
-    assert made.rows == (whole[0][:5], whole[1])
+    result = decoder.generate(side_by_side(prompts(handle)), GREEDY, None, end, ignore)
+    assert result.rows == (whole[0][:5], whole[1])
 
 
 def test_flash_decoding_is_captured_with_the_lengths_on_the_device(handle, expected, monkeypatch):
@@ -329,13 +329,13 @@ def test_pictures_are_told_apart_and_thoughts_cut_short_as_on_the_cpu(handles, e
 def test_a_captured_step_may_differ_by_a_fiftieth_of_its_largest_logit(share, taken):
     """Of the largest, also where it is a small one that differs."""
     with pretended.there(), nullcontext() if taken else pytest.raises(CaptureError, match="logits differ by"):
-        tokens, made = (torch.tensor(each, device=pretended.NAME) for each in ([2], [[0.1, 8.0, 3.0]]))
+        tokens, made = (torch.tensor(value, device=pretended.NAME) for value in ([2], [[0.1, 8.0, 3.0]]))
         off = torch.tensor([[8.0 * share, 0.0, 0.0]], device=pretended.NAME)
 
         def logits(_):
             return made + off if pretended.Graph.recording else made + 0
 
-        CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], None)()
+        CapturedStep(logits, lambda result: result.argmax(-1), lambda: None, tokens, [], None)()
     assert tokens.tolist() == [1 if taken else 2]
 
 
@@ -366,9 +366,9 @@ def failing(handle):
     hooks = []
 
     def failing(decoder, attention=""):
-        made = Failing(decoder, attention)
-        hooks.append(handle.model.lm_head.register_forward_pre_hook(made))
-        return made
+        hook = Failing(decoder, attention)
+        hooks.append(handle.model.lm_head.register_forward_pre_hook(hook))
+        return hook
 
     yield failing
     for hook in hooks:
@@ -391,8 +391,8 @@ def test_a_capture_that_fails_is_tried_again_at_the_next_run(handle, step, expec
     assert [run(fail) for fail in (1, 1, 0, 1, 1, 0)] == [False, False, True, False, False, True]
     assert [run(fail) for fail in (1, 1, 1, 0)] == [False, False, False, not ends]
     assert decoder._captures != ends
-    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert len([each for each in warnings if "from now on" in each]) == ends
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len([warning for warning in warnings if "from now on" in warning]) == ends
 
 
 def test_flash_decoding_that_is_not_captured_is_tried_again_at_the_next_run(handle, expected, failing):
@@ -419,7 +419,7 @@ def test_cudnn_is_not_allowed_while_a_step_is_captured(handle, step):
     decoder.generate(side_by_side(prompts(handle)), GREEDY, None, ignore, ignore)
     look.remove()
     assert seen
-    assert all("cuDNN" not in each for each in seen)
+    assert all("cuDNN" not in entry for entry in seen)
 
 
 def captures_by_token(decoder, inputs, sampling):
@@ -488,16 +488,16 @@ def test_what_a_captured_step_must_give_is_of_a_step_that_nobody_watched():
     """Under the watch some operators compute in other parts, and round otherwise."""
 
     def watched():
-        return any(isinstance(each, HostSyncs) for each in _get_current_dispatch_mode_stack())
+        return any(isinstance(mode, HostSyncs) for mode in _get_current_dispatch_mode_stack())
 
     with pretended.there():
-        made = torch.tensor([[1.0, 0.5]], device=pretended.NAME)
-        captured(lambda _: made * (1.5 if watched() else 1.0))
+        result = torch.tensor([[1.0, 0.5]], device=pretended.NAME)
+        captured(lambda _: result * (1.5 if watched() else 1.0))
 
 
 def captured(logits, random=None):
     tokens = torch.tensor([0], device=pretended.NAME)
-    return CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [], random)
+    return CapturedStep(logits, lambda result: result.argmax(-1), lambda: None, tokens, [], random)
 
 
 @pytest.mark.usefixtures("expected")

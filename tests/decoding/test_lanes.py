@@ -132,15 +132,15 @@ def test_steps_over_a_span_give_the_tokens_of_generate(handle, answered, how, mo
             lanes.count_on_host()
     assert tuple(zip(*rows, strict=True)) == expected
     assert len(spans) > 1
-    assert used == {each.name for each in STATIC[how]}
+    assert used == {value.name for value in STATIC[how]}
 
 
 def test_the_tables_reach_positions_beyond_the_number_of_tokens(handle, monkeypatch):
     """Some versions count positions in a video by time, so that few tokens may lie far apart."""
 
     def far(model, inputs):
-        made = forward(model, inputs)
-        return made._replace(offset=made.offset + 5000)
+        result = forward(model, inputs)
+        return result._replace(offset=result.offset + 5000)
 
     lanes, inputs = OwnStepLanes(handle.model, "sdpa"), prompts(handle)[0]
     with torch.inference_mode():

@@ -68,16 +68,16 @@ def request(text="Describe this image.", **changes):
 @pytest.fixture
 def loads(monkeypatch):
     """Weak references to every model that the pipeline loads, in order."""
-    made = []
+    results = []
     real = loader.load
 
     def load(*arguments):
         handle = real(*arguments)
-        made.append(weakref.ref(handle.model))
+        results.append(weakref.ref(handle.model))
         return handle
 
     monkeypatch.setattr(loader, "load", load)
-    return made
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_video_is_shown_beside_each_picture(warm, tmp_path):
     images = {"image1": image(*(draw(*scene) for scene in SCENES[:2]))}
     asked = request("Describe the image and the video.", images=images, video_path=path, image_mode=EACH)
     answers = [answer.text for answer in run(asked, warm, Watch()).answers]
-    assert answers == [f"Image 1: {each}; video 1: a red circle, then a blue square" for each in CAPTIONS[:2]]
+    assert answers == [f"Image 1: {entry}; video 1: a red circle, then a blue square" for entry in CAPTIONS[:2]]
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_cancelled_folder_keeps_what_was_handed_over_and_frees_the_model(model
         caption(request(release=RELEASES[-1]), folder, models, watch, 1, done=done)
     assert cancelled.value is not None
     assert answers == {0: CAPTIONS[0]}
-    assert [each() for each in loads] == [None]
+    assert [load() for load in loads] == [None]
 
 
 def test_what_was_not_answered_is_told(warm, folder):
@@ -298,7 +298,7 @@ def test_frames_are_a_video_and_every_kind_is_seen_in_order(warm, tmp_path):
     assert text == "a red circle, then a blue square"
     everything = {"images": {"image1": image(green)}, "video_frames": image(*[green] * 24), "video_path": path}
     text = run(request("Describe the image and the videos.", **everything), warm, Watch()).text
-    places = [text.index(each) for each in ("Image 1: a green", "video 1: a green", "red circle", "blue square")]
+    places = [text.index(value) for value in ("Image 1: a green", "video 1: a green", "red circle", "blue square")]
     assert places == sorted(places)
 
 
@@ -322,7 +322,7 @@ def test_the_answer_ends_before_a_stop(warm):
 
 
 def test_thinking_is_switched_and_its_budget_kept(warm):
-    plain, thinks = (run(request(images=RED_CIRCLE, thinking=each), warm, Watch()) for each in ("off", "on"))
+    plain, thinks = (run(request(images=RED_CIRCLE, thinking=value), warm, Watch()) for value in ("off", "on"))
     assert (plain.thinking, plain.text) == ("", thinks.text)
     assert thinks.thinking == "I see one image. It shows a red circle."
     limited = replace(GREEDY, thinking_budget=4)
@@ -351,7 +351,7 @@ def test_a_fixed_seed_repeats_the_answer_and_minus_one_draws_a_new_seed(warm):
     assert fixed[0].text == fixed[1].text
     assert fixed[0].stats.decode.seed == 4
     drawn = [run(request("hello", sampling=sampling), warm, Watch()) for _ in range(4)]
-    assert len({each.stats.decode.seed for each in drawn}) == 4
+    assert len({entry.stats.decode.seed for entry in drawn}) == 4
     again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.decode.seed})
     assert run(request("hello", sampling=again), warm, Watch()).text == drawn[0].text
 
@@ -434,7 +434,7 @@ def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel
         assert cancelled.value is not None
     else:
         assert run(asked, models, Watch()).text
-    assert [each() for each in loads] == [None]
+    assert [load() for load in loads] == [None]
 
 
 def test_a_run_after_a_cancel_gives_the_right_answer(models, loads):
@@ -525,7 +525,7 @@ def test_running_out_twice_is_the_error_and_the_next_run_works(models, loads, mo
         run(request(images=RED_CIRCLE, release=keep), models, Watch())
     assert caught.value is not None
     assert len(tried) == 2
-    assert [each() is None for each in loads] == [keep == RELEASES[-1]]
+    assert [load() is None for load in loads] == [keep == RELEASES[-1]]
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
 
 
@@ -543,7 +543,7 @@ def test_running_out_while_loading_frees_what_was_read_and_names_what_would_fit(
         patched.setattr(loader, "patch_embedding_as_matmul", plan_then_fail)
         run(request(images=RED_CIRCLE), models, Watch())
     assert caught.value is not None
-    assert [each() for each in half] == [None]
+    assert [entry() for entry in half] == [None]
     assert models.held == []
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
 
@@ -561,4 +561,4 @@ def test_room_is_asked_for_the_whole_buffer_that_a_short_question_takes():
     memory = Asked()
     run(request("hello"), ModelCache(memory), Watch())
     kv = memory.resident.handle.decoder._lanes.kv
-    assert memory.bytes >= sum(each.numel() * each.element_size() for each in (*kv.keys, *kv.values))
+    assert memory.bytes >= sum(value.numel() * value.element_size() for value in (*kv.keys, *kv.values))

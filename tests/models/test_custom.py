@@ -170,7 +170,7 @@ def test_what_a_user_wrote_is_copied_once_byte_by_byte_and_the_log_says_so(file,
     edited, place = file(content), tmp_path / "user" / "default" / "qwenvl" / "custom_models.json"
     bring_over(edited, place)
     assert place.read_bytes() == edited.read_bytes()
-    assert [each.name for each in place.parent.iterdir()] == [place.name]
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
     assert caplog.text.count("were copied to") == 1 and str(place) in caplog.text and str(edited) in caplog.text
     place.write_text('{"models": {}}')
     bring_over(edited, place)

@@ -321,7 +321,7 @@ def safetensors(**tensor):
     [
         *(safetensors(**odd) for odd in ({"data_offsets": []}, {"data_offsets": [0, "8"]}, {"shape": [10**30]})),
         *(safetensors(**odd) for odd in ({"shape": "x"}, {"shape": [-1]}, {"dtype": []}, {"shape": [2.0]})),
-        *((2).to_bytes(8, "little") + each + b"12345678" for each in (b"[]", b"5 ", b"\xff\xff")),
+        *((2).to_bytes(8, "little") + value + b"12345678" for value in (b"[]", b"5 ", b"\xff\xff")),
         (5000).to_bytes(8, "little") + b"[" * 5000 + b"12345678",
     ],
 )

@@ -75,7 +75,7 @@ def test_the_list_is_told_with_places_and_sizes_and_memory(ask, comfy, tmp_path,
         shutil.rmtree(folder)
     assert status == 200
     models, stored = told["models"], (choices.catalog.PACK / "demo" / "model" / "model.safetensors").stat().st_size
-    places = {name: each["place"] for name, each in models.items()}
+    places = {name: model["place"] for name, model in models.items()}
     assert {places[name] for name in (DEMO, "Qwen3-VL-2B-Instruct")} == {"here"}
     assert (places["Qwen3-VL-4B-Instruct"], places["Gone"], places["Hub"]) == ("hub", "damaged", "hub")
     assert "elsewhere" in places.values()

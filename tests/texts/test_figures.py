@@ -95,18 +95,18 @@ def rounds_to(told, value):
 
 
 def cancel(run):
-    took = {name: each["page"] for name, each in run["seconds"].items()}
+    took = {name: second["page"] for name, second in run["seconds"].items()}
     yield f"| while the model was read | {took['loading'][1]:.2f} s |"
     yield f"| during the prompt | {took['prompt'][1]:.2f} s |"
     yield f"| during the answer | {took['answer'][1]:.2f} s |"
-    yield f"the longest took {max(each[2] for each in took.values()):.2f} s"
+    yield f"the longest took {max(entry[2] for entry in took.values()):.2f} s"
 
 
 def soak(run):
     labels = {"100": "100", "1000": "1,000", "2000": "2,000", "2400": "and 200 cancels"}
-    for runs, each in run["levels"].items():
-        resident = f"{each['resident_bytes'] / 1e6:.0f} MB"
-        yield f"| {labels[runs]} | {resident} | {each['files']} | {each['threads']} | {each['tensors']} |"
+    for runs, level in run["levels"].items():
+        resident = f"{level['resident_bytes'] / 1e6:.0f} MB"
+        yield f"| {labels[runs]} | {resident} | {level['files']} | {level['threads']} | {level['tensors']} |"
     yield f"All {run['ends']['right answer']} known answers were right"
     yield f"200 of them were cancelled and {run['ends']['refused']} refused"
 
@@ -123,11 +123,11 @@ def captions(run):
 
 
 def precision(run):
-    for name, each in run["variants"].items():
-        right, overlap = each["all"]["percent"], each["mean_iou"]
+    for name, variant in run["variants"].items():
+        right, overlap = variant["all"]["percent"], variant["mean_iou"]
         label = name.replace("vision too", "vision tower too")
-        yield f"| {label} | {right} % | {overlap:.3f} | {each['weight_bytes'] / 1e6:.2f} MB |"
-    yield f"right answers to {each['all']['of']:,} questions"
+        yield f"| {label} | {right} % | {overlap:.3f} | {variant['weight_bytes'] / 1e6:.2f} MB |"
+    yield f"right answers to {variant['all']['of']:,} questions"
 
 
 def remote(run):
@@ -198,7 +198,7 @@ def shown(value):
 def test_the_settings_of_an_engine_have_the_defaults_that_the_page_says():
     table = page("engines.md").split("## Settings of an entry")[1].split("## ")[0]
     told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE))
-    fields = {each.name: each.default for each in dataclasses.fields(Engine) if each.name != "name"}
+    fields = {field.name: field.default for field in dataclasses.fields(Engine) if field.name != "name"}
     assert set(told) == set(fields)
     for name in ("timeout_s", "max_concurrency", "vision", "video_url"):
         assert json.loads(told[name]) == fields[name], name
@@ -218,9 +218,9 @@ def test_presets_and_models_that_are_named_are_there():
 @pytest.mark.parametrize("name", ["QwenVLLoadFolder", "QwenVLSaveCaptions"])
 def test_inputs_of_the_folder_nodes_are_explained(pack, name):
     inputs = pack.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
-    widgets = [each for each, (_, options) in inputs["required"].items() if not options.get("forceInput")]
-    for each in widgets:
-        assert f"\n| `{each}` |" in page("captions.md"), each
+    widgets = [entry for entry, (_, options) in inputs["required"].items() if not options.get("forceInput")]
+    for widget in widgets:
+        assert f"\n| `{widget}` |" in page("captions.md"), widget
 
 
 @pytest.mark.parametrize("document", [*READMES, *PAGES], ids=names)

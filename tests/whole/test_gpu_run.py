@@ -100,7 +100,7 @@ def test_the_allocator_is_the_lines_own(entries):
 def test_no_process_is_left(entries):
     by_name, _ = entries
     processes = [entry["result"]["process"] for entry in by_name.values() if "result" in entry]
-    assert not any(is_running(each) for each in processes)
+    assert not any(is_running(process) for process in processes)
 
 
 @pytest.mark.parametrize("left", [-1, 0, START_SECONDS + gpu_lines.LIMIT - 1])
@@ -130,7 +130,7 @@ def test_an_entry_is_on_the_disk_before_the_next_line_starts(tmp_path, capsys):
     file = tmp_path / "found.jsonl"
     for number in range(3):
         write(file, {"line": number})
-        assert [json.loads(each)["line"] for each in file.read_text().splitlines()] == list(range(number + 1))
+        assert [json.loads(line)["line"] for line in file.read_text().splitlines()] == list(range(number + 1))
     assert capsys.readouterr().out == file.read_text()
 
 
@@ -155,7 +155,7 @@ def run_on_cpu(folder, *arguments):
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = folder.iterdir()
     assert done.stdout == file.read_text()
-    head, *entries, total = (json.loads(each) for each in file.read_text().splitlines())
+    head, *entries, total = (json.loads(line) for line in file.read_text().splitlines())
     assert (head["line"], total["line"]) == ("run", "all")
     return {entry["line"]: entry for entry in entries}
 
@@ -187,7 +187,7 @@ def test_it_measures_on_a_cpu_what_it_can(tmp_path):
 
 def children(number):
     file = Path(f"/proc/{number}/task/{number}/children")
-    return [int(each) for each in file.read_text().split()] if file.exists() else []
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where processes are is read from Linux's /proc")
