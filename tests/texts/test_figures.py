@@ -33,6 +33,10 @@ def page(name):
     return read(ROOT / "docs" / name)
 
 
+def one_line(name):
+    return " ".join(page(name).split())
+
+
 def sizes(label):
     """What a model of the list needs, by its name or the beginning of it."""
     model = re.match(r"[\w.-]+", label, re.ASCII)[0]
@@ -158,7 +162,7 @@ def fuzz(run):
     ],
 )
 def test_figures_are_those_of_the_run_that_is_named(name, file, told):
-    text = " ".join(page(name).split())
+    text = one_line(name)
     assert f"(../benchmarks/results/{file})" in text
     for sentence in told(json.loads((RESULTS / file).read_text(encoding="utf-8"))):
         assert sentence in text, sentence
@@ -171,6 +175,20 @@ def test_comfyuis_speeds_are_those_of_the_runs():
     for side, shape in (("64", "nano"), ("256", "small")):
         rates, ratio = runs[shape]["tokens_per_s"], runs[shape]["ratio_to_comfyui"]
         assert f"| {side} | {rates['ours']} | {rates['comfyui']} | {ratio:.1f} |" in page("speed.md")
+
+
+def test_launches_are_those_of_the_runs():
+    runs = [json.loads(line) for line in (RESULTS / "2026-11-24-amd-epyc-2-cores.jsonl").read_text().splitlines()]
+    own = {run["launches_per_layer"] for run in runs if run.get("tier") == "own step" and "launches_per_layer" in run}
+    assert own, "a run counted them"
+    assert {f"launches {count:.0f} kernels for each layer" in one_line("how-it-works.md") for count in own} == {True}
+
+
+def test_bounds_of_the_same_answer_are_those_of_its_test():
+    source = (ROOT / "tests/whole/test_same_answer.py").read_text(encoding="utf-8")
+    near, padding = (re.search(form, source, re.MULTILINE)[1] for form in (r"^NEAR = (\d+)", r"bfloat16: ([\d.]+)\}"))
+    assert f"by at most {int(near) / 10:.0f} % of the picture" in one_line("how-it-works.md")
+    assert f"logits by at most {100 * float(padding):.0f} % of the largest" in one_line("how-it-works.md")
 
 
 def test_settings_have_the_defaults_and_ranges_that_the_page_says():
