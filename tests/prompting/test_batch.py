@@ -1,6 +1,5 @@
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -11,11 +10,11 @@ import torch
 from asking import ask
 from pictures import draw
 from PIL import Image
+from released import PicturesMade
 from transformers.cache_utils import StaticLayer
 
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.loading.budget import OutOfMemoryError
-from qwenvl.media import media
 from qwenvl.media.media import MediaError
 from qwenvl.pipeline import caption
 from qwenvl.prompting.answer import NoAnswerError
@@ -324,19 +323,13 @@ def test_readers_that_wait_for_room_end_with_the_run():
 
 def test_pictures_go_once_they_are_encoded(demo, models, monkeypatch):
     """Not with the answers: at that moment those of a whole batch would be in memory."""
-    there, alive = [], []
-    real_pictures, real_generate = media.pictures, Decoder.generate
-
-    def pictures(images):
-        drawn = real_pictures(images)
-        there.extend(map(weakref.ref, drawn))
-        return drawn
+    pictures, alive = PicturesMade(monkeypatch), []
+    real = Decoder.generate
 
     def generate(self, *given):
-        alive.append([n for n, entry in enumerate(there) if entry() is not None])
-        return real_generate(self, *given)
+        alive.append(pictures.alive())
+        return real(self, *given)
 
-    monkeypatch.setattr(media, "pictures", pictures)
     monkeypatch.setattr(Decoder, "generate", generate)
     answers = {}
     items = [(str(number), draw(*scene)) for number, scene in enumerate(SCENES[:8])]

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import threading
-import weakref
 from itertools import pairwise
 
 import pytest
@@ -10,11 +9,11 @@ import transformers
 from comfy_double import InterruptProcessingException
 from fault_proxy import cut_after, dropped, fault_proxy, passed_on, piece, stalled, status, stream, streamed
 from pictures import draw, image, write_video
+from released import PicturesMade
 
 from qwenvl.__main__ import main
 from qwenvl.loading import loader
 from qwenvl.loading.cache import ModelCache
-from qwenvl.media import media
 from qwenvl.models import catalog
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
@@ -493,20 +492,14 @@ def test_a_node_can_ask_where_an_event_loop_runs_already(proxy, models):
 
 
 def test_a_picture_goes_once_it_is_packed_not_with_its_answer(proxy, models, monkeypatch):
-    there, alive = [], []
-    real_pictures, real_complete = media.pictures, Wire.complete
-
-    def pictures(images):
-        drawn = real_pictures(images)
-        there.extend(map(weakref.ref, drawn))
-        return drawn
+    pictures, alive = PicturesMade(monkeypatch), []
+    real = Wire.complete
 
     async def complete(self, *given):
-        reply = await real_complete(self, *given)
-        alive.append([number for number, entry in enumerate(there) if entry() is not None])
+        reply = await real(self, *given)
+        alive.append(pictures.alive())
         return reply
 
-    monkeypatch.setattr(media, "pictures", pictures)
     monkeypatch.setattr(Wire, "complete", complete)
     items = [(str(number), draw("circle", "red", "blue")) for number in range(3)]
     assert caption(request(), items, models, NoWatch(), batch_size=1) is not None
