@@ -9,7 +9,7 @@ from qwenvl.media import media
 
 
 class PicturesMade:
-    """Keeps weak references to all pictures that are made of tensors from now on, in order."""
+    """Keeps weak references to all pictures that are read from now on; several threads read, so in any order."""
 
     def __init__(self, monkeypatch: Any) -> None:
         self._made: list[weakref.ref[Any]] = []
@@ -23,5 +23,5 @@ class PicturesMade:
         monkeypatch.setattr(media, "pictures", pictures)
 
     def alive(self) -> list[int]:
-        """Return the numbers of those that are still in memory."""
-        return [number for number, picture in enumerate(self._made) if picture() is not None]
+        """Return the widths of those that are still in memory."""
+        return [picture.width for made in self._made if (picture := made()) is not None]
