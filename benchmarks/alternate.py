@@ -120,7 +120,7 @@ def _answer(pack: Any, models: Any) -> str:
         images={"image1": image},
         sampling=request.Sampling(do_sample=False, max_new_tokens=60),
     )
-    return pipeline.run(asked, models, watch.Nobody()).text
+    return pipeline.run(asked, models, watch.NoWatch()).text
 
 
 def _used(device: torch.device) -> int:

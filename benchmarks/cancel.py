@@ -85,6 +85,7 @@ def main() -> None:
 
 def _save_model(folder: Path) -> None:
     """Save a model of 0.9 billion weights in bfloat16 that never ends its text, with the demo model's tokenizer."""
+    import comfyui_scene
     from transformers import AutoConfig
 
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -96,10 +97,13 @@ def _save_model(folder: Path) -> None:
     text.rope_parameters = text.rope_parameters | {"mrope_section": [24, 20, 20]}
     vision.hidden_size, vision.intermediate_size, vision.depth, vision.num_heads = 1024, 4096, 24, 16
     vision.out_hidden_size, vision.deepstack_visual_indexes = text.hidden_size, [5, 11, 17]
-    randomized(config, "cpu", torch.bfloat16).save_pretrained(folder)
-    shutil.copy(MODEL / "generation_config.json", folder)
-    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")) | {"eos_token_id": [0]}
-    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    end = comfyui_scene.use_another_end_token(folder)
+    settings = (folder / "generation_config.json").read_bytes()
+    model = randomized(config, "cpu", torch.bfloat16)
+    # A token whose row is zero has the logit 0, and of a thousand others one is always larger.
+    model.get_output_embeddings().weight[end] = 0.0
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_bytes(settings)
 
 
 def _cancels(base: Path, times: int) -> dict[str, dict[str, list[float]]]:
@@ -160,7 +164,7 @@ def _graph(client: Any, question: str) -> Any:
     info = client.get("/object_info/QwenVL")["QwenVL"]["input"]["required"]
     inputs = {name: options[0].get("default") if options else None for name, (_, *options) in info.items()}
     inputs |= {"model": NAME, "text": question, "quantization": "none", "max_new_tokens": 4000}
-    # Sampled, a text of random weights would meet its end token after a thousand others.
+    # Greedy: drawn by chance, the end token would come after a thousand others.
     inputs |= {"do_sample": False, "image1": ["image", 0]}
     return {
         "image": {"class_type": "LoadImage", "inputs": {"image": "noise.png"}},

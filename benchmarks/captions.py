@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 from qwenvl.loading.cache import ModelCache
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import Answer, LoadSpec, Request, Sampling, Stats
 
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "gray", "white")
@@ -131,14 +131,14 @@ def _draw(pen: ImageDraw.ImageDraw, shape: str, color: str, x: float, y: float, 
 
 
 def _one_by_one(asked: Request, files: list[Path], models: ModelCache) -> tuple[list[str], Stats]:
-    results = [run(replace(asked, images={"image": file}), models, Nobody()) for file in files]
+    results = [run(replace(asked, images={"image": file}), models, NoWatch()) for file in files]
     return [result.text for result in results], results[-1].stats
 
 
 def _in_batches(asked: Request, files: list[Path], models: ModelCache, size: int | None) -> tuple[list[str], Stats]:
     answers: dict[int, Answer] = {}
     items = [(file.name, file) for file in files]
-    stats = caption(asked, items, models, Nobody(), size, done=answers.__setitem__)
+    stats = caption(asked, items, models, NoWatch(), size, done=answers.__setitem__)
     if stats is None:
         raise SystemExit("There were no pictures.")
     return [answers[index].text for index in range(len(files))], stats

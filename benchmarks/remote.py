@@ -40,7 +40,7 @@ from qwenvl.media import media
 from qwenvl.models import catalog
 from qwenvl.pipeline import caption, run
 from qwenvl.process import PROCESS
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.remote import chat
 from qwenvl.request import Answer, LoadSpec, Request, Sampling
 from tests.support.engine import Served
@@ -148,7 +148,7 @@ def _request(name: str, text: str = "Describe this image.", image: Path | None =
 def _overhead(asked: Request, rounds: int) -> dict[str, float]:
     """Measure milliseconds of the engine alone, and beyond it in wall time and in CPU time of this process."""
     models = ModelCache()
-    sides: tuple[Callable[[], Any], ...] = (lambda: run(asked, models, Nobody()), _bare(asked))
+    sides: tuple[Callable[[], Any], ...] = (lambda: run(asked, models, NoWatch()), _bare(asked))
     taken: list[list[tuple[float, float]]] = []
     for _ in range(rounds + 1):
         taken.append([])
@@ -198,7 +198,7 @@ def _throughput(name: str, files: list[Path]) -> dict[str, Any]:
         done: dict[int, Answer] = {}
         start = time.perf_counter()
         items = [(file.name, file) for file in files]
-        caption(_request(name), items, ModelCache(), Nobody(), count, done=done.__setitem__)
+        caption(_request(name), items, ModelCache(), NoWatch(), count, done=done.__setitem__)
         rates[count] = len(files) / (time.perf_counter() - start)
         answers[count] = [done[index].text for index in range(len(files))]
         print(f"{name}, {count} at a time: {rates[count]:.1f} answers/s", flush=True)

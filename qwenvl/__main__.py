@@ -84,7 +84,7 @@ def _answer(options: argparse.Namespace) -> int:
         watch = TerminalWatch()
         result = run(_request(options), ModelCache(), watch)
         print(flush=True)
-        common.tell_of_escapes(watch.text)
+        common.note_escapes(watch.text)
         if options.stats:
             common.say(result.stats.to_json(), "\n", file=sys.stderr)
     return common.DONE

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable
+from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from .faults import is_lost_device, is_out_of_memory
 from .packages import is_needed
@@ -20,7 +20,6 @@ _PACKAGES = {"huggingface_hub", "jinja2", "pyo3_runtime", "safetensors", "tokeni
 _LONGEST_WORDS = 600
 # Shown in place of an error's module path, which in ComfyUI includes the path of this folder.
 SHORT_NAME = "QwenVL"
-Made = TypeVar("Made")
 
 
 class LoadError(RuntimeError):
@@ -88,21 +87,12 @@ def _is_ours(kind: type[BaseException]) -> bool:
 
 def name_errors_shortly(nodes: Iterable[Any]) -> None:
     """Have ComfyUI show errors of these node classes as QwenVL.LoadError instead of with this file's path."""
-    for node in {base for kind in nodes for base in kind.__mro__ if getattr(kind, "FUNCTION", "") in vars(base)}:
-        setattr(node, node.FUNCTION, _with_short_names(vars(node)[node.FUNCTION]))
+    for node in nodes:
+        setattr(node, node.FUNCTION, _ShortNames()(getattr(node, node.FUNCTION)))
 
 
-def _with_short_names(run: Callable[..., Made]) -> Callable[..., Made]:
-    @wraps(run)
-    def wrapped(*given: Any, **named: Any) -> Made:
-        with _ShortNames():
-            return run(*given, **named)
-
-    return wrapped
-
-
-class _ShortNames:
-    """Context manager that gives this pack's errors their short name as they leave the block."""
+class _ShortNames(ContextDecorator):
+    """Decorator that gives this pack's errors their short name as they leave the function."""
 
     def __enter__(self) -> None:
         """Nothing is to be done."""

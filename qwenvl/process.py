@@ -122,7 +122,7 @@ class Process:
         turns: the lock for work with models, one for all caches: while transformers loads a model, it changes torch's
             default dtype and how modules are created, for every thread. Another load or an answer at the same time
             would use these settings or leave them behind.
-        told: keys of messages that were logged and are not repeated.
+        logged: keys of messages that were logged and are not repeated.
         fastest: the best pace of each kind of run.
         unknown_fields: by address and model, request fields that an engine does not know: sending them again would
             cost a refused request with all pictures of the question.
@@ -134,7 +134,7 @@ class Process:
 
     models: WeakSet[Models] = field(default_factory=WeakSet)
     turns: Turns = field(default_factory=Turns)
-    told: set[Hashable] = field(default_factory=set)
+    logged: set[Hashable] = field(default_factory=set)
     fastest: dict[Hashable, Pace] = field(default_factory=dict)
     pillow: Shared = field(default_factory=Shared)
     unknown_fields: dict[tuple[str, str], set[str]] = field(default_factory=dict)
@@ -143,8 +143,8 @@ class Process:
 
     def is_new(self, *what: Hashable) -> bool:
         """Return True the first time it is called with this key, False from then on."""
-        new = what not in self.told
-        self.told.add(what)
+        new = what not in self.logged
+        self.logged.add(what)
         return new
 
 

@@ -30,7 +30,7 @@ from .prompting.prompt import Prompt, media_of, side_by_side
 from .prompting.watch import Reporter, TokenListener, Watch
 from .remote.session import EngineSession
 from .report.diagnostics import Diagnosis
-from .report.findings import tell_of
+from .report.findings import family_report
 from .request import DecodeStats, Outcome, PromptStats, Question, Request, Stats
 from .settings import RELEASES
 
@@ -134,7 +134,7 @@ class ModelSession:
         self._watch.stage("reading", pictures=len(first.pictures), videos=len(self._videos))
         self._load_s = time.perf_counter() - start
         self._seed = run_seed(self._request.sampling)
-        tell_of(self._model.family, family_of(self._model.family).linear_attention)
+        family_report(self._model.family, family_of(self._model.family).linear_attention)
         self._watch.check()
         self._begin()
 

@@ -19,22 +19,23 @@ from environment import python  # noqa: E402
 VERSIONS = ("oldest", "newest")
 # Tests that are run alone, where they are asked for.
 MARKS = ("long", "release")
-# Files of tests beside each other, one for each core; and no test may hang.
-SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--timeout", "900")
+# Files of tests beside each other, one for each core; and no test may hang. In the order of their names: xdist would
+# begin with the files that have the most tests, and end with those of few long ones, for which one core waits.
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", "--timeout", "900")
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
 def main() -> int:
     """Exit status of the first check that fails, or of pytest."""
     arguments = sys.argv[1:]
-    versions = next((each for each in VERSIONS if f"--{each}" in arguments), "pinned")
+    versions = next((entry for entry in VERSIONS if f"--{entry}" in arguments), "pinned")
     interpreter = str(python(versions))
     which = [part for mark in MARKS if f"--{mark}" in arguments for part in ("-m", mark)]
     # What takes hours, or is one test, is run by itself.
     which += [] if which or "-n" in arguments else SIDE_BY_SIDE
     which += ["--no-deprecated"] if versions == "newest" else []
-    ours = [f"--{each}" for each in (*VERSIONS, *MARKS)]
-    commands = [*CHECKS, ["pytest", *which, *(each for each in arguments if each not in ours)]]
+    ours = [f"--{value}" for value in (*VERSIONS, *MARKS)]
+    commands = [*CHECKS, ["pytest", *which, *(argument for argument in arguments if argument not in ours)]]
     statuses = (subprocess.run([interpreter, "-m", *command], cwd=ROOT, check=False).returncode for command in commands)
     return next((status for status in statuses if status), 0)
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Allocators of torch. ComfyUI sets the second one by default.
 NATIVE, ASYNC = "backend:native", "backend:cudaMallocAsync"
 # Device -> tokens of an answer, and rounds that count.
-SIZES = {"cuda": (256, 3), "cpu": (48, 2)}
+SIZES = {"cuda": (256, 3), "cpu": (24, 2)}
 
 
 class NotMeasured(Exception):  # noqa: N818 (nothing went wrong)

@@ -103,7 +103,7 @@ def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
         return codecs.lookup_error("backslashreplace")(error)
 
 
-def tell_of_escapes(text: str) -> None:
+def note_escapes(text: str) -> None:
     """Print a note on standard error if characters of the answer were written as escapes, and how to avoid it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:

@@ -17,7 +17,7 @@ from ..log import gigabytes
 from ..models import catalog
 from ..models.families import family_of
 from ..pipeline import run
-from ..prompting.watch import Nobody
+from ..prompting.watch import NoWatch
 from ..report.diagnostics import in_words
 from ..report.facts import PACKAGES, Facts, probe
 from ..report.findings import findings
@@ -185,4 +185,4 @@ def _answer(models: ModelCache, question: str, times: int) -> Result:
         sampling=Sampling(do_sample=False),
         diagnostics="full",
     )
-    return run(request, models, Nobody())
+    return run(request, models, NoWatch())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import shown
-from ..files.bounded_json import SETTINGS, content_of, parse
+from ..files.bounded_json import SETTINGS, OversizeError, content_of, parse
 from ..log import log
 from ..paths import why_not_local
 from .builtin import Model
@@ -56,14 +56,17 @@ def custom_engines(path: Path) -> tuple[Engine, ...]:
 def bring_over(edited: Path, place: Path) -> None:
     """Copy the file to a place that no update touches, once, and only if the user has added something to it."""
     try:
-        if place.exists() or not _has_entries(edited):
+        if place.exists() or not edited.exists():
+            return
+        content = content_of(edited, SETTINGS)
+        if not _has_entries(content):
             return
         place.parent.mkdir(parents=True, exist_ok=True)
         # Written beside its place and moved, so that it is there whole or not at all.
         unfinished = place.with_name(f"{place.name}.{os.getpid()}.part")
-        unfinished.write_bytes(edited.read_bytes())
+        unfinished.write_bytes(content)
         unfinished.replace(place)
-    except OSError as error:
+    except (OSError, OversizeError) as error:
         log.warning("your models in %s could not be copied to %s (%s): an update takes them away", edited, place, error)
     else:
         log.warning(
@@ -71,17 +74,15 @@ def bring_over(edited: Path, place: Path) -> None:
         )
 
 
-def _has_entries(path: Path) -> bool:
-    """Tell if the file holds more than the one that ships. A file that cannot be read has been edited by the user."""
+def _has_entries(content: bytes) -> bool:
+    """Tell if a file holds more than the one that ships. A file with mistakes has been edited by the user."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return False
+        found = parse(content, SETTINGS)
     except (ValueError, RecursionError):
         return True
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         return True
-    return any(section for key, section in content.items() if not key.startswith(("_", "$")))
+    return any(section for key, section in found.items() if not key.startswith(("_", "$")))
 
 
 def _content(path: Path) -> _Content:

@@ -40,7 +40,7 @@ class Watch(Protocol):
         """Report the final answer, once."""
 
 
-class Nobody:
+class NoWatch:
     """A watch that ignores all calls and never cancels."""
 
     def check(self) -> None: ...

@@ -77,7 +77,7 @@ def startup_report() -> None:
         _log(finding)
 
 
-def tell_of(family: str, linear_attention: bool) -> None:
+def family_report(family: str, linear_attention: bool) -> None:
     """Log what a family of models lacks here to be fast, once for each family."""
     if linear_attention and PROCESS.is_new("family", family):
         for finding in _linear_attention(probe(), family):

@@ -363,8 +363,8 @@ def test_killed_in_the_middle_every_caption_is_whole_and_the_next_run_makes_the_
     assert ask(tmp_path) == 0
     assert capsys.readouterr().out == f"{count - len(first)} captioned, 0 not, {len(first)} had a caption\n"
     assert {file: (file.read_text(), file.stat().st_mtime_ns) for file in first} == first
-    made = [tmp_path / f"many {number}.txt" for number in range(count)]
-    assert [file.read_text() for file in made] == (list(CAPTIONS.values()) * count)[:count]
+    results = [tmp_path / f"many {number}.txt" for number in range(count)]
+    assert [file.read_text() for file in results] == (list(CAPTIONS.values()) * count)[:count]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to others on Windows")

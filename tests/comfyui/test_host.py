@@ -35,7 +35,7 @@ def test_models_come_and_go_as_comfyui_needs_memory(story):
 
 
 def test_models_on_other_devices_take_nothing_from_the_card_that_comfyui_uses(story):
-    assert memory_scenario.tell_of_devices(story) == memory_scenario.EXPECTED_ON_DEVICES
+    assert memory_scenario.describe_devices(story) == memory_scenario.EXPECTED_ON_DEVICES
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "::1", "127.0.0.1,::1", "localhost", "127.8.8.8, ::1"])
@@ -106,7 +106,7 @@ def test_room_for_an_answer_is_made_by_everyone_but_the_model_that_answers(story
     story.ours("B", 2000)
     spec = story.ours("A", 3000)
     story.models.free_memory(spec, 6500 * memory_scenario.MB)
-    assert [each.model for each in story.models.held] == ["A"]
+    assert [key.model for key in story.models.held] == ["A"]
     assert story.core["core"].loaded_size() == 0
 
 
@@ -116,14 +116,14 @@ def test_ram_that_is_short_takes_models_that_are_in_ram_alone(story, card, monke
     story.ours("in RAM", 3000, on=("cpu",))
     monkeypatch.setattr(host, "free_ram", lambda: 0)
     story.ours("new", 3000, on=("cpu",))
-    assert [each.model for each in story.models.held] == ["on the card", "new"]
+    assert [key.model for key in story.models.held] == ["on the card", "new"]
 
 
 def test_what_unload_models_does_not_reach_goes_with_the_nodes(story, card):
     story.ours("on the card", 1000)
     story.ours("in RAM", 1000, on=("cpu",))
     story.models.forget_parked()
-    assert [each.model for each in story.models.held] == ["on the card"]
+    assert [key.model for key in story.models.held] == ["on the card"]
 
 
 def test_a_model_goes_when_its_prompt_leaves_the_queue(comfy, pack):

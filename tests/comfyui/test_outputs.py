@@ -22,7 +22,9 @@ def taken(prompt, **more):
 
 def test_a_prompt_that_only_asks_has_a_preview_behind_every_question():
     asked = taken({"1": node("QwenVL"), "2": node("StringConcatenate", a=["1", 0]), "3": node("QwenVL", text=["2", 0])})
-    added = {number: each["inputs"] for number, each in asked["prompt"].items() if each["class_type"] == "PreviewAny"}
+    added = {
+        number: entry["inputs"] for number, entry in asked["prompt"].items() if entry["class_type"] == "PreviewAny"
+    }
     assert added == {"1-answer": {"source": ["1", 0]}, "3-answer": {"source": ["3", 0]}}
 
 

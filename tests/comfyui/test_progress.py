@@ -7,11 +7,11 @@ from qwenvl.comfyui import progress
 
 def counted(monkeypatch, *counts, unit="tokens"):
     """What is told after counts at so many seconds each: (seconds, done)."""
-    made = progress.Live()
+    live = progress.Live()
     for seconds, done in counts:
         monkeypatch.setattr(progress.time, "monotonic", lambda seconds=seconds: seconds)
-        made.count("answering", done, unit)
-    return made.fields()
+        live.count("answering", done, unit)
+    return live.fields()
 
 
 def test_before_anything_is_made_nothing_is_claimed():
@@ -40,22 +40,22 @@ def test_a_clock_that_stands_still_gives_no_speed(monkeypatch):
 
 
 def test_bytes_are_not_the_first_tokens(monkeypatch):
-    made = progress.Live()
+    live = progress.Live()
     for seconds, state, done, unit in ((1.0, "downloading", 5000, "bytes"), (9.0, "answering", 1, "tokens")):
         monkeypatch.setattr(progress.time, "monotonic", lambda seconds=seconds: seconds)
-        made.count(state, done, unit)
-    assert (made.fields()["done"], made.fields()["per_s"]) == (1, None)
+        live.count(state, done, unit)
+    assert (live.fields()["done"], live.fields()["per_s"]) == (1, None)
 
 
 def test_what_goes_on_is_told_until_something_else_does(monkeypatch):
-    made = progress.Live()
+    live = progress.Live()
     nothing = {"done": None, "total": None, "unit": "", "per_s": None}
-    made.stage("loading", {"model": "A", "size": 5})
-    assert made.fields() == {"state": "loading", "model": "A", "size": 5, **nothing}
-    made.count("thinking", 1, "tokens")
-    assert (made.fields()["state"], "size" in made.fields()) == ("thinking", False)
-    made.count("answering", 2, "tokens")
-    assert (made.fields()["state"], made.fields()["done"]) == ("answering", 2)
+    live.stage("loading", {"model": "A", "size": 5})
+    assert live.fields() == {"state": "loading", "model": "A", "size": 5, **nothing}
+    live.count("thinking", 1, "tokens")
+    assert (live.fields()["state"], "size" in live.fields()) == ("thinking", False)
+    live.count("answering", 2, "tokens")
+    assert (live.fields()["state"], live.fields()["done"]) == ("answering", 2)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_files_that_are_checked_before_a_download_are_no_part_of_its_speed(watch
     watch.report(10**9, 10**9, "Checking", "checking")
     watch.report(5, 9, "Downloading")
     told = [data for event, data, _ in events if event == "qwenvl.progress"]
-    assert [(each["state"], each["done"], each["total"]) for each in told[1:]] == [
+    assert [(entry["state"], entry["done"], entry["total"]) for entry in told[1:]] == [
         ("checking", 10**9, 10**9),
         ("downloading", 5, 9),
     ]
@@ -87,10 +87,10 @@ def test_a_page_is_told_to_which_prompt_and_workflow_it_belongs_and_nothing_by_t
     watch.update(2, "a", "I see")
     watch.end("a circle")
     told = [data for event, data, _ in events if event == "qwenvl.progress"]
-    assert {(each["node"], each["prompt_id"], each["workflow"]) for each in told} == {("7", "p", "w")}
+    assert {(entry["node"], entry["prompt_id"], entry["workflow"]) for entry in told} == {("7", "p", "w")}
     states = ["starting", "reading", "downloading", "thinking", "answering", "done"]
-    assert [each["state"] for each in told] == states
-    assert [each["text"] for each in told] == ["", "", "", "", "a", "a circle"]
+    assert [entry["state"] for entry in told] == states
+    assert [entry["text"] for entry in told] == ["", "", "", "", "a", "a circle"]
     assert told[-1]["thinking"] == "I see"
     assert told[-1]["done"] == 2
     assert (told[1]["pictures"], told[2]["done"], told[2]["total"]) == (2, 5, 9)
@@ -132,4 +132,4 @@ def test_of_a_long_answer_the_end_is_sent_while_it_is_made_and_the_beginning_whe
     bare.update(1, text)
     bare.advance(1, 2, text)
     bare.end(text)
-    assert [len(each) for each, _, _ in comfy.texts] == [limit + 1, limit + 1 + len("1 of 2\n\n"), limit + 1]
+    assert [len(one_text) for one_text, _, _ in comfy.texts] == [limit + 1, limit + 1 + len("1 of 2\n\n"), limit + 1]

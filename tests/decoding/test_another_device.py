@@ -24,12 +24,12 @@ def run(*options):
 
 
 def test_whole_runs_are_right_on_a_device_beside_the_cpu():
-    made = run()
-    assert made.returncode == 0, made.stdout[-8000:]
-    assert "passed" in made.stdout
+    done = run()
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "passed" in done.stdout
 
 
 @pytest.mark.long
 def test_whole_runs_of_all_families_are_right_on_a_device_beside_the_cpu():
-    made = run("-m", "long")
-    assert made.returncode == 0, made.stdout[-8000:]
+    done = run("-m", "long")
+    assert done.returncode == 0, done.stdout[-8000:]

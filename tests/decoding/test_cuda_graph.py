@@ -43,7 +43,7 @@ def test_where_a_capture_fails_the_eager_step_goes_on_with_the_same_tokens(tmp_p
     decoder._captures = True
     with caplog.at_level("INFO"):
         assert [generated(decoder, inputs, sampling, seed) for _ in "abcde"] == [expected] * 5
-    told = [(each.levelname, each.getMessage()) for each in caplog.records if "CUDA graph" in each.getMessage()]
+    told = [(record.levelname, record.getMessage()) for record in caplog.records if "CUDA graph" in record.getMessage()]
     assert [level for level, _ in told] == ["INFO", "INFO", "WARNING"], "then no more is tried, and no more is said"
     assert "from now on: it failed 3 times: it is not on a GPU" in told[-1][1]
 
@@ -103,6 +103,6 @@ def test_a_step_that_waits_is_never_captured_and_leaves_its_state_as_it_was():
         return torch.rand(1, 4, generator=random)
 
     with pytest.raises(CaptureError, match="waits for the device in _local_scalar_dense"):
-        CapturedStep(logits, lambda made: made.argmax(-1), lambda: None, tokens, [seen], random)
+        CapturedStep(logits, lambda result: result.argmax(-1), lambda: None, tokens, [seen], random)
     assert (tokens.tolist(), seen.tolist()) == ([3], [0, 0, 0, 0])
     assert torch.equal(random.get_state(), before)

@@ -64,8 +64,8 @@ def generate(request, random_model):
 def test_greedy_tokens_are_those_of_generate(random_model, generate, penalty):
     handle, inputs = random_model
     expected = by_transformers(handle.model, inputs, repetition_penalty=penalty)
-    made = generate(Sampling(do_sample=False, max_new_tokens=48, repetition_penalty=penalty))
-    assert made.rows == expected
+    result = generate(Sampling(do_sample=False, max_new_tokens=48, repetition_penalty=penalty))
+    assert result.rows == expected
 
 
 def test_random_models_say_many_things(random_model):
@@ -96,10 +96,10 @@ def test_each_row_of_a_batch_ends_by_itself(random_model, generate):
             for all_, row in zip(told, new, strict=True):
                 all_.extend(row)
 
-        made = generate(GREEDY, given=inputs, on_tokens=tell)
-        assert made.rows == by_transformers(handle.model, inputs)
-        assert {len(row) for row in made.rows} != {48}
-        assert tuple(map(tuple, told)) == made.rows
+        result = generate(GREEDY, given=inputs, on_tokens=tell)
+        assert result.rows == by_transformers(handle.model, inputs)
+        assert {len(row) for row in result.rows} != {48}
+        assert tuple(map(tuple, told)) == result.rows
     finally:
         config.eos_token_id = before
 
@@ -115,9 +115,9 @@ def test_a_row_that_the_caller_ends_is_over_while_the_others_go_on(random_model,
             all_.extend(row)
         return [row for row, limit in enumerate((5, 48, 9)) if len(told[row]) == limit]
 
-    made = generate(GREEDY, given=inputs, on_tokens=end_early)
-    assert made.rows == (whole[0][:5], whole[1], whole[2][:9]) == tuple(map(tuple, told))
-    assert made.steps == sum(len(row) - 1 for row in made.rows)
+    result = generate(GREEDY, given=inputs, on_tokens=end_early)
+    assert result.rows == (whole[0][:5], whole[1], whole[2][:9]) == tuple(map(tuple, told))
+    assert result.steps == sum(len(row) - 1 for row in result.rows)
     asked = []
     everyone = generate(GREEDY, given=inputs, on_tokens=lambda new: asked.append(new) or range(3))
     assert everyone.rows == tuple(row[:1] for row in whole)
@@ -127,9 +127,9 @@ def test_a_row_that_the_caller_ends_is_over_while_the_others_go_on(random_model,
 @pytest.mark.parametrize("size", [1, 2])
 def test_no_row_of_tokens_occurs_twice(random_model, generate, size):
     handle, inputs = random_model
-    made = generate(replace(GREEDY, no_repeat_ngram_size=size)).rows
-    assert made == by_transformers(handle.model, inputs, no_repeat_ngram_size=size)
-    rows = list(zip(*(made[0][start:] for start in range(size)), strict=False))
+    result = generate(replace(GREEDY, no_repeat_ngram_size=size)).rows
+    assert result == by_transformers(handle.model, inputs, no_repeat_ngram_size=size)
+    rows = list(zip(*(result[0][start:] for start in range(size)), strict=False))
     assert len(rows) == len(set(rows))
 
 
@@ -139,23 +139,23 @@ def test_a_text_is_at_least_so_long(random_model, generate):
     # A token that comes early ends the text now.
     before, config.eos_token_id = config.eos_token_id, [generate(GREEDY).ids[9]]
     try:
-        made = generate(replace(GREEDY, min_new_tokens=30)).rows
-        assert made == by_transformers(handle.model, inputs, min_new_tokens=30)
-        assert len(made[0]) >= 30 > 9 >= len(generate(GREEDY).ids)
+        result = generate(replace(GREEDY, min_new_tokens=30)).rows
+        assert result == by_transformers(handle.model, inputs, min_new_tokens=30)
+        assert len(result[0]) >= 30 > 9 >= len(generate(GREEDY).ids)
     finally:
         config.eos_token_id = before
 
 
 def test_penalties_change_the_tokens_alike_in_every_tier(random_model):
     handle, inputs = random_model
-    made = {}
+    results = {}
     for how in ({}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5}, {"frequency_penalty": -2.0}):
         sampling = replace(GREEDY, **how)
         decoders = [Decoder(handle.model, "sdpa", tier) for tier in tiers()]
         (ids,) = {decoder.generate(inputs, sampling, None, ignore, ignore).ids for decoder in decoders}
-        made[str(how)] = ids
-    assert len(set(made.values())) >= 3
-    repeated = [len(ids) - len(set(ids)) for ids in made.values()]
+        results[str(how)] = ids
+    assert len(set(results.values())) >= 3
+    repeated = [len(ids) - len(set(ids)) for ids in results.values()]
     assert repeated[2] <= repeated[0] <= repeated[3]
 
 
@@ -167,29 +167,31 @@ def test_a_step_that_cannot_be_captured_says_why_and_runs_eagerly(random_model):
     assert "ngram" not in expected.tier_reason, "on a CPU nothing is captured anyway"
     # As on a GPU: here a capture would fail at once.
     decoder._captures = True
-    made = decoder.generate(inputs, sampling, None, ignore, ignore)
-    assert made.rows == expected.rows
-    assert "no_repeat_ngram_size" in made.tier_reason
+    result = decoder.generate(inputs, sampling, None, ignore, ignore)
+    assert result.rows == expected.rows
+    assert "no_repeat_ngram_size" in result.tier_reason
     assert decoder._captures, "no capture was tried"
 
 
 def test_every_token_is_reported_once_in_order(generate):
     told = []
-    made = generate(Sampling(max_new_tokens=20), 3, on_tokens=lambda rows: told.extend(rows[0]))
-    assert told == list(made.ids)
+    result = generate(Sampling(max_new_tokens=20), 3, on_tokens=lambda rows: told.extend(rows[0]))
+    assert told == list(result.ids)
 
 
 def test_a_seed_gives_the_same_tokens_and_another_seed_others(generate):
     sampling = Sampling(temperature=1.5, top_p=1, top_k=0, max_new_tokens=24)
-    made = [generate(sampling, seed).ids for seed in (1, 1, 2)]
-    assert made[0] == made[1] != made[2]
+    results = [generate(sampling, seed).ids for seed in (1, 1, 2)]
+    assert results[0] == results[1] != results[2]
 
 
 def test_all_tiers_draw_the_same_tokens_from_a_seed(random_model):
     handle, inputs = random_model
     sampling = Sampling(temperature=1.2, top_p=0.95, top_k=40, min_p=0.01, repetition_penalty=1.2, max_new_tokens=32)
-    made = {Decoder(handle.model, "sdpa", tier).generate(inputs, sampling, 7, ignore, ignore).ids for tier in tiers()}
-    assert len(made) == 1
+    results = {
+        Decoder(handle.model, "sdpa", tier).generate(inputs, sampling, 7, ignore, ignore).ids for tier in tiers()
+    }
+    assert len(results) == 1
 
 
 def test_sampling_neither_seeds_nor_draws_from_the_global_generator(generate):
@@ -279,11 +281,11 @@ def test_a_step_that_cannot_be_computed_is_too(random_model, broken):
 
 
 def test_times_add_up(generate):
-    made = generate(Sampling(do_sample=False, max_new_tokens=12))
-    assert made.prefill_s > 0
-    assert made.decode_s > 0
-    assert made.steps == 11
-    assert made.tokens_per_s == pytest.approx(11 / made.decode_s)
+    result = generate(Sampling(do_sample=False, max_new_tokens=12))
+    assert result.prefill_s > 0
+    assert result.decode_s > 0
+    assert result.steps == 11
+    assert result.tokens_per_s == pytest.approx(11 / result.decode_s)
 
 
 def test_one_token_has_no_speed(generate):
@@ -294,8 +296,8 @@ def test_the_end_token_ends_the_text_and_is_not_part_of_it(demo):
     question = Request(demo.spec, "Describe this image.")
     inputs = encode(demo, question, [draw("circle", "red", "blue")], None).inputs
     for tier in tiers():
-        made = Decoder(demo.model, "sdpa", tier).generate(inputs, GREEDY, None, ignore, ignore)
-        assert demo.tokenizer.decode(made.ids, skip_special_tokens=False) == "a red circle on a blue background"
+        result = Decoder(demo.model, "sdpa", tier).generate(inputs, GREEDY, None, ignore, ignore)
+        assert demo.tokenizer.decode(result.ids, skip_special_tokens=False) == "a red circle on a blue background"
 
 
 def test_a_text_that_outgrows_its_buffer_goes_on_unchanged(random_model, monkeypatch):
@@ -304,8 +306,8 @@ def test_a_text_that_outgrows_its_buffer_goes_on_unchanged(random_model, monkeyp
     monkeypatch.setattr("qwenvl.decoding.kv_cache.SMALLEST_CAPACITY", 16)
     monkeypatch.setattr("qwenvl.decoding.lanes.HEADROOM", 1)
     decoder = tiny.decoder(handle.model)
-    made = decoder.generate(inputs, Sampling(do_sample=False, max_new_tokens=300), None, ignore, ignore)
-    assert made.rows == expected
+    result = decoder.generate(inputs, Sampling(do_sample=False, max_new_tokens=300), None, ignore, ignore)
+    assert result.rows == expected
     assert decoder._lanes.kv.capacity < 1024, "it grew from a small one"
 
 
@@ -333,9 +335,9 @@ class Reuse:
     def ask(self, text, pictures, system=SYSTEM):
         prompt = encode(self.handle, Request(self.handle.spec, text, system), pictures, None)
         arguments = (prompt.inputs, GREEDY, None, ignore, ignore, prompt.media)
-        made = self.decoder.generate(*arguments)
-        assert made.rows == tiny.decoder(self.handle.model).generate(*arguments).rows
-        return made
+        result = self.decoder.generate(*arguments)
+        assert result.rows == tiny.decoder(self.handle.model).generate(*arguments).rows
+        return result
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_cudnn_computes_neither_the_prompt_nor_a_token_and_is_allowed_again(hand
     assert allowed_kernels() == ALL
     generate(handle, tier)
     assert len(seen) >= 6
-    assert all(each == ["flash", "memory-efficient", "math"] for each in seen)
+    assert all(entry == ["flash", "memory-efficient", "math"] for entry in seen)
     assert allowed_kernels() == ALL
 
 
@@ -64,7 +64,7 @@ def test_what_somebody_has_switched_off_stays_off(handle, seen, tier):
     with sdpa_kernel([SDPBackend.MATH]):
         generate(handle, tier)
         assert allowed_kernels() == ["math"]
-    assert all(each == ["math"] for each in seen)
+    assert all(entry == ["math"] for entry in seen)
 
 
 def test_where_cudnn_alone_is_allowed_it_stays():

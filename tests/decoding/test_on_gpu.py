@@ -125,7 +125,7 @@ def test_cudnn_attends_to_nothing_in_an_answer_and_is_allowed_again():
     for tier in ("own step", "generate"):
         generated(Decoder(model, "sdpa", tier), inputs, GREEDY)
     assert seen
-    assert all("cuDNN" not in each for each in seen)
+    assert all("cuDNN" not in entry for entry in seen)
     assert allowed_kernels() == before
 
 
@@ -190,12 +190,12 @@ def test_flash_decoding_is_captured_with_its_length(sizes=(8, 2, 64)):
     kv = KVCache(1, kv_heads, dim, 4096, dtype, device)
     keys, values = kv.allocate().normal_(), kv.allocate().normal_()
     query = torch.randn(1, heads, dim, dtype=dtype, device=device)
-    flash, made = Flash(), torch.empty(1, heads * dim, dtype=dtype, device=device)
+    flash, result = Flash(), torch.empty(1, heads * dim, dtype=dtype, device=device)
     graph = torch.cuda.CUDAGraph()
     flash(query, keys, values, flash.prepare(kv, 4096))
     with torch.cuda.graph(graph):
-        made.copy_(flash(query, keys, values, flash.prepare(kv, 4096)))
+        result.copy_(flash(query, keys, values, flash.prepare(kv, 4096)))
     for length in (1, 700, 4096):
         kv.lens.fill_(length - 1)
         graph.replay()
-        torch.testing.assert_close(made, Sdpa()(query, keys, values, (length, None)), atol=0.03, rtol=0.03)
+        torch.testing.assert_close(result, Sdpa()(query, keys, values, (length, None)), atol=0.03, rtol=0.03)

@@ -72,7 +72,7 @@ def test_a_norm_is_one_call_only_where_it_is_one_kernel(on_gpu, version, fused):
 
 
 def test_a_norm_in_one_call_gives_the_logits_of_its_parts(handle):
-    fused, parts = (OwnStep(handle.model, "sdpa", each) for each in (True, False))
+    fused, parts = (OwnStep(handle.model, "sdpa", flag) for flag in (True, False))
     kv, tokens = prefilled(handle, fused)
     parts.reach(256)
     with torch.inference_mode():
@@ -176,8 +176,8 @@ def test_bfloat16_logits_are_within_rounding(family, tmp_path):
     handle = loaded(family, tmp_path / "m", torch.bfloat16)
     step = OwnStep(handle.model, "sdpa")
     kv, tokens = prefilled(handle, step)
-    made, expected = both_logits(handle, step, kv, tokens)
-    error = (made - expected).abs()
+    result, expected = both_logits(handle, step, kv, tokens)
+    error = (result - expected).abs()
     assert error.max() <= 0.03 * expected.abs().max()
     assert error.mean() <= 0.015 * expected.abs().max()
 

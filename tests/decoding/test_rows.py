@@ -32,7 +32,10 @@ def ignore(*_):
 def handles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("m")
     families = {family for family, _ in CASES}
-    return {each: load(LoadSpec(each), tiny.save(each, folder / each), CPU) for each in sorted(families)}
+    return {
+        one_family: load(LoadSpec(one_family), tiny.save(one_family, folder / one_family), CPU)
+        for one_family in sorted(families)
+    }
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -63,7 +66,7 @@ def _place(rows, inputs):
     prompt = {*inputs["input_ids"].flatten().tolist()}
     for at, row in itertools.product(range(2, 20), range(len(rows))):
         token = rows[row][at]
-        before = [each for number, ids in enumerate(rows) for each in ids[: at + (number != row)]]
+        before = [one_token for number, ids in enumerate(rows) for one_token in ids[: at + (number != row)]]
         if token not in {*prompt, *before}:
             return row, at, token
     raise AssertionError("this model says the same all the time")
@@ -82,7 +85,9 @@ def test_it_is_seen_at_whatever_token_it_begins_and_names_the_row(case, sampling
     assert raised.value.rows[0] == row
     assert raised.value.token == at + 1
     assert isinstance(raised.value, UnusableError)
-    assert [each for new in told for each in new[row]] == list(whole[row][: at + 1]), "nothing that is no answer"
+    assert [one_token for new in told for one_token in new[row]] == list(whole[row][: at + 1]), (
+        "nothing that is no answer"
+    )
     assert decoder.generate(inputs, sampling, seed, ignore, ignore).rows == whole, "nothing of it is left behind"
 
 
@@ -110,7 +115,7 @@ def test_a_row_that_has_ended_may_go_on_as_it_likes():
 def test_a_question_after_one_without_numbers_finds_nothing_of_it_in_memory(handles):
     """Own step, which keeps what the last prompt had in common with the next."""
     handle = handles["qwen3"]
-    inputs = {name: each[:1] for name, each in batch_of(handle).items()}
+    inputs = {name: entry[:1] for name, entry in batch_of(handle).items()}
     decoder = Decoder(handle.model, "sdpa", "own step")
     whole = decoder.generate(inputs, GREEDY, None, ignore, ignore).rows
     with Poisoned(handle.model.get_input_embeddings().weight, whole[0][3]), pytest.raises(NotFiniteError):

@@ -86,11 +86,11 @@ def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p, min
     logits = logits.bfloat16().float() if rounded else logits
     ids = torch.randint(0, 500, (3, 20), generator=generator)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
-    made, expected = ours(logits, ids, sampling), theirs(logits, ids, sampling)
+    result, expected = ours(logits, ids, sampling), theirs(logits, ids, sampling)
     # Which of several equal logits the cut of top_p falls on is a matter of how they were sorted.
     if not rounded or top_p == 1:
-        assert torch.equal(made == NEVER, expected == NEVER)
-    by_size = (each.softmax(-1).sort(-1).values for each in (made, expected))
+        assert torch.equal(result == NEVER, expected == NEVER)
+    by_size = (value.softmax(-1).sort(-1).values for value in (result, expected))
     torch.testing.assert_close(*by_size, atol=1e-6, rtol=0)
 
 
@@ -103,9 +103,9 @@ def test_more_ties_than_there_is_room_for_cost_only_ties():
 
 def sampler(sampling, seed=None, prompt=((0,),), mask=((1,),), vocabulary=4, ends=()):
     prompt, mask = torch.tensor(prompt), torch.tensor(mask)
-    made = Sampler(sampling, len(prompt), vocabulary, "cpu")
-    made.start(sampling, seed, prompt, mask, ends)
-    return made
+    result = Sampler(sampling, len(prompt), vocabulary, "cpu")
+    result.start(sampling, seed, prompt, mask, ends)
+    return result
 
 
 def test_draws_follow_the_distribution():
@@ -138,8 +138,8 @@ def test_a_row_without_numbers_gives_no_token_and_leaves_the_others(filters, how
     rows = FOUR.repeat(3, 1).to(dtype)
     sound = sampler(Sampling(**how, **filters), 5, [[1]] * 3, [[1]] * 3, ends=[place])(rows).tolist()
     rows[1, place] = bad
-    made = sampler(Sampling(**how, **filters), 5, [[1]] * 3, [[1]] * 3, ends=[place])(rows).tolist()
-    assert made == [sound[0], NO_TOKEN, sound[2]]
+    result = sampler(Sampling(**how, **filters), 5, [[1]] * 3, [[1]] * 3, ends=[place])(rows).tolist()
+    assert result == [sound[0], NO_TOKEN, sound[2]]
 
 
 @pytest.mark.parametrize("how", [{"do_sample": False}, {"top_k": 2}])
@@ -254,13 +254,13 @@ def test_what_a_captured_step_changes_is_all_in_its_state():
     """A warm-up is undone by giving these back."""
     every = replace(GREEDY, repetition_penalty=1.5, presence_penalty=1.0, min_new_tokens=9)
     sample = sampler(every, ends=[3])
-    before = [each.clone() for each in sample.state]
+    before = [tensor.clone() for tensor in sample.state]
     logits = torch.tensor([[3.0, 2.9, 2.8, 9.0]])
     first = [sample(logits).tolist() for _ in range(3)]
     assert len(before) == 3
-    for each, value in zip(sample.state, before, strict=True):
-        assert not torch.equal(each, value)
-        each.copy_(value)
+    for tensor, value in zip(sample.state, before, strict=True):
+        assert not torch.equal(tensor, value)
+        tensor.copy_(value)
     assert [sample(logits).tolist() for _ in range(3)] == first
 
 

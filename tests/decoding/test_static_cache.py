@@ -90,7 +90,9 @@ def test_a_padded_batch_gives_the_tokens_of_generate_before_and_after_a_single_r
     assert ask(inputs) == expected
 
 
-@pytest.mark.parametrize("family", tiny.families(*(each for each in tiny.OTHERS if each in tiny.SEEING)))
+@pytest.mark.parametrize(
+    "family", tiny.families(*(one_family for one_family in tiny.OTHERS if one_family in tiny.SEEING))
+)
 def test_tokens_after_a_video_and_a_picture_are_those_of_generate(family, tmp_path):
     handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
     frames = torch.randint(0, 255, (6, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -150,10 +152,10 @@ def test_a_captured_step_attends_to_few_sizes(tmp_path, monkeypatch):
         _, logits = lanes.prefill(inputs, 64, ignore, "")
         for step in range(40):
             tokens = logits.argmax(-1)
-            before = [each.clone() for each in lanes.state]
+            before = [tensor.clone() for tensor in lanes.state]
             exact = lanes.step(tokens).clone()
-            for each, value in zip(lanes.state, before, strict=True):
-                each.copy_(value)
+            for tensor, value in zip(lanes.state, before, strict=True):
+                tensor.copy_(value)
             logits = lanes.step(tokens, lanes.span())
             torch.testing.assert_close(logits, exact)
             spans.add(seen[-1][1])
@@ -167,8 +169,8 @@ def test_on_a_cpu_these_models_use_generate_and_say_why(handle):
     tier, reason = best_tier(handle.model, tiny.decode_of(handle.model))
     assert tier == "generate"
     assert f"{handle.spec.model} is not one of the dense families" in reason
-    made = tiny.decoder(handle.model).generate(question(handle), GREEDY, None, ignore, ignore)
-    assert made.rows == by_transformers(handle.model, question(handle))
+    result = tiny.decoder(handle.model).generate(question(handle), GREEDY, None, ignore, ignore)
+    assert result.rows == by_transformers(handle.model, question(handle))
 
 
 def test_nothing_in_a_step_waits_for_the_device(handle):
@@ -193,11 +195,11 @@ def test_a_warm_up_can_be_undone(handle):
     with torch.inference_mode():
         _, logits = lanes.prefill(question(handle), 16, ignore, "")
         tokens = logits.argmax(-1)
-        before = [each.clone() for each in lanes.state]
+        before = [tensor.clone() for tensor in lanes.state]
         first = lanes.step(tokens).clone()
         lanes.count_on_device()
-        for each, value in zip(lanes.state, before, strict=True):
-            each.copy_(value)
+        for tensor, value in zip(lanes.state, before, strict=True):
+            tensor.copy_(value)
         torch.testing.assert_close(lanes.step(tokens), first)
 
 

@@ -42,16 +42,16 @@ def stored(*lengths, capacity=48):
 
 
 @pytest.mark.parametrize("lengths", [(9,), (9, 9), (40, 1, 17)], ids=["one row", "even rows", "uneven rows"])
-@pytest.mark.parametrize("attend", [Sdpa(), Eager(), Flash(reference_kernel)], ids=lambda each: each.name)
+@pytest.mark.parametrize("attend", [Sdpa(), Eager(), Flash(reference_kernel)], ids=lambda value: value.name)
 @pytest.mark.parametrize("span", [None, 44], ids=["exact", "span"])
 def test_each_row_attends_to_its_own_tokens(attend, lengths, span):
     kv, keys, values, query = stored(*lengths)
-    made = attend(query, keys, values, attend.prepare(kv, span))
+    result = attend(query, keys, values, attend.prepare(kv, span))
     own = (KV_HEADS, HEADS // KV_HEADS, DIM)
     for row, length in enumerate(lengths):
         scores = query[row].view(own) @ keys[row, :, :length].transpose(-1, -2) / DIM**0.5
         expected = (scores.softmax(-1) @ values[row, :, :length]).reshape(-1)
-        torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result[row], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_flash_reads_no_slot_beyond_the_text():
@@ -97,7 +97,7 @@ def test_the_trial_of_flash_decoding_does_without_cudnn():
         return reference_kernel(*given)
 
     assert why_not_flash(*SIZES, look) is None
-    assert [each for each in seen if "cuDNN" in each] == []
+    assert [entry for entry in seen if "cuDNN" in entry] == []
     assert "cuDNN" in allowed_kernels()
 
 

@@ -108,12 +108,12 @@ def failing_once(monkeypatch, owner, name, at=1):
 def test_a_lost_gpu_takes_its_models_along_and_the_next_run_is_right(request_, monkeypatch, owner, name, at):
     models = ModelCache()
     alive, real = [], loader._read
-    monkeypatch.setattr(loader, "_read", lambda *given: (made := real(*given), alive.append(weakref.ref(made)))[0])
+    monkeypatch.setattr(loader, "_read", lambda *given: (result := real(*given), alive.append(weakref.ref(result)))[0])
     failing_once(monkeypatch, owner, name, at)
     with pytest.raises(DeviceLostError, match=r"GPU failed while Demo.*illegal memory access was.*restart") as caught:
         run(request_, models, Watch())
     assert caught.value is not None  # kept, as ComfyUI keeps it for its report
-    assert [each() for each in alive] == [None]
+    assert [tensor() for tensor in alive] == [None]
     assert models.held == []
     assert run(request_, models, Watch()).text == RED_CIRCLE
     models.clear()

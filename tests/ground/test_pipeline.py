@@ -68,25 +68,33 @@ def request(text="Describe this image.", **changes):
 @pytest.fixture
 def loads(monkeypatch):
     """Weak references to every model that the pipeline loads, in order."""
-    made = []
+    results = []
     real = loader.load
 
     def load(*arguments):
         handle = real(*arguments)
-        made.append(weakref.ref(handle.model))
+        results.append(weakref.ref(handle.model))
         return handle
 
     monkeypatch.setattr(loader, "load", load)
-    return made
+    return results
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """A cache that keeps the demo model for all tests that ask about answers and not about loading."""
+    cache = ModelCache()
+    yield cache
+    cache.clear()
 
 
 RED_CIRCLE = {"image1": image(draw("circle", "red", "blue"))}
 
 
-def test_the_answer_says_what_is_on_the_picture(models):
-    assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
+def test_the_answer_says_what_is_on_the_picture(warm):
+    assert run(request(images=RED_CIRCLE), warm, Watch()).text == "a red circle on a blue background"
     other = {"image1": image(draw("square", "green", "white"))}
-    assert run(request(images=other), models, Watch()).text == "a green square on a white background"
+    assert run(request(images=other), warm, Watch()).text == "a green square on a white background"
 
 
 def test_what_goes_on_before_the_first_token_is_told(models):
@@ -101,20 +109,20 @@ def test_what_goes_on_before_the_first_token_is_told(models):
             assert watch.stages[0][1]["size"] > 1_000_000
 
 
-def test_red_is_not_taken_for_blue(models):
+def test_red_is_not_taken_for_blue(warm):
     for color, background in (("red", "blue"), ("blue", "red")):
         images = {"image1": image(draw("square", color, background))}
-        assert f"{color} square on a {background}" in run(request(images=images), models, Watch()).text
+        assert f"{color} square on a {background}" in run(request(images=images), warm, Watch()).text
 
 
-def test_pictures_of_several_inputs_and_batches_are_described_in_order(models):
+def test_pictures_of_several_inputs_and_batches_are_described_in_order(warm):
     scenes = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", "yellow", "black")]
     pictures = [draw(*scene) for scene in scenes]
     expected = "; ".join(
         f"image {i}: a {color} {shape} on a {back} background" for i, (shape, color, back) in enumerate(scenes, 1)
     )
     for images in ({"image1": image(*pictures)}, {"image1": image(*pictures[:2]), "image4": image(pictures[2])}):
-        answer = run(request("Describe each image.", images=images), models, Watch()).text
+        answer = run(request("Describe each image.", images=images), warm, Watch()).text
         assert answer == expected.capitalize()
 
 
@@ -122,20 +130,20 @@ SCENES = [("circle", "red", "blue"), ("square", "green", "white"), ("triangle", 
 CAPTIONS = [f"a {color} {shape} on a {background} background" for shape, color, background in SCENES]
 
 
-def test_each_picture_has_an_answer_of_its_own_in_order(models):
+def test_each_picture_has_an_answer_of_its_own_in_order(warm):
     pictures = [draw(*scene) for scene in SCENES]
     images = {"image1": image(*pictures[:2]), "image4": image(pictures[2])}
-    result = run(request(images=images, image_mode=EACH), models, Watch())
+    result = run(request(images=images, image_mode=EACH), warm, Watch())
     assert [answer.text for answer in result.answers] == CAPTIONS
     assert (result.stats.decode.answers, result.stats.decode.batch_size) == (3, 3)
     with pytest.raises(ValueError, match="too many values"):
         _ = result.text
 
 
-def test_the_statistics_say_at_what_size_each_picture_was_seen_and_what_boxes_count(models):
+def test_the_statistics_say_at_what_size_each_picture_was_seen_and_what_boxes_count(warm):
     """So that whoever draws boxes need not know how a processor scales."""
     images = {"image1": image(draw(*SCENES[0])), "image2": image(draw(*SCENES[1], (200, 120)))}
-    together, each = (run(request(images=images, image_mode=mode), models, Watch()).stats for mode in IMAGE_MODES)
+    together, each = (run(request(images=images, image_mode=mode), warm, Watch()).stats for mode in IMAGE_MODES)
     sizes = [smart_resize(height, width, 32, *PIXELS)[::-1] for width, height in ((192, 192), (200, 120))]
     assert sizes[1] != (200, 120)
     assert together.prompt.seen_sizes == (tuple(sizes),)
@@ -143,17 +151,17 @@ def test_the_statistics_say_at_what_size_each_picture_was_seen_and_what_boxes_co
     told = json.loads(each.to_json())
     assert told["seen_sizes"] == [[list(sizes[0])], [list(sizes[1])]]
     assert told["coordinates"] == "0-1000"
-    assert run(request("Count from 3 to 5."), models, Watch()).stats.prompt.seen_sizes == ((),)
+    assert run(request("Count from 3 to 5."), warm, Watch()).stats.prompt.seen_sizes == ((),)
 
 
-def test_without_a_picture_one_answer_per_image_is_one_answer(models):
-    assert run(request("Count from 3 to 5.", image_mode=EACH), models, Watch()).text == "3, 4, 5"
+def test_without_a_picture_one_answer_per_image_is_one_answer(warm):
+    assert run(request("Count from 3 to 5.", image_mode=EACH), warm, Watch()).text == "3, 4, 5"
 
 
-def test_many_answers_are_counted_while_they_are_made(models):
+def test_many_answers_are_counted_while_they_are_made(warm):
     watch = Watch()
     images = {"image1": image(*(draw(*scene) for scene in SCENES))}
-    run(request(images=images, image_mode=EACH), models, watch)
+    run(request(images=images, image_mode=EACH), warm, watch)
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1], watch.total) == (0, 3, 3)
@@ -163,23 +171,23 @@ def test_many_answers_are_counted_while_they_are_made(models):
     assert watch.final == "\n\n".join(CAPTIONS)
 
 
-def test_an_answer_whose_thought_was_cut_counts_once(models):
+def test_an_answer_whose_thought_was_cut_counts_once(warm):
     watch = Watch()
     images = {"image1": image(*(draw(*scene) for scene in SCENES[::2]))}
     sampling = replace(GREEDY, thinking_budget=4)
-    result = run(request(images=images, image_mode=EACH, thinking="on", sampling=sampling), models, watch)
+    result = run(request(images=images, image_mode=EACH, thinking="on", sampling=sampling), warm, watch)
     assert [answer.text for answer in result.answers] == CAPTIONS[::2]
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     assert counts.index(2) > 4
 
 
-def test_a_video_is_shown_beside_each_picture(models, tmp_path):
+def test_a_video_is_shown_beside_each_picture(warm, tmp_path):
     path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
     images = {"image1": image(*(draw(*scene) for scene in SCENES[:2]))}
     asked = request("Describe the image and the video.", images=images, video_path=path, image_mode=EACH)
-    answers = [answer.text for answer in run(asked, models, Watch()).answers]
-    assert answers == [f"Image 1: {each}; video 1: a red circle, then a blue square" for each in CAPTIONS[:2]]
+    answers = [answer.text for answer in run(asked, warm, Watch()).answers]
+    assert answers == [f"Image 1: {entry}; video 1: a red circle, then a blue square" for entry in CAPTIONS[:2]]
 
 
 @pytest.fixture
@@ -195,19 +203,19 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_left_out(models, folder, batch_size):
+def test_pictures_of_a_folder_are_answered_and_what_cannot_be_read_is_told_and_left_out(warm, folder, batch_size):
     answers, errors = {}, {}
     told = {"done": answers.__setitem__, "failed": errors.__setitem__}
-    stats = caption(request(), iter(folder), models, Watch(), batch_size, **told)
+    stats = caption(request(), iter(folder), warm, Watch(), batch_size, **told)
     assert {index: answer.text for index, answer in answers.items()} == dict(zip((0, 2, 3), CAPTIONS, strict=True))
     assert list(errors) == [1]
     assert "bad.png" in str(errors[1])
     assert (stats.decode.answers, stats.decode.batch_size) == (3, batch_size or 3)
 
 
-def test_answers_are_handed_over_batch_by_batch(models, folder):
+def test_answers_are_handed_over_batch_by_batch(warm, folder):
     watch, seen = Watch(), []
-    caption(request(), folder, models, watch, 1, done=lambda index, _: seen.append((index, len(watch.updates))))
+    caption(request(), folder, warm, watch, 1, done=lambda index, _: seen.append((index, len(watch.updates))))
     assert [index for index, _ in seen] == [0, 2, 3]
     assert 0 < seen[0][1] < seen[1][1] < seen[2][1] == len(watch.updates)
 
@@ -230,30 +238,30 @@ def test_a_cancelled_folder_keeps_what_was_handed_over_and_frees_the_model(model
         caption(request(release=RELEASES[-1]), folder, models, watch, 1, done=done)
     assert cancelled.value is not None
     assert answers == {0: CAPTIONS[0]}
-    assert [each() for each in loads] == [None]
+    assert [load() for load in loads] == [None]
 
 
-def test_what_was_not_answered_is_told(models, folder):
+def test_what_was_not_answered_is_told(warm, folder):
     errors, answers = {}, {}
     sampling = Sampling(do_sample=False, max_new_tokens=5)
     told = {"done": answers.__setitem__, "failed": errors.__setitem__}
-    caption(request(thinking="on", sampling=sampling), folder, models, Watch(), **told)
+    caption(request(thinking="on", sampling=sampling), folder, warm, Watch(), **told)
     kinds = {index: type(error) for index, error in errors.items()}
     assert kinds == {0: NoAnswerError, 1: MediaError, 2: NoAnswerError, 3: NoAnswerError}
     assert answers == {}
     images = {"image1": image(draw(*SCENES[0]))}
     with pytest.raises(NoAnswerError):
-        run(request(thinking="on", sampling=sampling, images=images, image_mode=EACH), models, Watch())
+        run(request(thinking="on", sampling=sampling, images=images, image_mode=EACH), warm, Watch())
 
 
 VIDEO = [draw("circle", "red", "white", (128, 128)), draw("square", "blue", "white", (128, 128))]
 
 
-def test_a_video_is_described_in_the_order_of_time(models, tmp_path):
+def test_a_video_is_described_in_the_order_of_time(warm, tmp_path):
     scenes = VIDEO
     for order in (scenes, scenes[::-1]):
         path = write_video(tmp_path / "v.mp4", order, seconds_each=2)
-        answer = run(request("Describe this video.", video_path=str(path)), models, Watch()).text
+        answer = run(request("Describe this video.", video_path=str(path)), warm, Watch()).text
         assert (answer.index("red circle") < answer.index("blue square")) == (order == scenes)
 
 
@@ -270,11 +278,11 @@ class Stream:
         return self._window
 
 
-def test_of_a_trimmed_video_only_its_part_is_described(models, tmp_path):
+def test_of_a_trimmed_video_only_its_part_is_described(warm, tmp_path):
     path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
 
     def describe(*window):
-        return run(request("Describe this video.", video=Stream(path, window)), models, Watch()).text
+        return run(request("Describe this video.", video=Stream(path, window)), warm, Watch()).text
 
     assert describe(0.0, 0.0) == "a red circle, then a blue square"
     assert "red" not in describe(3.0, 0.0)
@@ -282,44 +290,44 @@ def test_of_a_trimmed_video_only_its_part_is_described(models, tmp_path):
     assert describe(0.0, 2.9) == "a red circle"
 
 
-def test_frames_are_a_video_and_every_kind_is_seen_in_order(models, tmp_path):
+def test_frames_are_a_video_and_every_kind_is_seen_in_order(warm, tmp_path):
     path = str(write_video(tmp_path / "v.mp4", VIDEO, seconds_each=3))
     green = draw("triangle", "green", "black", (128, 128))
     frames = image(*[VIDEO[0]] * 48, *[VIDEO[1]] * 48)
-    text = run(request("Describe this video.", video_frames=frames), models, Watch()).text
+    text = run(request("Describe this video.", video_frames=frames), warm, Watch()).text
     assert text == "a red circle, then a blue square"
     everything = {"images": {"image1": image(green)}, "video_frames": image(*[green] * 24), "video_path": path}
-    text = run(request("Describe the image and the videos.", **everything), models, Watch()).text
-    places = [text.index(each) for each in ("Image 1: a green", "video 1: a green", "red circle", "blue square")]
+    text = run(request("Describe the image and the videos.", **everything), warm, Watch()).text
+    places = [text.index(value) for value in ("Image 1: a green", "video 1: a green", "red circle", "blue square")]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("resolution", ["low (256x28x28)", "medium (512x28x28)", "original"])
-def test_pictures_can_be_shown_larger_and_the_next_run_is_as_before(models, resolution):
+def test_pictures_can_be_shown_larger_and_the_next_run_is_as_before(warm, resolution):
     images = {"image1": image(draw("square", "green", "white", (640, 480)))}
     asked = request(images=images)
-    before = run(asked, models, Watch())
-    large = run(replace(asked, image_resolution=resolution), models, Watch())
+    before = run(asked, warm, Watch())
+    large = run(replace(asked, image_resolution=resolution), warm, Watch())
     assert large.text == before.text == "a green square on a white background"
     assert large.stats.prompt.prompt_tokens > 2 * before.stats.prompt.prompt_tokens
-    assert run(asked, models, Watch()).stats.prompt.prompt_tokens == before.stats.prompt.prompt_tokens
+    assert run(asked, warm, Watch()).stats.prompt.prompt_tokens == before.stats.prompt.prompt_tokens
 
 
-def test_the_answer_ends_before_a_stop(models):
+def test_the_answer_ends_before_a_stop(warm):
     watch = Watch()
-    result = run(request(images=RED_CIRCLE, sampling=replace(GREEDY, stop=("on a", "back"))), models, watch)
+    result = run(request(images=RED_CIRCLE, sampling=replace(GREEDY, stop=("on a", "back"))), warm, watch)
     assert result.text == watch.final == "a red circle"
-    assert result.stats.decode.new_tokens < len(_tokens(models, CAPTIONS[0]))
+    assert result.stats.decode.new_tokens < len(_tokens(warm, CAPTIONS[0]))
     assert not any("on" in text for _, text in watch.updates)
 
 
-def test_thinking_is_switched_and_its_budget_kept(models):
-    plain, thinks = (run(request(images=RED_CIRCLE, thinking=each), models, Watch()) for each in ("off", "on"))
+def test_thinking_is_switched_and_its_budget_kept(warm):
+    plain, thinks = (run(request(images=RED_CIRCLE, thinking=value), warm, Watch()) for value in ("off", "on"))
     assert (plain.thinking, plain.text) == ("", thinks.text)
     assert thinks.thinking == "I see one image. It shows a red circle."
     limited = replace(GREEDY, thinking_budget=4)
     watch = Watch()
-    cut = run(request(images=RED_CIRCLE, thinking="on", sampling=limited), models, watch)
+    cut = run(request(images=RED_CIRCLE, thinking="on", sampling=limited), warm, watch)
     assert (cut.thinking, cut.text) == ("I see one image", plain.text)
     assert (cut.stats.decode.thoughts_cut, thinks.stats.decode.thoughts_cut) == (1, 0)
     counts = [count for count, _ in watch.updates]
@@ -327,9 +335,9 @@ def test_thinking_is_switched_and_its_budget_kept(models):
     assert "I see one image" in watch.thoughts
 
 
-def test_the_text_grows_token_by_token_and_ends_as_the_answer(models):
+def test_the_text_grows_token_by_token_and_ends_as_the_answer(warm):
     watch = Watch()
-    result = run(request(images=RED_CIRCLE), models, watch)
+    result = run(request(images=RED_CIRCLE), warm, watch)
     counts = [count for count, _ in watch.updates]
     assert counts == sorted(counts)
     texts = [text for _, text in watch.updates]
@@ -337,17 +345,15 @@ def test_the_text_grows_token_by_token_and_ends_as_the_answer(models):
     assert texts[-1] == watch.final == result.text
 
 
-def test_a_fixed_seed_repeats_the_answer_and_minus_one_draws_a_new_seed(models):
+def test_a_fixed_seed_repeats_the_answer_and_minus_one_draws_a_new_seed(warm):
     sampling = Sampling(temperature=2, top_p=1, top_k=0, max_new_tokens=12)
-    fixed = [
-        run(request("hello", sampling=Sampling(**{**_as_dict(sampling), "seed": 4})), models, Watch()) for _ in "ab"
-    ]
+    fixed = [run(request("hello", sampling=Sampling(**{**_as_dict(sampling), "seed": 4})), warm, Watch()) for _ in "ab"]
     assert fixed[0].text == fixed[1].text
     assert fixed[0].stats.decode.seed == 4
-    drawn = [run(request("hello", sampling=sampling), models, Watch()) for _ in range(4)]
-    assert len({each.stats.decode.seed for each in drawn}) == 4
+    drawn = [run(request("hello", sampling=sampling), warm, Watch()) for _ in range(4)]
+    assert len({entry.stats.decode.seed for entry in drawn}) == 4
     again = Sampling(**{**_as_dict(sampling), "seed": drawn[0].stats.decode.seed})
-    assert run(request("hello", sampling=again), models, Watch()).text == drawn[0].text
+    assert run(request("hello", sampling=again), warm, Watch()).text == drawn[0].text
 
 
 def _as_dict(sampling):
@@ -428,7 +434,7 @@ def test_without_keep_all_memory_is_back_when_the_run_ends(models, loads, cancel
         assert cancelled.value is not None
     else:
         assert run(asked, models, Watch()).text
-    assert [each() for each in loads] == [None]
+    assert [load() for load in loads] == [None]
 
 
 def test_a_run_after_a_cancel_gives_the_right_answer(models, loads):
@@ -519,7 +525,7 @@ def test_running_out_twice_is_the_error_and_the_next_run_works(models, loads, mo
         run(request(images=RED_CIRCLE, release=keep), models, Watch())
     assert caught.value is not None
     assert len(tried) == 2
-    assert [each() is None for each in loads] == [keep == RELEASES[-1]]
+    assert [load() is None for load in loads] == [keep == RELEASES[-1]]
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
 
 
@@ -537,7 +543,7 @@ def test_running_out_while_loading_frees_what_was_read_and_names_what_would_fit(
         patched.setattr(loader, "patch_embedding_as_matmul", plan_then_fail)
         run(request(images=RED_CIRCLE), models, Watch())
     assert caught.value is not None
-    assert [each() for each in half] == [None]
+    assert [entry() for entry in half] == [None]
     assert models.held == []
     assert run(request(images=RED_CIRCLE), models, Watch()).text == "a red circle on a blue background"
 
@@ -555,4 +561,4 @@ def test_room_is_asked_for_the_whole_buffer_that_a_short_question_takes():
     memory = Asked()
     run(request("hello"), ModelCache(memory), Watch())
     kv = memory.resident.handle.decoder._lanes.kv
-    assert memory.bytes >= sum(each.numel() * each.element_size() for each in (*kv.keys, *kv.values))
+    assert memory.bytes >= sum(value.numel() * value.element_size() for value in (*kv.keys, *kv.values))

@@ -6,10 +6,10 @@ from qwenvl.checks import InvalidSettingError
 from qwenvl.request import Frames, LoadSpec, Request, Sampling
 from qwenvl.settings import settings_of
 
-NUMBERS = [(kind, each) for kind in (Sampling, Frames) for each in settings_of(kind) if each.span]
+NUMBERS = [(kind, entry) for kind in (Sampling, Frames) for entry in settings_of(kind) if entry.span]
 
 
-@pytest.mark.parametrize(("kind", "setting"), NUMBERS, ids=[each.name for _, each in NUMBERS])
+@pytest.mark.parametrize(("kind", "setting"), NUMBERS, ids=[entry.name for _, entry in NUMBERS])
 def test_both_ends_of_every_range_are_allowed_and_nothing_beyond(kind, setting):
     low, high = setting.span
     kind(**{setting.name: low})

@@ -14,7 +14,7 @@ from qwenvl.settings import ASK, CAPTION, OPTIONAL, REQUIRED, SETTINGS
 BY_MACHINE = {"model", "device", "preset"}
 # What is connected, and what is no part of a question.
 NO_FIELD = {"keep_model_loaded", "bypass", "preset", "image1", "image2", "image3", "image4"}
-each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda each: each.name)
+each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
 
 
 class Asked(Exception):  # noqa: N818
@@ -34,7 +34,7 @@ def another(setting):
 def held(request, setting):
     """What the request holds of the setting."""
     parts = [request.load, request.sampling, request.frames, request]
-    (part,) = [part for part in parts if setting.attribute in {each.name for each in fields(part)}]
+    (part,) = [part for part in parts if setting.attribute in {field.name for field in fields(part)}]
     return getattr(part, setting.attribute)
 
 
@@ -53,7 +53,7 @@ def test_the_default_and_the_value_for_off_can_be_had_and_the_tooltip_names_the_
 
 @each_setting
 def test_it_has_one_place_in_the_request(setting):
-    held = [each.name for kind in (LoadSpec, Sampling, Frames, Request) for each in fields(kind)]
+    held = [field.name for kind in (LoadSpec, Sampling, Frames, Request) for field in fields(kind)]
     assert held.count(setting.attribute) == (setting.name not in NO_FIELD)
 
 
@@ -66,27 +66,27 @@ def test_every_widget_s_value_reaches_the_request(comfy, pack, monkeypatch, node
     node = pack.NODE_CLASS_MAPPINGS[node_id]
     inputs = node.INPUT_TYPES()
     offered = {**inputs["required"], **inputs["optional"]}
-    asked = [each for name, each in SETTINGS.items() if name in offered and "default" in offered[name][1]]
-    asked = [each for each in asked if each.name not in {*BY_MACHINE, *NO_FIELD, "text", "video_path"}]
+    asked = [setting for name, setting in SETTINGS.items() if name in offered and "default" in offered[name][1]]
+    asked = [entry for entry in asked if entry.name not in {*BY_MACHINE, *NO_FIELD, "text", "video_path"}]
     assert len(asked) > 20
-    values = {each.name: another(each) for each in asked}
+    values = {entry.name: another(entry) for entry in asked}
     with pytest.raises(Asked) as caught:
         pack.nodes._answer(node, "?", values)
     (request,) = caught.value.args
-    assert {each.name: held(request, each) for each in asked} == {**values, "stop": ("other",)}
+    assert {entry.name: held(request, entry) for entry in asked} == {**values, "stop": ("other",)}
 
 
 @pytest.mark.parametrize("which", [ASK, CAPTION])
 def test_every_flag_s_value_reaches_the_request(which):
     parser = argparse.ArgumentParser()
     common.add_flags(parser, which)
-    asked = [each for each in SETTINGS.values() if which in each.commands and each.name not in BY_MACHINE]
+    asked = [setting for setting in SETTINGS.values() if which in setting.commands and setting.name not in BY_MACHINE]
     assert len(asked) > 20
-    values = {each.name: another(each) for each in asked}
+    values = {entry.name: another(entry) for entry in asked}
     written = {name: str(value).split()[0] if name == "image_resolution" else value for name, value in values.items()}
     flags = [part for name, value in written.items() for part in flag(name, value)]
     request = common.request(parser.parse_args(flags), "?", {})
-    assert {each.name: held(request, each) for each in asked} == {**values, "stop": ("other",)}
+    assert {entry.name: held(request, entry) for entry in asked} == {**values, "stop": ("other",)}
 
 
 def flag(name, value):

@@ -131,9 +131,9 @@ def server():
 
 @pytest.fixture
 def scene(server, tmp_path):
-    made = Scene(server, tmp_path)
-    yield made
-    made.traps.close()
+    new_scene = Scene(server, tmp_path)
+    yield new_scene
+    new_scene.traps.close()
 
 
 # What is looked at wherever a model is chosen: which there are, and the presets.
@@ -317,7 +317,7 @@ def did(seen):
 
 def complaints(way, seen):
     """What was done that the list does not hold, in words."""
-    extra = [each for each in seen if f"{each[0]} {each[1]}" not in ALLOWED[way]]
+    extra = [entry for entry in seen if f"{entry[0]} {entry[1]}" not in ALLOWED[way]]
     return [
         f"{way}: QwenVL {WORDS[verb].format(what if what == place else f'{place} ({what})')}, which is not on its list"
         for verb, place, what in extra
@@ -562,7 +562,7 @@ def linked_in_cache(scene):
 
 def through(path):
     return lambda scene: asked_routes(
-        scene, *({"model": each} for each in (str(scene.traps.folder / path), path, scene.traps.url))
+        scene, *({"model": value} for value in (str(scene.traps.folder / path), path, scene.traps.url))
     )
 
 

@@ -85,9 +85,9 @@ def test_what_leaks_is_seen(alive):
     kept += [torch.zeros(1) for _ in range(20)]
     grown = look(alive).growth(before, resident=False)
     thread_over.set()
-    for each in (*threads, *files):
-        each.join() if isinstance(each, threading.Thread) else each.close()
-    assert [each.split(":")[0] for each in grown] == ["files", "threads", "tensors", "tensor_bytes"]
+    for value in (*threads, *files):
+        value.join() if isinstance(value, threading.Thread) else value.close()
+    assert [entry.split(":")[0] for entry in grown] == ["files", "threads", "tensors", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ CALLERS = {
         asked(GREEN),
     ),
     "a batch and one": (
-        asked(RED, images={f"image{i}": each.image for i, each in enumerate((RED, GREEN, PINK), 1)},
+        asked(RED, images={f"image{i}": drawn.image for i, drawn in enumerate((RED, GREEN, PINK), 1)},
               image_mode=IMAGE_MODES[1]),
         asked(PINK, thinking="on"),
     ),
@@ -135,7 +135,7 @@ CALLERS = {
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("callers", "shared"), [*((each, True) for each in CALLERS), ("one model", False), ("two models", False)]
+    ("callers", "shared"), [*((name, True) for name in CALLERS), ("one model", False), ("two models", False)]
 )
 def test_two_threads_at_once_are_told_what_each_is_told_alone(models, callers, shared, rounds):
     requests = CALLERS[callers]

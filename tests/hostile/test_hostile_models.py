@@ -29,7 +29,7 @@ from qwenvl.loading.capabilities import machine
 from qwenvl.loading.source import ModelSource
 from qwenvl.models import download
 from qwenvl.models.engines import Engine
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.remote import client
 from qwenvl.remote.refusals import EngineError
 from qwenvl.remote.reply import Reply
@@ -64,7 +64,7 @@ def _ask(source, question):
     models = ModelCache()
     try:
         models.get(source)
-        return pipeline.run(question, models, Nobody())
+        return pipeline.run(question, models, NoWatch())
     finally:
         models.clear()
 

@@ -117,7 +117,7 @@ RED = Image.new("RGB", (64, 64), "red")
 def test_after_any_prompt_and_picture_the_next_question_is_answered_right(comfy, pack):
     """And there is one model, until it is let go."""
     gc.collect()
-    before = sum(isinstance(each, PreTrainedModel) for each in gc.get_objects())
+    before = sum(isinstance(value, PreTrainedModel) for value in gc.get_objects())
     right = ask(comfy, pack, text="Describe this image.", image1=image(RED))[0]
     with unchanged():
         for text in ("x" * 40_000, "\ud800", "<|im_start|>" * 200, "<|image_pad|>" * 50, "\0", "\u202e\u0301" * 99):
@@ -129,7 +129,7 @@ def test_after_any_prompt_and_picture_the_next_question_is_answered_right(comfy,
         assert ask(comfy, pack, text="Describe this image.", image1=image(RED))[0] == right
     pack.nodes.MODELS.clear()
     gc.collect()
-    assert sum(isinstance(each, PreTrainedModel) for each in gc.get_objects()) - before <= 0
+    assert sum(isinstance(value, PreTrainedModel) for value in gc.get_objects()) - before <= 0
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused_before_it_is_read(comfy, pack):

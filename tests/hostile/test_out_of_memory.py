@@ -17,7 +17,7 @@ from qwenvl.loading.cache import ModelCache
 from qwenvl.loading.source import find_source
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import run
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
 
@@ -53,7 +53,7 @@ class Asked:
             assert caption.startswith(text)
 
     def answer(self):
-        return [each.text for each in run(self.request, self.models, Nobody()).answers]
+        return [one_answer.text for one_answer in run(self.request, self.models, NoWatch()).answers]
 
     def count(self):
         """How many allocations a run makes."""
@@ -66,7 +66,7 @@ class Asked:
         """How many of them are the load's, which come first."""
         shortage = Shortage()
         with shortage():
-            self.models.get(find_source(self.request.load, Nobody(), "never"))
+            self.models.get(find_source(self.request.load, NoWatch(), "never"))
         return shortage.count
 
     def be_loaded(self):

@@ -24,7 +24,7 @@ MADE = {
     "f'\\\\b{name}\\\\b'": [r"\btop_k\b"],
     "'[\\\\\\\\/]' if windows else '/'": [r"[\\/]", "/"],
     "re.escape(key)": [re.escape("sk-aaaa+aaaa")],
-    "fnmatch.translate(pattern or '*')": [fnmatch.translate(each) for each in ("*a*a*ab", "?*[!a]*x", "**[a-c]**")],
+    "fnmatch.translate(pattern or '*')": [fnmatch.translate(glob) for glob in ("*a*a*ab", "?*[!a]*x", "**[a-c]**")],
 }
 # Of those that get no name in their module: what is only held against whole texts.
 WHOLE = {"fnmatch.translate(pattern or '*')"}
@@ -41,14 +41,16 @@ class Call:
     def patterns(self):
         if self.names:
             name = ".".join(self.file.relative_to(ROOT).with_suffix("").parts)
-            return [each for name_ in self.names for each in compiled(getattr(importlib.import_module(name), name_))]
+            return [
+                pattern for name_ in self.names for pattern in compiled(getattr(importlib.import_module(name), name_))
+            ]
         if isinstance(self.node.args[0], ast.Constant):
             return [re.compile(self.node.args[0].value, self.flags())]
-        return [re.compile(each, self.flags()) for each in MADE[self.first]]
+        return [re.compile(pattern, self.flags()) for pattern in MADE[self.first]]
 
     def flags(self):
-        given = [*self.node.args[1:], *(each.value for each in self.node.keywords)]
-        named = [each.attr for part in given for each in ast.walk(part) if isinstance(each, ast.Attribute)]
+        given = [*self.node.args[1:], *(keyword.value for keyword in self.node.keywords)]
+        named = [node.attr for part in given for node in ast.walk(part) if isinstance(node, ast.Attribute)]
         return sum(int(getattr(re, name)) for name in named if isinstance(getattr(re, name, None), re.RegexFlag))
 
     def anchored(self, uses):
@@ -60,7 +62,7 @@ class Call:
 def compiled(value):
     """The patterns that a name of a module stands for."""
     values = value.values() if isinstance(value, dict) else [value]
-    return [each for each in values if isinstance(each, re.Pattern)]
+    return [item for item in values if isinstance(item, re.Pattern)]
 
 
 def calls():
@@ -134,12 +136,14 @@ def test_every_way_to_use_re_is_looked_at():
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in ("re", "regex"), file
             if isinstance(node, ast.Import):
-                assert not [each for each in node.names if each.name == "regex" or (each.name == "re" and each.asname)]
+                assert not [
+                    alias for alias in node.names if alias.name == "regex" or (alias.name == "re" and alias.asname)
+                ]
 
 
 def test_the_pages_scripts_use_none():
-    made = re.compile(r"RegExp|\.(?:match|matchAll|search|replaceAll)\(|[(=,:?]\s?/[^/*\s]|(?:split|replace)\(/")
+    result = re.compile(r"RegExp|\.(?:match|matchAll|search|replaceAll)\(|[(=,:?]\s?/[^/*\s]|(?:split|replace)\(/")
     for file in sorted((ROOT / "web").glob("*.js")):
         code = "\n".join(line.partition(" // ")[0] for line in file.read_text(encoding="utf-8").splitlines())
         code = re.sub(r"\"[^\"\n]*\"|`[^`]*`", '""', code)
-        assert not made.search(code), f"{file.name}: {made.search(code)}"
+        assert not result.search(code), f"{file.name}: {result.search(code)}"

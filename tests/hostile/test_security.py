@@ -108,12 +108,12 @@ def test_the_one_program_that_is_started_is_python_with_a_fixed_text():
 
 def test_models_are_read_from_this_disk_as_safetensors_without_code_of_their_folders():
     found = [node for _, name, node in calls() if name.endswith(".from_pretrained")]
-    spread = [{ast.unparse(each.value) for each in node.keywords if each.arg is None} for node in found]
+    spread = [{ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is None} for node in found]
     assert len(found) >= 4
-    assert [each for each in spread if not each & {"_LOCAL", "options"}] == []
+    assert [entry for entry in spread if not entry & {"_LOCAL", "options"}] == []
     loader = [ast.unparse(node) for node in ast.walk(TREES["qwenvl/loading/loader.py"]) if isinstance(node, ast.Dict)]
     assert "{'local_files_only': True, 'trust_remote_code': False}" in loader
-    assert [each for each in loader if each.startswith("{**_LOCAL") and "'use_safetensors': True" in each]
+    assert [entry for entry in loader if entry.startswith("{**_LOCAL") and "'use_safetensors': True" in entry]
 
 
 def test_code_of_others_is_never_trusted():
@@ -126,7 +126,7 @@ def test_the_environment_is_read_and_never_changed():
     for file, tree in TREES.items():
         for node in ast.walk(tree):
             targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
-            found += [(file, "os.environ") for each in targets if ast.unparse(each).startswith("os.environ")]
+            found += [(file, "os.environ") for target in targets if ast.unparse(target).startswith("os.environ")]
     assert found == []
 
 

@@ -42,7 +42,7 @@ def install(tmp_path, monkeypatch):
         (folder / "__init__.py").write_text(content)
 
     yield do
-    for name in [each for each in sys.modules if each.startswith("flash_attn")]:
+    for name in [module for module in sys.modules if module.startswith("flash_attn")]:
         del sys.modules[name]
 
 

@@ -31,7 +31,7 @@ class Loads:
 
     @property
     def living(self):
-        return sum(each() is not None for each in self.alive)
+        return sum(entry() is not None for entry in self.alive)
 
 
 class _Source:
@@ -219,7 +219,9 @@ def test_two_threads_take_turns_whether_or_not_they_share_a_cache(shared):
             use(cache, spec, loads)
             inside.remove(spec)
 
-    threads = [threading.Thread(target=work, args=each) for each in zip((A, B), caches, strict=True) for _ in range(8)]
+    threads = [
+        threading.Thread(target=work, args=value) for value in zip((A, B), caches, strict=True) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -147,7 +147,7 @@ def cancels_at(last):
 
 def living_bytes():
     """Of all tensors on the CPU."""
-    return sum(each.nbytes for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
+    return sum(value.nbytes for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -62,9 +62,9 @@ def plan(spec, where):
 
 
 def test_quantization_that_cannot_be_had_falls_back_to_none_with_the_reason(no_packages):
-    made = plan(LoadSpec("m", "4bit"), AMPERE)
-    assert made.quantization == "none"
-    assert made.fallbacks == (
+    result = plan(LoadSpec("m", "4bit"), AMPERE)
+    assert result.quantization == "none"
+    assert result.fallbacks == (
         "4bit is not possible here: bitsandbytes is not installed (pip install bitsandbytes); using none instead",
     )
 
@@ -119,7 +119,9 @@ def test_every_vision_family_loads_by_its_config_and_reads_pictures_and_videos(f
     assert len(tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore).ids) > 0
 
 
-@pytest.mark.parametrize("family", tiny.families(*(each for each in tiny.CLASSES if each not in tiny.SEEING)))
+@pytest.mark.parametrize(
+    "family", tiny.families(*(one_family for one_family in tiny.CLASSES if one_family not in tiny.SEEING))
+)
 def test_every_text_family_loads_by_its_config_and_has_no_processor(family, tmp_path):
     handle = load(LoadSpec(family), tiny.save(family, tmp_path / "m"), CPU)
     assert handle.processor is None
@@ -130,12 +132,12 @@ def test_the_checkpoint_s_sampling_defaults_do_not_mix_into_ours(tmp_path):
     folder = tiny.save("qwen3", tmp_path / "m", do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.9)
     plain = tiny.save("qwen3", tmp_path / "plain")
     sampling = Sampling(do_sample=False, max_new_tokens=40)
-    made = []
-    for each in (folder, plain):
-        handle = load(LoadSpec("m"), each, CPU)
+    results = []
+    for value in (folder, plain):
+        handle = load(LoadSpec("m"), value, CPU)
         prompt = encode(handle, Request(handle.spec, "Hello"), [], None)
-        made.append(tiny.decoder(handle.model).generate(prompt.inputs, sampling, None, ignore, ignore).ids)
-    assert made[0] == made[1]
+        results.append(tiny.decoder(handle.model).generate(prompt.inputs, sampling, None, ignore, ignore).ids)
+    assert results[0] == results[1]
 
 
 def test_a_checkpoint_made_for_large_pictures_gets_the_pack_s_picture_size(tmp_path):
@@ -315,7 +317,7 @@ def test_a_model_that_lacks_weights_moves_nobodys_seed(tmp_path):
     shutil.copytree(tiny.DEMO_FOLDER, folder)
     weights = load_file(folder / "model.safetensors")
     lacking = next(name for name in weights if name.endswith("q_proj.weight"))
-    save_file({name: each for name, each in weights.items() if name != lacking}, folder / "model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if name != lacking}, folder / "model.safetensors")
     before = torch.get_rng_state()
     with pytest.raises(LoadError, match="lack 1 of the weights"):
         load(LoadSpec("m"), folder, CPU)

@@ -16,7 +16,7 @@ from qwenvl.loading import capabilities
 from qwenvl.loading.overflow import in_float32, why_not_finite
 from qwenvl.models import catalog
 from qwenvl.pipeline import caption, run
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import LoadSpec, Request, Sampling
 
 ANSWER = "a red circle on a blue background"
@@ -26,7 +26,7 @@ FACTOR = 2.0**22
 GREEDY = Sampling(do_sample=False, max_new_tokens=20)
 
 
-class Watch(Nobody):
+class Watch(NoWatch):
     """Keeps what was shown."""
 
     def __init__(self):
@@ -39,16 +39,16 @@ class Watch(Nobody):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The demo model, listed as "mine"."""
-    made = shutil.copytree(tiny.DEMO_FOLDER, tmp_path / "m")
+    result = shutil.copytree(tiny.DEMO_FOLDER, tmp_path / "m")
     listed = tmp_path / "custom_models.json"
-    listed.write_text(json.dumps({"hf_models": {"mine": {"path": str(made)}}}))
+    listed.write_text(json.dumps({"hf_models": {"mine": {"path": str(result)}}}))
     monkeypatch.setattr(catalog, "CUSTOM_MODELS", listed)
-    return made
+    return result
 
 
 def overflow(folder, factor=FACTOR):
     """Have a product of one layer overflow in float16, and the layer compute the same all in all."""
-    weights = {name: each.float() for name, each in load_file(folder / "model.safetensors").items()}
+    weights = {name: entry.float() for name, entry in load_file(folder / "model.safetensors").items()}
     weights[f"{LAYER}.up_proj.weight"] *= factor
     weights[f"{LAYER}.down_proj.weight"] /= factor
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -77,18 +77,18 @@ def ask(models, watch=None, **changes):
 
 @pytest.mark.usefixtures("half")
 def test_what_fits_into_float16_stays_in_it(folder, models):
-    made = ask(models)
-    assert (made.text, made.stats.loaded.dtype, made.stats.loaded.fallbacks) == (ANSWER, "float16", ())
+    result = ask(models)
+    assert (result.text, result.stats.loaded.dtype, result.stats.loaded.fallbacks) == (ANSWER, "float16", ())
 
 
 @pytest.mark.usefixtures("half")
 def test_a_model_that_overflows_in_float16_is_loaded_in_float32_and_the_statistics_say_so(folder, models, caplog):
     overflow(folder)
     watch = Watch()
-    made = ask(models, watch)
-    assert made.text == ANSWER
-    assert made.stats.loaded.dtype == "float32"
-    (fallback,) = made.stats.loaded.fallbacks
+    result = ask(models, watch)
+    assert result.text == ANSWER
+    assert result.stats.loaded.dtype == "float32"
+    (fallback,) = result.stats.loaded.fallbacks
     assert fallback == "mine overflows in float16, so it is computed in float32, which takes more memory and time"
     assert fallback in caplog.text
     assert all(ANSWER.startswith(shown) for shown in watch.shown), "no garbage was shown on the way"
@@ -99,8 +99,8 @@ def test_the_next_question_finds_it_in_float32(folder, models, caplog):
     overflow(folder)
     ask(models)
     caplog.clear()
-    made = ask(models)
-    assert (made.text, made.stats.loaded.dtype) == (ANSWER, "float32")
+    result = ask(models)
+    assert (result.text, result.stats.loaded.dtype) == (ANSWER, "float32")
     assert "loaded" not in caplog.text
     assert len(models.held) == 1
 
@@ -112,14 +112,14 @@ def test_many_pictures_too(folder, models):
     answers = {}
     stats = caption(
         request(images={}),
-        [(each[0], draw(*each)) for each in scenes],
+        [(scene[0], draw(*scene)) for scene in scenes],
         models,
         Watch(),
         2,
         answers.__setitem__,
         pytest.fail,
     )
-    assert [answers[each].text for each in range(3)] == [f"a {b} {a} on a {c} background" for a, b, c in scenes]
+    assert [answers[number].text for number in range(3)] == [f"a {b} {a} on a {c} background" for a, b, c in scenes]
     assert stats.loaded.dtype == "float32"
 
 
@@ -147,7 +147,7 @@ def test_in_any_other_precision_it_is_an_error_at_once(folder, models, sampling)
     poison(folder)
     with pytest.raises(NotFiniteError, match=r"What may help: attention_mode eager; downloading it again"):
         run(replace(request(), sampling=sampling), models, Watch())
-    assert [each.model for each in models.held] == ["mine"], "and no second load"
+    assert [key.model for key in models.held] == ["mine"], "and no second load"
 
 
 def test_of_many_pictures_only_those_fail_that_cannot_be_computed(folder, models, monkeypatch):
@@ -157,10 +157,10 @@ def test_of_many_pictures_only_those_fail_that_cannot_be_computed(folder, models
     real = session.prompt.encode
 
     def encode(handle, asked, pictures, videos, phase, number, *how):
-        made = real(handle, asked, pictures, videos, phase, number, *how)
+        result = real(handle, asked, pictures, videos, phase, number, *how)
         if number == 1:
-            made.inputs["pixel_values"][0, 0] = float("nan")
-        return made
+            result.inputs["pixel_values"][0, 0] = float("nan")
+        return result
 
     monkeypatch.setattr(session.prompt, "encode", encode)
     colors, answers, failed = ["red", "green", "yellow"], {}, {}

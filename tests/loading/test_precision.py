@@ -196,9 +196,9 @@ def test_fp8_is_kept_where_it_can_be_computed(packages, monkeypatch):
 def test_fp8_that_cannot_be_computed_is_made_plain_with_the_reason(packages, monkeypatch, where, missing, reason):
     packages.discard(missing)
     monkeypatch.setattr(capabilities, "kernel_on_disk", lambda repo_id: missing != "on disk")
-    made = plan_precision("none", stored("fp8"), where)
-    assert (made.name, made.expands) == ("none", "fp8")
-    assert reason in made.reason
+    result = plan_precision("none", stored("fp8"), where)
+    assert (result.name, result.expands) == ("none", "fp8")
+    assert reason in result.reason
 
 
 @pytest.mark.skipif(NEW, reason="this transformers can make FP8 plain")

@@ -138,7 +138,7 @@ def test_4bit_that_cannot_be_had_is_recorded_and_loaded_once(models, monkeypatch
         assert "4bit is not possible here: bitsandbytes is not installed" in result.stats.loaded.fallbacks[0]
 
 
-@pytest.mark.parametrize("attention", [each for each in ATTENTIONS if each not in ("sdpa", "auto")])
+@pytest.mark.parametrize("attention", [entry for entry in ATTENTIONS if entry not in ("sdpa", "auto")])
 def test_what_runs_is_recorded_where_something_else_was_asked_for(attention, models):
     """On a CPU, which has neither FlashAttention nor Triton."""
     spec = LoadSpec("m", attention=attention)
@@ -155,7 +155,9 @@ def own_sampling(models, tmp_path, sampling, **recommended):
     """The answer and statistics of a random model that comes with that recommendation, and what is set otherwise."""
     spec = LoadSpec("m")
     models.get(ModelSource(spec, tiny.save("qwen3", tmp_path / "m", **recommended), CPU))
-    return [run(Request(spec, "Hi", sampling=sampling, sampling_from=each), models, Watch()) for each in SAMPLING_FROM]
+    return [
+        run(Request(spec, "Hi", sampling=sampling, sampling_from=entry), models, Watch()) for entry in SAMPLING_FROM
+    ]
 
 
 def test_the_model_s_own_sampling_is_what_its_makers_recommend(models, tmp_path, caplog):

@@ -44,8 +44,8 @@ def answer(folder):
     handle = load(LoadSpec("m"), folder, CPU)
     request = Request(handle.spec, "Describe this image.", sampling=Sampling(do_sample=False, max_new_tokens=40))
     prompt = encode(handle, request, [draw("circle", "red", "blue")])
-    made = tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore)
-    return handle.tokenizer.decode(made.ids)
+    result = tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore)
+    return handle.tokenizer.decode(result.ids)
 
 
 def _in_tokenizer_config(folder, template):
@@ -261,10 +261,13 @@ LARGE = [
 # What jinja2 has and no chat template needs: it makes or searches much from little.
 WITHOUT = [
     "{{ lipsum(10 ** 9) }}",
-    *("{{ 'ab' | " + each + " }}" for each in ("center(9)", "wordwrap(1)", "batch(10 ** 9, 1)", "slice(9)", "urlize")),
     *(
-        "{{ " + each + " }}"
-        for each in ("'a'.expandtabs(10 ** 9)", "'a'.translate({97: 'b'})", "(1).to_bytes(9, 'big')")
+        "{{ 'ab' | " + value + " }}"
+        for value in ("center(9)", "wordwrap(1)", "batch(10 ** 9, 1)", "slice(9)", "urlize")
+    ),
+    *(
+        "{{ " + value + " }}"
+        for value in ("'a'.expandtabs(10 ** 9)", "'a'.translate({97: 'b'})", "(1).to_bytes(9, 'big')")
     ),
     "{{ 'a'.format_map({}) }}{{ messages.append(1) }}",
     "{{ namespace(__class__=1) }}",

@@ -35,8 +35,8 @@ def answer(folder):
     handle = load(LoadSpec("m"), folder, CPU)
     request = Request(handle.spec, "Describe this image.", sampling=Sampling(do_sample=False, max_new_tokens=40))
     prompt = encode(handle, request, [draw("circle", "red", "blue")])
-    made = tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore)
-    return handle.tokenizer.decode(made.ids)
+    result = tiny.decoder(handle.model).generate(prompt.inputs, request.sampling, None, ignore, ignore)
+    return handle.tokenizer.decode(result.ids)
 
 
 def weights(folder):
@@ -208,7 +208,7 @@ PROJECTION = "model.language_model.layers.0.mlp.down_proj.weight"
 
 
 def add(folder, **tensors):
-    save(folder, weights(folder) | {name.replace("__", "."): each for name, each in tensors.items()})
+    save(folder, weights(folder) | {name.replace("__", "."): tensor for name, tensor in tensors.items()})
 
 
 def _scaled(folder, suffix, stored=torch.float8_e4m3fn):

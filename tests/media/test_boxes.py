@@ -92,15 +92,15 @@ def test_marks_are_cut_off_at_the_edge_and_left_out_beyond_it():
 
 def test_the_mask_is_the_union_of_the_boxes_and_a_disc_for_each_point():
     marks = [Mark((10, 20, 30, 40)), Mark((20, 30, 50, 60)), Mark((80, 80, 80, 80), is_point=True)]
-    made = np.asarray(mask((100, 90), marks))
-    assert made.shape == (90, 100)
+    result = np.asarray(mask((100, 90), marks))
+    assert result.shape == (90, 100)
     expected = np.zeros((90, 100), bool)
     expected[20:40, 10:30] = expected[30:60, 20:50] = True
-    disc = made[70:90, 70:90] > 0
+    disc = result[70:90, 70:90] > 0
     assert 20 < disc.sum() < 50
-    assert made[80, 80] == 255
+    assert result[80, 80] == 255
     expected[70:90, 70:90] = disc
-    assert (made == expected * 255).all()
+    assert (result == expected * 255).all()
 
 
 def test_bounding_boxes_are_whole_pixels_within_the_picture_and_points_are_none():

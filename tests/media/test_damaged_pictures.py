@@ -38,7 +38,9 @@ def test_text_that_is_too_long_for_pillow_costs_nothing_of_the_picture(tmp_path,
         picture, file = with_text(tmp_path, **text)
         caplog.clear()
         assert shown(file).tobytes() == picture.tobytes()
-        assert [re.search(r"text or a colour profile in .*a\.png' cannot be read", each) for each in caplog.messages]
+        assert [
+            re.search(r"text or a colour profile in .*a\.png' cannot be read", message) for message in caplog.messages
+        ]
         with open_picture(file) as opened:
             assert opened.size == (64, 64), "as the folder node asks, before it reads"
 
@@ -132,7 +134,7 @@ def test_a_damaged_note_of_how_it_is_turned_costs_only_that(tmp_path, caplog):
     assert shown(file).size == (64, 64)
     picture.save(file, exif=b"Exif\0\0no exif at all")
     assert shown(file).tobytes() == picture.tobytes()
-    assert all("turned" in each for each in caplog.messages)
+    assert all("turned" in message for message in caplog.messages)
 
 
 def test_no_bomb_goes_off_for_being_damaged(tmp_path, monkeypatch):

@@ -143,8 +143,8 @@ def test_frames_of_a_variable_rate_are_picked_by_time(tmp_path, name):
     assert len(seen.times_s) == 16
     assert sum(time < 3 for time in seen.times_s) <= 4
     assert numbers(seen)[-12:] == list(range(90, 102))
-    assert [RECORDING_MS[each] for each in numbers(seen)] == pytest.approx(
-        [1000 * each for each in seen.times_s], abs=1
+    assert [RECORDING_MS[number] for number in numbers(seen)] == pytest.approx(
+        [1000 * seconds for seconds in seen.times_s], abs=1
     )
     few = read(path, Frames(max_frames=8))
     assert [round(time) for time in few.times_s] == [0, 8, 18, 23, 33, 43, 48, 58]

@@ -32,7 +32,7 @@ def corner(picture):
 def test_every_image_of_every_batch_is_seen_in_order():
     red, blue, green = (Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime"))
     found = pictures({"image1": image(red, blue), "image3": image(green)})
-    assert [corner(each) for each in found] == [RED, BLUE, (0, 255, 0)]
+    assert [corner(entry) for entry in found] == [RED, BLUE, (0, 255, 0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -62,7 +62,7 @@ def test_what_is_transparent_becomes_white():
     tensor = torch.zeros(2, 4, 4, 4)
     tensor[..., 0] = 1
     tensor[1, ..., 3] = 1
-    assert [corner(each) for each in pictures({"image1": tensor})] == [(255, 255, 255), RED]
+    assert [corner(picture) for picture in pictures({"image1": tensor})] == [(255, 255, 255), RED]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_is_nearly_json_is_read_and_is_not_called_cut_off(answer, labels):
     marks, problems = read(answer)
     assert [mark.label for mark in marks] == labels
     assert marks[0].box == (1, 2, 30, 40)
-    assert not [each for each in problems if "cut off" in each]
+    assert not [problem for problem in problems if "cut off" in problem]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_without_json_repair_the_rest_is_read_and_a_sentence_says_what_is_missin
     assert marks == BOTH
     assert "pip install json-repair" in problems[0]
     assert "left out" in problems[1]
-    assert not any("json-repair" in each for each in read(f"[{RED}]").problems)
+    assert not any("json-repair" in problem for problem in read(f"[{RED}]").problems)
 
 
 @pytest.mark.parametrize(

@@ -124,4 +124,4 @@ def test_such_an_answer_that_was_cut_off_says_so(end):
 def test_four_numbers_without_a_key_are_a_box_where_they_can_be_and_it_is_said(answer, marks):
     found, problems = read(answer)
     assert found == marks
-    assert ["without a key" in each for each in problems] == ([True] if marks else [])
+    assert ["without a key" in problem for problem in problems] == ([True] if marks else [])

@@ -95,8 +95,8 @@ def test_whole_numbers_of_32_bits_are_16_bits_where_they_fit_and_else_stretched(
     for where in (None, tmp_path):
         caplog.clear()
         assert grey(seen(picture, where, "TIFF")) == [shown]
-        warned = [each.message for each in caplog.records if each.levelname == "WARNING"]
-        assert [told in each for each in warned] == ([True] if told else [])
+        warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert [told in entry for entry in warned] == ([True] if told else [])
 
 
 def test_numbers_of_32_bits_without_a_sign_are_none_below_zero(tmp_path):
@@ -122,7 +122,7 @@ def test_fractions_are_0_to_1_where_they_fit_and_else_stretched(tmp_path, caplog
     for where in (None, tmp_path):
         caplog.clear()
         assert grey(seen(picture, where, "TIFF")) == [shown]
-        assert any(told in each for each in caplog.messages) if told else caplog.messages == []
+        assert any(told in message for message in caplog.messages) if told else caplog.messages == []
 
 
 def test_a_picture_without_one_number_is_an_error_that_names_it(tmp_path):
@@ -213,7 +213,7 @@ def test_of_pictures_that_move_the_first_is_shown(tmp_path, kind):
 )
 def test_a_tensor_of_another_range_is_read_right_or_told_of(caplog, tensor, shown, told):
     assert grey(seen(tensor.reshape(1, 1, -1, 1))) == [shown]
-    assert [told in each for each in caplog.messages] == ([True] if told else [])
+    assert [told in message for message in caplog.messages] == ([True] if told else [])
 
 
 def test_a_picture_in_memory_is_not_changed():

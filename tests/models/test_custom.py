@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from qwenvl.files.bounded_json import SETTINGS
 from qwenvl.models.builtin import Model
 from qwenvl.models.catalog import CUSTOM_MODELS
 from qwenvl.models.custom import MODEL_KEYS, bring_over, custom_engines, custom_models
@@ -170,7 +171,7 @@ def test_what_a_user_wrote_is_copied_once_byte_by_byte_and_the_log_says_so(file,
     edited, place = file(content), tmp_path / "user" / "default" / "qwenvl" / "custom_models.json"
     bring_over(edited, place)
     assert place.read_bytes() == edited.read_bytes()
-    assert [each.name for each in place.parent.iterdir()] == [place.name]
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
     assert caplog.text.count("were copied to") == 1 and str(place) in caplog.text and str(edited) in caplog.text
     place.write_text('{"models": {}}')
     bring_over(edited, place)
@@ -189,4 +190,20 @@ def test_a_file_that_nobody_wrote_into_is_not_copied(file, tmp_path, caplog, con
 def test_a_place_that_cannot_be_written_is_told_of_and_costs_nothing_else(file, tmp_path, caplog):
     (tmp_path / "user").write_text("a file where a folder should be")
     bring_over(file({"models": {"Mine": REFERENCE}}), tmp_path / "user" / "custom_models.json")
+    assert "could not be copied" in caplog.text
+
+
+def test_a_file_larger_than_any_list_of_models_is_told_of_and_not_copied(file, tmp_path, caplog):
+    bring_over(file(f'{{"models": {{"Mine": "{"x" * SETTINGS.size}"}}}}'), tmp_path / "user" / "custom_models.json")
+    bring_over(file(f'{{"models": [{"0," * SETTINGS.values}0]}}'), tmp_path / "user" / "custom_models.json")
+    assert not (tmp_path / "user").exists()
+    first, second = caplog.messages
+    assert "could not be copied" in first and "larger than" in first
+    assert "could not be copied" in second and "more than" in second
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+def test_a_pipe_in_its_place_is_told_of_and_not_waited_for(tmp_path, caplog):
+    os.mkfifo(tmp_path / "custom_models.json")
+    bring_over(tmp_path / "custom_models.json", tmp_path / "user" / "custom_models.json")
     assert "could not be copied" in caplog.text

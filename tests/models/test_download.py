@@ -185,19 +185,30 @@ def test_a_process_killed_in_the_middle_leaves_nothing_running_and_the_next_goes
     assert hub.asked_for("model.safetensors") == ["", f"bytes={len(came)}-"]
 
 
+class Behind(Watch):
+    """Waits behind another download of the folder, which ends once that is logged.
+
+    Args:
+        ends: called just before the other one's lock is released.
+    """
+
+    def __init__(self, folder, caplog, ends=lambda: None):
+        super().__init__()
+        folder.mkdir()
+        self._lock, self._caplog, self._ends, self._waits = FileLock(folder / LOCK), caplog, ends, True
+        assert self._lock.take()
+
+    def check(self):
+        if self._waits and "another process is downloading" in self._caplog.text:
+            self._waits = False
+            self._ends()
+            self._lock.release()
+
+
 def test_two_that_want_the_same_model_wait_for_each_other(hub, tmp_path, caplog):
     hub.fail()
     folder = tmp_path / "owner--name"
-    folder.mkdir()
-    lock = FileLock(folder / LOCK)
-    assert lock.take()
-
-    class Other(Watch):
-        def check(self):
-            if "another process is downloading" in caplog.text:
-                lock.release()
-
-    fetch("owner/name", folder, Other())
+    fetch("owner/name", folder, Behind(folder, caplog))
     assert why_incomplete(folder) is None
 
 
@@ -224,18 +235,12 @@ def test_many_processes_fetch_a_model_once_and_what_is_whole_stays_whole(hub, tm
 def test_what_came_while_one_waited_is_left_as_it_is(hub, tmp_path, caplog):
     """Even where the hub has another version by now."""
     folder = tmp_path / "owner--name"
-    folder.mkdir()
-    lock = FileLock(folder / LOCK)
-    assert lock.take()
 
-    class Other(Watch):
-        def check(self):
-            if "another process is downloading" in caplog.text and not (folder / "config.json").exists():
-                shutil.copytree(find(DEMO).folder, folder, dirs_exist_ok=True)
-                (folder / "tokenizer_config.json").write_text("{}")
-                lock.release()
+    def other_ends():
+        shutil.copytree(find(DEMO).folder, folder, dirs_exist_ok=True)
+        (folder / "tokenizer_config.json").write_text("{}")
 
-    fetch("owner/name", folder, Other())
+    fetch("owner/name", folder, Behind(folder, caplog, other_ends))
     assert (folder / "tokenizer_config.json").read_text() == "{}"
     assert hub.asked_for("model.safetensors") == []
 
@@ -321,7 +326,7 @@ def safetensors(**tensor):
     [
         *(safetensors(**odd) for odd in ({"data_offsets": []}, {"data_offsets": [0, "8"]}, {"shape": [10**30]})),
         *(safetensors(**odd) for odd in ({"shape": "x"}, {"shape": [-1]}, {"dtype": []}, {"shape": [2.0]})),
-        *((2).to_bytes(8, "little") + each + b"12345678" for each in (b"[]", b"5 ", b"\xff\xff")),
+        *((2).to_bytes(8, "little") + value + b"12345678" for value in (b"[]", b"5 ", b"\xff\xff")),
         (5000).to_bytes(8, "little") + b"[" * 5000 + b"12345678",
     ],
 )

@@ -94,7 +94,7 @@ def test_every_setting_is_taken(engines, warnings):
 )
 def test_a_bad_entry_costs_itself_only_and_is_named_without_its_values(engines, change, named, warnings):
     found = engines({"bad": {**GOOD, **change}, "good": GOOD})
-    assert [each.name for each in found] == ["good"]
+    assert [entry.name for entry in found] == ["good"]
     (warning,) = warnings()
     assert "'bad'" in warning
     assert named in warning
@@ -157,7 +157,7 @@ def test_a_bad_entry_is_named_once_until_the_file_changes(tmp_path, warnings):
         for _ in range(3):
             custom_engines(file)
     assert len(warnings()) == 2
-    assert [each.name for each in custom_engines(file)] == ["good"]
+    assert [engine.name for engine in custom_engines(file)] == ["good"]
 
 
 @pytest.mark.parametrize("content", ['{"engines": ' + "[" * 5000, "1" * 5000])

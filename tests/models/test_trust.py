@@ -173,8 +173,8 @@ def test_ways_of_storing_weights_that_are_known_may_be_read(folder, key, stored)
     "stored",
     [
         *(
-            {"quant_method": each}
-            for each in ("hqq", "torchao", "mxfp4", "auto-round", "AWQ", "", "x" * 10**6, 3, ["awq"])
+            {"quant_method": value}
+            for value in ("hqq", "torchao", "mxfp4", "auto-round", "AWQ", "", "x" * 10**6, 3, ["awq"])
         ),
         {"quant_method": None},
         {"bits": 4},
@@ -417,7 +417,7 @@ def watched(folder):
 
 def others(told):
     """What was seen beside the opening of the model's own files: other files, connections, programs."""
-    return [each for each in told["seen"] if not (each.startswith("open model/") and each.endswith(READ))]
+    return [entry for entry in told["seen"] if not (entry.startswith("open model/") and entry.endswith(READ))]
 
 
 @pytest.mark.parametrize("at", [0, 3, 6, 8, 13])
@@ -457,7 +457,7 @@ def test_loading_runs_no_code_of_the_folder_and_opens_no_pickle(folder, tmp_path
     told = watched(folder)
     assert not sprung.exists()
     assert others(told) == []
-    opened = [each.removeprefix("open model/") for each in told["seen"]]
+    opened = [entry.removeprefix("open model/") for entry in told["seen"]]
     assert [name for name in opened if not (name.endswith(".safetensors") or is_read(Path(name).name))] == []
     assert "open model/model.safetensors" in told["seen"] or "open model/config.json" in told["seen"], "it did watch"
     assert set(told["attention"]) == {"sdpa"}

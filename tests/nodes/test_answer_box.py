@@ -86,15 +86,15 @@ STATUS = [
 
 def test_the_line_says_what_goes_on(scripts):
     seen = run(scripts, SHOW, [state for state, _ in STATUS])
-    assert [each["status"] for each in seen] == [line for _, line in STATUS]
-    assert [each["button"] for each in seen] == ["Copy" if state.get("text") else None for state, _ in STATUS]
+    assert [entry["status"] for entry in seen] == [line for _, line in STATUS]
+    assert [entry["button"] for entry in seen] == ["Copy" if state.get("text") else None for state, _ in STATUS]
 
 
 def test_the_line_is_in_the_language_of_the_page(scripts):
     seen = run(scripts, 'settings["Comfy.Locale"] = "zh";' + SHOW, [LIVE, {"state": "error", "text": "x"}])
     words = json.loads((ROOT / "web" / "words.json").read_text(encoding="utf-8"))["zh"]
     tokens, speed = words["{n} tokens"].replace("{n}", "2"), words["{n} tokens/s"].replace("{n}", "10.0")
-    assert [each["status"] for each in seen] == [f"{words['Answering']} · {tokens} · {speed}", words["Error"]]
+    assert [entry["status"] for entry in seen] == [f"{words['Answering']} · {tokens} · {speed}", words["Error"]]
     assert words["Answering"] != "Answering"
 
 
@@ -170,9 +170,9 @@ for (const isSmall of [false, true]) {
 @pytest.mark.parametrize(("size", "large", "small"), [([200, 64], 268, 152), ([600, 900], 900, 900)])
 def test_a_node_grows_once_for_its_box_which_is_no_value_of_a_saved_workflow(scripts, size, large, small):
     seen = run(scripts, GROW, size)
-    for each, height in zip(seen[::2], (large, small), strict=True):
+    for entry, height in zip(seen[::2], (large, small), strict=True):
         expected = [size[0], height]
-        assert each == {"grown": expected, "size": expected, "boxes": 1, "styles": 1}
+        assert entry == {"grown": expected, "size": expected, "boxes": 1, "styles": 1}
     for before, after, options in seen[1::2]:
         assert before["widgets_values"] == after["widgets_values"] == ["What is it?"]
         assert options is False, "prompts that are queued leave it out"

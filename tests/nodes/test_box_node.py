@@ -87,8 +87,8 @@ def test_a_list_of_pictures_of_different_sizes_gives_a_list(mark):
     pictures = [image(RED_CIRCLE), image(draw("circle", "red", "blue", (100, 100)))]
     texts = [answer_of(("one", (0, 0, 100, 100))), answer_of(("two", (0, 0, 100, 100)))]
     drawn, masks, boxes = mark(pictures, texts)
-    assert [each.shape for each in drawn] == [(1, 160, 240, 3), (1, 100, 100, 3)]
-    assert [each.shape for each in masks] == [(1, 160, 240), (1, 100, 100)]
+    assert [entry.shape for entry in drawn] == [(1, 160, 240, 3), (1, 100, 100, 3)]
+    assert [found.shape for found in masks] == [(1, 160, 240), (1, 100, 100)]
     assert [corners(found[0]) for (found,) in boxes] == [(0, 0, 24, 16), (0, 0, 10, 10)]
 
 

@@ -79,11 +79,13 @@ def opened(_comfy_and_pack):
 def test_a_saved_workflow_opens_with_every_value_in_its_widget(opened, case):
     found, info = opened[case["what"]]
     assert {name: found[name] for name in case["expect"]} == case["expect"]
-    connected = {case["pictures"][each["link"]]: each["name"] for each in info["inputs"]}
+    connected = {case["pictures"][one_input["link"]]: one_input["name"] for one_input in info["inputs"]}
     assert connected == case.get("connected", {})
 
 
-@pytest.mark.parametrize("layout", SAVED["our_layouts"], ids=lambda each: f"{each['id']} {len(each['names'].split())}")
+@pytest.mark.parametrize(
+    "layout", SAVED["our_layouts"], ids=lambda value: f"{value['id']} {len(value['names'].split())}"
+)
 def test_an_order_of_this_pack_opens_as_it_was_saved(opened, pack, layout):
     found, _ = opened[str(layout)]
     expected = {widget["name"]: widget["value"] for widget in fresh(pack, layout["id"])[0]}

@@ -2,10 +2,10 @@ from qwenvl.nodes.clashes import clashes
 
 
 def node(folder=None):
-    made = type("Node", (), {})
+    kind = type("Node", (), {})
     if folder:
-        made.RELATIVE_PYTHON_MODULE = f"custom_nodes.{folder}"
-    return made
+        kind.RELATIVE_PYTHON_MODULE = f"custom_nodes.{folder}"
+    return kind
 
 
 OURS = {"QwenVL": node(), "Qwen": node(), "Qwen2VL": node()}

@@ -82,9 +82,9 @@ def test_pictures_that_have_a_caption_are_left_out_where_that_is_asked(load, sav
     assert load(folder, skip_captioned=True, limit=1)[1] == ["10.jpg"]
     assert load(folder, "2.*", skip_captioned=False)[1] == ["2.png"]
     save(["yellow", "green"], names, folder)
-    made = load(folder, skip_captioned=True)
-    assert [[each.message for each in made[place]] for place in (0, 1)] == [[None], [None]]
-    assert made[2] == str(folder)
+    result = load(folder, skip_captioned=True)
+    assert [[entry.message for entry in result[place]] for place in (0, 1)] == [[None], [None]]
+    assert result[2] == str(folder)
     assert comfy.texts[-1][0] == "0 pictures; 3 left out, with a caption"
     (folder / "broken.png").write_text("no picture")
     assert load(folder, skip_captioned=True)[1][0].message is None
@@ -140,8 +140,8 @@ def test_the_page_is_told_that_pictures_are_read_and_of_no_tokens(load, folder, 
     comfy.running[0] = (0, "p", {}, {"client_id": "browser", "extra_pnginfo": {"workflow": {"id": "w"}}}, [])
     names = load(folder)[1]
     told = [data for event, data, _ in comfy.events if event == "qwenvl.progress"]
-    assert [each["state"] for each in told] == ["starting", "reading", "done"]
-    assert {each["unit"] for each in told} == {"", "pictures"}
+    assert [entry["state"] for entry in told] == ["starting", "reading", "done"]
+    assert {entry["unit"] for entry in told} == {"", "pictures"}
     assert (told[1]["done"], told[1]["text"]) == (1, f"1 of {told[1]['total']} pictures")
     assert told[1]["total"] >= len(names)
 
@@ -243,7 +243,7 @@ def test_a_name_that_is_too_long_for_its_caption_costs_its_picture_only(save, fo
         save(["one", "x", "y", "ten"], ["2.png", *long, "10.jpg"], folder, existing)
         assert {file.name: file.read_text() for file in folder.glob("*.txt")} == {"2.txt": "one", "10.txt": "ten"}
         assert "2 could not be" in comfy.texts[-1][0]
-    assert sum("longer than the file system takes" in each for each in caplog.messages) == 4
+    assert sum("longer than the file system takes" in message for message in caplog.messages) == 4
     with pytest.raises(ValueError, match=r"0 captions written.*2 could not be: .*longer than the file system"):
         save(["x", "y"], long, folder)
 

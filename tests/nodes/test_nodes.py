@@ -301,8 +301,8 @@ def test_every_option_of_the_nodes_reaches_the_answer(ask):
     assert repeated != varied
     assert len(ask(**asked, min_new_tokens=40, no_repeat_ngram_size=1)) > len(ask(**asked))
     sizes = [
-        json.loads(ask.all_outputs(**asked, image_resolution=each)[2][0])["prompt_tokens"]
-        for each in ("auto", "low (256x28x28)", "medium (512x28x28)")
+        json.loads(ask.all_outputs(**asked, image_resolution=value)[2][0])["prompt_tokens"]
+        for value in ("auto", "low (256x28x28)", "medium (512x28x28)")
     ]
     assert sizes == sorted(set(sizes))
 
@@ -363,7 +363,7 @@ def test_both_nodes_share_one_model(ask, pack, comfy):
     (entry,) = comfy.memory.loaded
     patcher = entry.model
     ask("Qwen", prompt="hello")
-    assert [each.model for each in comfy.memory.loaded] == [patcher]
+    assert [one_patcher.model for one_patcher in comfy.memory.loaded] == [patcher]
 
 
 def test_room_is_asked_for_before_a_load(ask, comfy):
@@ -616,7 +616,7 @@ def test_a_model_that_is_nowhere_is_answered_with_names_of_the_node_s_own_list(a
             ask(node_id, **{question: "x"}, model=asked)
         named = re.search(r"or pick another, as (.*)\.$", str(refused.value))[1].split(", ")
         # The demo model's name has a comma.
-        assert {each for each in named if each != "offline)" and not each.startswith("Demo")} <= own, asked
+        assert {entry for entry in named if entry != "offline)" and not entry.startswith("Demo")} <= own, asked
     # What a link brings is only seen when the node runs.
     monkeypatch.delattr(pack.NODE_CLASS_MAPPINGS["Qwen" if question == "prompt" else "QwenVL"], "VALIDATE_INPUTS")
     monkeypatch.setattr(node, "INPUT_TYPES", lambda before=node.INPUT_TYPES: without_a_list(before(), "model"))
@@ -780,7 +780,7 @@ def test_comfyuis_log_calls_a_model_by_its_name(ask, comfy, name):
     shutil.copytree(sys.modules["the_pack.qwenvl.models.catalog"].find(DEMO).folder, folder)
     try:
         ask(text="x", image1=RED_CIRCLE, model=name)
-        called = {type(each.model.model).__name__ for each in comfy.memory.loaded if not each.dead}
+        called = {type(patcher.model.model).__name__ for patcher in comfy.memory.loaded if not patcher.dead}
     finally:
         shutil.rmtree(folder)
     assert {"Mine": "Mine"}.get(name, r"二 \x1b[31m") in called

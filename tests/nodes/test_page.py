@@ -160,9 +160,9 @@ TOLD = [
 
 def test_a_line_says_where_a_model_is_and_whether_it_fits(scripts):
     script = CHOICES + "for (const [model, more] of given.asked) seen.push(look(model, more));"
-    first, *seen = run(scripts, script, {"table": TABLE, "asked": [each[:2] for each in TOLD]})
+    first, *seen = run(scripts, script, {"table": TABLE, "asked": [entry[:2] for entry in TOLD]})
     assert first is None, "nothing while nothing is known"
-    assert [(each["tone"], each["text"]) for each in seen] == [each[2:] for each in TOLD]
+    assert [(entry["tone"], entry["text"]) for entry in seen] == [entry[2:] for entry in TOLD]
 
 
 def test_where_downloads_are_forbidden_or_the_server_is_away(scripts):
@@ -179,7 +179,7 @@ def test_where_downloads_are_forbidden_or_the_server_is_away(scripts):
 def test_the_list_marks_what_runs_without_a_download(scripts):
     script = CHOICES + "for (const model of Object.keys(given.table.models)) seen.push(mark(model));"
     marks = run(scripts, script, {"table": TABLE})[1:]
-    assert [(each["ready"], each["text"]) for each in marks] == [
+    assert [(mark["ready"], mark["text"]) for mark in marks] == [
         *((True, "on this machine"), (True, "runs elsewhere"), (False, "damaged")),
         *((False, "500 MB to download"), (False, "16.0 GB to download"), (False, "to be downloaded")),
     ]

@@ -49,6 +49,11 @@ def ask(loaded, monkeypatch):
     return lambda *request, **options: asyncio.run(once(*request, **options))
 
 
+def releasing():
+    """The threads that unload a model."""
+    return [thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]
+
+
 BROKEN = ("http://[::1", "http://[", "", "://", "\u00e9", "http://a:b:c", "x" * 7000, "http://127.0.0.1:99999999")
 NO_JSON = (b"[" * 100_000, b'{"model":' * 50_000, b"\xff\xfe", b"", b"9" * 5000)
 
@@ -70,7 +75,7 @@ def test_the_list_is_told_with_places_and_sizes_and_memory(ask, comfy, tmp_path,
         shutil.rmtree(folder)
     assert status == 200
     models, stored = told["models"], (choices.catalog.PACK / "demo" / "model" / "model.safetensors").stat().st_size
-    places = {name: each["place"] for name, each in models.items()}
+    places = {name: model["place"] for name, model in models.items()}
     assert {places[name] for name in (DEMO, "Qwen3-VL-2B-Instruct")} == {"here"}
     assert (places["Qwen3-VL-4B-Instruct"], places["Gone"], places["Hub"]) == ("hub", "damaged", "hub")
     assert "elsewhere" in places.values()
@@ -118,38 +123,39 @@ def test_many_requests_while_a_prompt_runs_wait_in_one_thread(ask, loaded, comfy
     comfy.running[0] = (0, "p", {}, {}, [])
     for _ in range(20):
         assert ask("POST", "/qwenvl/unload", json={"model": KEY}) == (200, {"unloads": "after this run"})
-    assert len([thread for thread in threading.enumerate() if thread.name == "qwenvl-release"]) == 1
+    assert len(releasing()) == 1
     del comfy.running[0]
     assert until(lambda: not loaded.nodes.MODELS.residents)
 
 
-@pytest.mark.parametrize(
-    ("options", "status"),
-    [
-        ({"json": {"model": "none of ours"}}, 404),
-        ({"json": {}}, 404),
-        ({"json": [1]}, 404),
-        ({"data": "{", "headers": {"Content-Type": "application/json"}}, 400),
-        ({"data": f'{{"model": "{KEY}"}}', "headers": {"Content-Type": "text/plain"}}, 403),
-        ({"data": {"model": KEY}}, 403),
-        ({"json": {"model": KEY}, "headers": {"Origin": "http://elsewhere.example"}}, 403),
-        ({"json": {"model": KEY}, "headers": {"Origin": "null"}}, 403),
-        *(({"json": {"model": KEY}, "headers": {"Origin": origin}}, 403) for origin in BROKEN),
-        ({"json": {"model": KEY}, "headers": {"Host": "evil.example"}}, 403),
-        ({"json": {"model": KEY}, "headers": {"Host": "evil.example", "Origin": "http://evil.example"}}, 403),
-        *(({"data": data, "headers": {"Content-Type": "application/json"}}, 400) for data in NO_JSON),
-        ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=klingon"}}, 404),
-        ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=rot13"}}, 404),
-        ({"json": {"model": "x" * 60_000}}, 404),
-        ({"json": {"model": "x" * 900_000}}, 400),
-        ({"json": [[]] * 2000}, 400),
-        ({"json": {"model": ["\ud800"] * 900}}, 404),
-    ],
+# Options of a request that is not the page's, and the status of its reply.
+NO_REQUESTS = (
+    ({"json": {"model": "none of ours"}}, 404),
+    ({"json": {}}, 404),
+    ({"json": [1]}, 404),
+    ({"data": "{", "headers": {"Content-Type": "application/json"}}, 400),
+    ({"data": f'{{"model": "{KEY}"}}', "headers": {"Content-Type": "text/plain"}}, 403),
+    ({"data": {"model": KEY}}, 403),
+    ({"json": {"model": KEY}, "headers": {"Origin": "http://elsewhere.example"}}, 403),
+    ({"json": {"model": KEY}, "headers": {"Origin": "null"}}, 403),
+    *(({"json": {"model": KEY}, "headers": {"Origin": origin}}, 403) for origin in BROKEN),
+    ({"json": {"model": KEY}, "headers": {"Host": "evil.example"}}, 403),
+    ({"json": {"model": KEY}, "headers": {"Host": "evil.example", "Origin": "http://evil.example"}}, 403),
+    *(({"data": data, "headers": {"Content-Type": "application/json"}}, 400) for data in NO_JSON),
+    ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=klingon"}}, 404),
+    ({"data": '{"model": "x"}', "headers": {"Content-Type": "application/json; charset=rot13"}}, 404),
+    ({"json": {"model": "x" * 60_000}}, 404),
+    ({"json": {"model": "x" * 900_000}}, 400),
+    ({"json": [[]] * 2000}, 400),
+    ({"json": {"model": ["\ud800"] * 900}}, 404),
 )
-def test_what_is_no_request_of_the_page_unloads_nothing(ask, loaded, options, status):
-    assert ask("POST", "/qwenvl/unload", **options)[0] == status
-    time.sleep(0.5)
-    assert len(loaded.nodes.MODELS.residents) == 1
+
+
+def test_what_is_no_request_of_the_page_unloads_nothing(ask, loaded):
+    for number, (options, status) in enumerate(NO_REQUESTS):
+        assert ask("POST", "/qwenvl/unload", **options)[0] == status, number
+        assert until(lambda: not releasing()), number
+        assert len(loaded.nodes.MODELS.residents) == 1, number
 
 
 def test_unloading_takes_a_post(ask, loaded):

@@ -34,7 +34,7 @@ def test_characters_of_several_tokens_appear_whole_and_text_only_grows(demo):
     assert stream.end() == text
     assert stream.tokens == len(ids)
     assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
-    assert not any("\ufffd" in each for each in seen)
+    assert not any("\ufffd" in entry for entry in seen)
 
 
 def test_a_character_that_never_ends_does_not_hold_the_text_back(demo):
@@ -80,15 +80,15 @@ def test_the_answer_and_the_thought_grow_apart(demo):
     writer, seen = write(demo, "I see.\n</think>\n\na red circle", thinks=True)
     assert writer.end() == Answer("a red circle", "I see.")
     for name in ("text", "thinking"):
-        growing = [getattr(each, name) for each in seen]
+        growing = [getattr(entry, name) for entry in seen]
         assert all(later.startswith(earlier) for earlier, later in pairwise(growing))
-    assert [each.thinking for each in seen if each.text] == ["I see."] * len([1 for each in seen if each.text])
+    assert [entry.thinking for entry in seen if entry.text] == ["I see."] * len([1 for entry in seen if entry.text])
     assert not writer.ended
 
 
 def test_a_mark_that_the_model_writes_itself_is_never_shown(demo):
     writer, seen = write(demo, "<think>\nI see.\n</think>\n\na red circle")
-    assert not any("<" in each.text + each.thinking for each in seen)
+    assert not any("<" in entry.text + entry.thinking for entry in seen)
     assert writer.end() == Answer("a red circle", "I see.")
 
 
@@ -96,7 +96,7 @@ def test_the_text_ends_before_a_stop_that_no_live_text_has_shown(demo):
     writer, seen = write(demo, "a red circle END of it", stop=("END", "nothing"))
     assert writer.ended
     assert writer.end() == Answer("a red circle")
-    assert not any("E" in each.text for each in seen)
+    assert not any("E" in entry.text for entry in seen)
 
 
 def test_a_stop_within_the_thought_stops_nothing(demo):

@@ -1,6 +1,5 @@
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -11,17 +10,17 @@ import torch
 from asking import ask
 from pictures import draw
 from PIL import Image
+from released import PicturesMade
 from transformers.cache_utils import StaticLayer
 
 from qwenvl.decoding.decoder import Decoder
 from qwenvl.loading.budget import OutOfMemoryError
-from qwenvl.media import media
 from qwenvl.media.media import MediaError
 from qwenvl.pipeline import caption
 from qwenvl.prompting.answer import NoAnswerError
 from qwenvl.prompting.batch import READERS, BatchLimit, later_seed, read_ahead, shown_bytes
 from qwenvl.prompting.prompt import Prompt, encode
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import Answer, Request, Sampling
 from qwenvl.settings import MAX_SEED
 
@@ -67,7 +66,7 @@ def test_a_batch_says_of_each_picture_what_one_by_one_says(demo, answer, tier):
     prompts = questions(demo)
     assert len({prompt.tokens for prompt in prompts}) == 2
     batched, stats = answer(prompts, tier=tier)
-    assert [each.text for each in batched] == CAPTIONS
+    assert [entry.text for entry in batched] == CAPTIONS
     assert answer(prompts, most=1, tier=tier)[0] == batched
     assert (stats.decode.answers, stats.decode.batch_size, stats.decode.tier) == (len(SCENES), 16, tier)
     assert stats.prompt.prompt_tokens == sum(prompt.tokens for prompt in prompts)
@@ -76,7 +75,7 @@ def test_a_batch_says_of_each_picture_what_one_by_one_says(demo, answer, tier):
 def test_a_row_that_has_ended_says_nothing_more(demo, answer):
     asked = Request(demo.spec, "Count from 1 to 9.", "You are a helpful assistant.")
     prompts = [encode(demo, asked, []), *questions(demo, 3)]
-    assert [each.text for each in answer(prompts)[0]] == ["1, 2, 3, 4, 5, 6, 7, 8, 9", *CAPTIONS[:3]]
+    assert [entry.text for entry in answer(prompts)[0]] == ["1, 2, 3, 4, 5, 6, 7, 8, 9", *CAPTIONS[:3]]
 
 
 def test_every_token_is_looked_at_and_rows_end_by_themselves(demo, answer):
@@ -115,7 +114,7 @@ def test_after_a_cut_the_pictures_are_not_looked_at_again(demo, answer):
 
 def test_without_a_budget_a_thought_that_does_not_end_has_no_answer(demo, answer):
     sampling = Sampling(do_sample=False, max_new_tokens=4)
-    assert [type(each) for each in answer(questions(demo, 2, thinking="on"), sampling)[0]] == [NoAnswerError] * 2
+    assert [type(entry) for entry in answer(questions(demo, 2, thinking="on"), sampling)[0]] == [NoAnswerError] * 2
 
 
 def test_batches_of_a_seeded_run_draw_different_numbers_and_the_run_repeats(demo, answer):
@@ -123,7 +122,7 @@ def test_batches_of_a_seeded_run_draw_different_numbers_and_the_run_repeats(demo
     prompts = [encode(demo, asked, []) for _ in range(8)]
     drawn = [answer(prompts, Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=5), most=1)[0] for _ in "ab"]
     assert drawn[0] == drawn[1]
-    assert len({each.text for each in drawn[0]}) > 2
+    assert len({entry.text for entry in drawn[0]}) > 2
     assert later_seed(MAX_SEED, 2) == 1
 
 
@@ -166,13 +165,13 @@ def test_what_was_made_for_a_batch_is_given_back_before_the_next_try(demo, answe
 
     def generate(self, *arguments):
         held.append(self._lanes._kv is not None)
-        made = real(self, *arguments)
+        result = real(self, *arguments)
         if len(held) == 1:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return made
+        return result
 
     monkeypatch.setattr(Decoder, "generate", generate)
-    assert [each.text for each in answer(questions(demo, 4))[0]] == CAPTIONS[:4]
+    assert [entry.text for entry in answer(questions(demo, 4))[0]] == CAPTIONS[:4]
     assert held == [False, False, True]
 
 
@@ -195,7 +194,7 @@ def test_each_answer_has_its_second_try(demo, answer, monkeypatch):
 
     monkeypatch.setattr(Decoder, "generate", generate)
     answers, _ = answer(questions(demo, 3), free_memory=lambda: told.append(len(tried)))
-    assert [each.text for each in answers] == CAPTIONS[:3]
+    assert [one_answer.text for one_answer in answers] == CAPTIONS[:3]
     assert told == [2, 4]
 
 
@@ -264,7 +263,7 @@ def test_pictures_are_read_while_others_are_worked_on_and_come_in_order():
     first = next(ahead)
     assert (first.number, first.pictures[0].width) == (0, 1)
     gate.set()
-    assert [(each.number, each.pictures[0].width) for each in ahead] == [(n, n + 1) for n in range(1, 8)]
+    assert [(entry.number, entry.pictures[0].width) for entry in ahead] == [(n, n + 1) for n in range(1, 8)]
     assert sorted(started) == list(range(8))
 
 
@@ -310,7 +309,7 @@ def test_a_picture_that_is_larger_than_all_that_may_wait_is_read_in_its_turn(mos
         raise OSError("gone")
 
     items = [(f"{n}", broken if n % 5 == 2 else lambda: Image.new("RGB", MEGABYTES_4)) for n in range(20)]
-    assert [each.number for each in read_ahead(items, depth=10, most_bytes=most_bytes)] == list(range(20))
+    assert [entry.number for entry in read_ahead(items, depth=10, most_bytes=most_bytes)] == list(range(20))
 
 
 def test_readers_that_wait_for_room_end_with_the_run():
@@ -324,24 +323,18 @@ def test_readers_that_wait_for_room_end_with_the_run():
 
 def test_pictures_go_once_they_are_encoded(demo, models, monkeypatch):
     """Not with the answers: at that moment those of a whole batch would be in memory."""
-    there, alive = [], []
-    real_pictures, real_generate = media.pictures, Decoder.generate
-
-    def pictures(images):
-        made = real_pictures(images)
-        there.extend(map(weakref.ref, made))
-        return made
+    pictures, alive = PicturesMade(monkeypatch), []
+    real = Decoder.generate
 
     def generate(self, *given):
-        alive.append([n for n, each in enumerate(there) if each() is not None])
-        return real_generate(self, *given)
+        alive.append(pictures.alive())
+        return real(self, *given)
 
-    monkeypatch.setattr(media, "pictures", pictures)
     monkeypatch.setattr(Decoder, "generate", generate)
     answers = {}
     items = [(str(number), draw(*scene)) for number, scene in enumerate(SCENES[:8])]
     asked = Request(demo.spec, "Describe this image.", "You are a helpful assistant.", sampling=GREEDY)
-    caption(asked, items, models, Nobody(), batch_size=8, done=answers.__setitem__)
+    caption(asked, items, models, NoWatch(), batch_size=8, done=answers.__setitem__)
     assert [answers[number].text for number in range(8)] == CAPTIONS[:8]
     assert len(alive) == 1
     assert len(alive[0]) <= 1, alive

@@ -113,7 +113,7 @@ def test_an_empty_question_is_an_error():
     with pytest.raises(PromptError, match="nothing to answer"):
         require_question(Request(spec, "  ", " "))
     things = ({"images": {"image1": PICTURE}}, {"video_path": "v"}, {"video": "v"}, {"video_frames": torch.zeros(2, 2)})
-    for asked in (Request(spec, "?"), *(Request(spec, "", **each) for each in things)):
+    for asked in (Request(spec, "?"), *(Request(spec, "", **thing) for thing in things)):
         require_question(asked)
 
 
@@ -124,9 +124,9 @@ def test_no_system_prompt_means_no_system_turn(demo):
 
 @pytest.mark.parametrize(("thinking", "end"), [("auto", ""), ("on", "<think>\n"), ("off", "<think>\n\n</think>\n\n")])
 def test_thinking_is_switched_by_the_chat_template(demo, thinking, end):
-    made = encode(demo, Request(demo.spec, "hi", thinking=thinking), [])
-    assert demo.tokenizer.decode(made.inputs["input_ids"][0]).endswith(f"assistant\n{end}")
-    assert made.thinks == (thinking == "on")
+    prompt = encode(demo, Request(demo.spec, "hi", thinking=thinking), [])
+    assert demo.tokenizer.decode(prompt.inputs["input_ids"][0]).endswith(f"assistant\n{end}")
+    assert prompt.thinks == (thinking == "on")
 
 
 def test_a_template_without_a_switch_is_told_of_and_nothing_changes(text_model, monkeypatch):
@@ -136,14 +136,14 @@ def test_a_template_without_a_switch_is_told_of_and_nothing_changes(text_model, 
     monkeypatch.setattr(text_model.tokenizer, "chat_template", plain)
     assert why_no_switch(text_model, asked["auto"]) is None
     assert "thinking 'off' has no effect" in why_no_switch(text_model, asked["off"])
-    ids = [encode(text_model, each, []).inputs["input_ids"].tolist() for each in asked.values()]
+    ids = [encode(text_model, entry, []).inputs["input_ids"].tolist() for entry in asked.values()]
     assert ids[0] == ids[1] == ids[2]
 
 
 def tokens_of(handle, side, resolution):
     asked = Request(handle.spec, "?", image_resolution=resolution)
-    made = encode(handle, asked, [draw("circle", "red", "blue", (side, side))])
-    return count(handle, made.inputs["input_ids"][0].tolist(), "<|image_pad|>")
+    prompt = encode(handle, asked, [draw("circle", "red", "blue", (side, side))])
+    return count(handle, prompt.inputs["input_ids"][0].tolist(), "<|image_pad|>")
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_questions_side_by_side_are_padded_on_the_left_and_keep_their_pictures_i
     lengths = [one.tokens, none.tokens, two.tokens]
     assert both["input_ids"].shape == both["attention_mask"].shape == (3, max(lengths))
     assert both["attention_mask"].sum(1).tolist() == lengths
-    for row, each in enumerate((one, none, two)):
-        assert both["input_ids"][row, -each.tokens :].tolist() == each.inputs["input_ids"][0].tolist()
+    for row, prompt in enumerate((one, none, two)):
+        assert both["input_ids"][row, -prompt.tokens :].tolist() == prompt.inputs["input_ids"][0].tolist()
     assert torch.equal(both["pixel_values"], torch.cat([one.inputs["pixel_values"], two.inputs["pixel_values"]]))
     assert both["image_grid_thw"].shape == (2, 3)
     alone = side_by_side([one])

@@ -199,7 +199,7 @@ def test_a_thinking_budget_is_sent_and_not_promised():
     assert chat.without_effect(asked, body, set(), "SGLang") == ["SGLang ignores thinking_budget"]
     # It may know the field by its other name.
     for name in names:
-        assert not any("does not know" in each for each in chat.without_effect(asked, body, {name}))
+        assert not any("does not know" in entry for entry in chat.without_effect(asked, body, {name}))
 
 
 @pytest.mark.parametrize("spec", [("none", "sdpa", "cuda:0"), ("8bit", "sdpa", "auto"), ("none", "eager", "auto")])

@@ -21,8 +21,8 @@ FORMS = [
     str.lower,
     lambda key: quote(key, safe=""),
     lambda key: quote(key, safe="").lower(),
-    lambda key: "".join(f"%{ord(each):02x}" for each in key),
-    lambda key: "".join(f"\\u{ord(each):04x}" for each in key),
+    lambda key: "".join(f"%{ord(part):02x}" for part in key),
+    lambda key: "".join(f"\\u{ord(part):04x}" for part in key),
     lambda key: base64.b64encode(f"user:{key}".encode()).decode(),
 ]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2}

@@ -9,7 +9,7 @@ from qwenvl.loading.cache import ModelCache
 from qwenvl.models import catalog
 from qwenvl.pipeline import run
 from qwenvl.process import PROCESS
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.remote import kinds
 from qwenvl.request import LoadSpec, Request, Sampling
 
@@ -28,7 +28,7 @@ def engine(tmp_path, monkeypatch):
             monkeypatch.setattr(catalog, "CUSTOM_MODELS", file)
             proxy.faults = list(faults)
             asked = Request(LoadSpec("canned @ engine"), "Well?", **{"sampling": SHORT, **changes})
-            return list(run(asked, ModelCache(), Nobody()).stats.loaded.fallbacks)
+            return list(run(asked, ModelCache(), NoWatch()).stats.loaded.fallbacks)
 
         ask.proxy = proxy
         yield ask
@@ -36,7 +36,7 @@ def engine(tmp_path, monkeypatch):
 
 
 def models(*owners):
-    return {"object": "list", "data": [{"id": f"m{number}", "owned_by": each} for number, each in enumerate(owners)]}
+    return {"object": "list", "data": [{"id": f"m{number}", "owned_by": owner} for number, owner in enumerate(owners)]}
 
 
 @pytest.mark.parametrize(

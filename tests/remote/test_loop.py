@@ -31,8 +31,8 @@ def test_cancel_ends_what_is_under_way_before_it_returns():
     given_up = []
     with Loop() as loop:
         begun = [threading.Event() for _ in range(3)]
-        futures = [loop.start(forever(each, given_up)) for each in begun]
-        assert all(each.wait(5) for each in begun)
+        futures = [loop.start(forever(entry, given_up)) for entry in begun]
+        assert all(entry.wait(5) for entry in begun)
         loop.cancel()
         assert given_up == [True] * 3
         assert all(future.cancelled() for future in futures)

@@ -15,7 +15,7 @@ KEYS = [KEY, "sk-proj-4Fz9_aBcDeFgH-1234567890", "hf_AbCdEfGhIjKlMnOp", "0123456
 
 
 def percent(key, style="%{:02x}"):
-    return "".join(style.format(ord(each)) for each in key)
+    return "".join(style.format(ord(part)) for part in key)
 
 
 def basic(before):
@@ -132,7 +132,7 @@ def test_an_answer_has_no_key_and_while_it_comes_no_beginning_of_one():
     answer = f"It is {KEYS[1]}, or {KEYS[1].upper()}."
     for end in range(len(answer) + 1):
         told.append(secret.certain(answer[:end]))
-    assert all("sk-" not in each for each in told)
+    assert all("sk-" not in entry for entry in told)
     assert told[-1] == secret.hidden_answer(answer) == f"It is {MASK}, or {MASK}."
 
 

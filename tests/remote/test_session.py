@@ -1,7 +1,6 @@
 import asyncio
 import json
 import threading
-import weakref
 from itertools import pairwise
 
 import pytest
@@ -10,17 +9,17 @@ import transformers
 from comfy_double import InterruptProcessingException
 from fault_proxy import cut_after, dropped, fault_proxy, passed_on, piece, stalled, status, stream, streamed
 from pictures import draw, image, write_video
+from released import PicturesMade
 
 from qwenvl.__main__ import main
 from qwenvl.loading import loader
 from qwenvl.loading.cache import ModelCache
-from qwenvl.media import media
 from qwenvl.models import catalog
 from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.process import PROCESS
 from qwenvl.prompting.answer import NoAnswerError
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.remote import client
 from qwenvl.remote.client import Wire
 from qwenvl.remote.refusals import EngineError, QuestionError
@@ -174,7 +173,7 @@ def test_a_cancel_closes_the_connections_while_no_token_comes(proxy, models, cha
     with pytest.raises(KeyboardInterrupt):
         run(request(**changes), models, Watch(cancel=lambda: len(proxy.seen) == expected))
     assert [seen.gone.wait(5) for seen in proxy.seen] == [True] * expected
-    assert not [each for each in threading.enumerate() if each.name == "qwenvl-remote"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "qwenvl-remote"]
 
 
 def test_two_at_once_do_not_mix(proxy):
@@ -209,7 +208,7 @@ def test_one_answer_per_picture_comes_in_order_with_max_concurrency_at_a_time(pr
     watch = Watch()
     result = run(request(images=PICTURES, image_mode=IMAGE_MODES[1]), models, watch)
     answers = [f"a {color} {shape} on a white background" for shape, color in SCENES]
-    assert [each.text for each in result.answers] == answers
+    assert [answer.text for answer in result.answers] == answers
     assert held[0] == 3, "three are under way, and the fourth waits for one of them"
     assert (result.stats.decode.answers, result.stats.decode.batch_size) == (5, 3)
     assert watch.advances[-1] == (5, 5)
@@ -227,12 +226,12 @@ def test_a_picture_that_fails_is_told_of_and_the_others_are_answered(proxy, mode
     assert type(failed.pop(1)).__name__ == "MediaError"
     # Which of the others the faults hit is which of them was packed first.
     assert sorted([*done, *failed]) == [0, 2, 3, 4]
-    assert {index: each.text for index, each in done.items()} == {
+    assert {index: entry.text for index, entry in done.items()} == {
         index: "a {1} {0} on a white background".format(*SCENES[index]) for index in done
     }
     told = [str(error) for error in failed.values() if isinstance(error, QuestionError)]
-    assert sorted("At most 0 image(s)" in each for each in told) == [False, True]
-    assert sorted("broke off" in each for each in told) == [False, True]
+    assert sorted("At most 0 image(s)" in entry for entry in told) == [False, True]
+    assert sorted("broke off" in entry for entry in told) == [False, True]
     assert stats.decode.answers == 2
 
 
@@ -297,8 +296,8 @@ def test_a_seed_repeats_and_minus_one_draws_another(proxy, models):
     assert fixed[0].text == fixed[1].text
     assert fixed[0].stats.decode.seed == 4
     free = [drawn() for _ in range(6)]
-    assert len({each.stats.decode.seed for each in free}) == 6
-    assert len({each.text for each in free}) > 1
+    assert len({entry.stats.decode.seed for entry in free}) == 6
+    assert len({entry.text for entry in free}) > 1
     assert drawn(free[0].stats.decode.seed).text == free[0].text
 
 
@@ -409,7 +408,7 @@ def test_an_answer_ends_before_a_stop_that_the_engine_does_not_heed(canned):
 def test_an_engine_that_counts_nothing_is_counted_for(canned):
     stats = canned(stream(piece("one"), piece(" two"), piece(end="stop"))).stats
     assert (stats.decode.new_tokens, stats.prompt.prompt_tokens) == (2, 0)
-    assert any("does not count" in each for each in stats.loaded.fallbacks)
+    assert any("does not count" in fallback for fallback in stats.loaded.fallbacks)
 
 
 @pytest.mark.parametrize("digits", [17, 30, 400, 5000])
@@ -457,7 +456,10 @@ def in_comfyui(served, pack, tmp_path, monkeypatch):
 def ask_node(comfy, pack, name, **inputs):
     node = pack.NODE_CLASS_MAPPINGS[name]
     declared = node.INPUT_TYPES()["required"]
-    values = {each: options["default"] for each, (_, options) in declared.items()} | {"do_sample": False, "model": REAL}
+    values = {entry: options["default"] for entry, (_, options) in declared.items()} | {
+        "do_sample": False,
+        "model": REAL,
+    }
     return comfy.run(node, **{**values, **inputs})
 
 
@@ -490,22 +492,17 @@ def test_a_node_can_ask_where_an_event_loop_runs_already(proxy, models):
 
 
 def test_a_picture_goes_once_it_is_packed_not_with_its_answer(proxy, models, monkeypatch):
-    there, alive = [], []
-    real_pictures, real_complete = media.pictures, Wire.complete
-
-    def pictures(images):
-        made = real_pictures(images)
-        there.extend(map(weakref.ref, made))
-        return made
+    pictures, alive = PicturesMade(monkeypatch), []
+    real = Wire.complete
 
     async def complete(self, *given):
-        reply = await real_complete(self, *given)
-        alive.append([number for number, each in enumerate(there) if each() is not None])
+        reply = await real(self, *given)
+        alive.append(pictures.alive())
         return reply
 
-    monkeypatch.setattr(media, "pictures", pictures)
     monkeypatch.setattr(Wire, "complete", complete)
-    items = [(str(number), draw("circle", "red", "blue")) for number in range(3)]
-    assert caption(request(), items, models, Nobody(), batch_size=1) is not None
+    widths = (96, 128, 160)
+    items = [(str(width), draw("circle", "red", "blue", (width, 96))) for width in widths]
+    assert caption(request(), items, models, NoWatch(), batch_size=1) is not None
     assert len(alive) == 3
-    assert alive[-1] in ([], [2]), "at most the one that was put last"
+    assert alive[-1] in ([], [widths[-1]]), "at most the one that was put last"

@@ -11,7 +11,7 @@ from qwenvl.models import catalog
 from qwenvl.pipeline import run
 from qwenvl.process import PROCESS
 from qwenvl.prompting.answer import NoAnswerError
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
 
@@ -33,7 +33,7 @@ def engine(tmp_path, monkeypatch):
             proxy.faults = list(faults)
             # As if found out before: what it ignores is no matter here.
             monkeypatch.setitem(PROCESS.engine_kinds, (proxy.base_url, name), "vLLM")
-            return run(Request(LoadSpec("canned @ engine"), "Well?", **changes), ModelCache(), Nobody())
+            return run(Request(LoadSpec("canned @ engine"), "Well?", **changes), ModelCache(), NoWatch())
 
         ask.proxy = proxy
         yield ask
@@ -84,7 +84,7 @@ def test_many_that_are_cut_off_at_a_time_ask_once(engine):
 
     batch = {"image1": torch.zeros(4, 64, 64, 3)}
     result = engine(*[either] * 9, images=batch, image_mode=IMAGE_MODES[1])
-    assert [each.text for each in result.answers] == ["Okay, the user wants a caption."] * 4
+    assert [answer.text for answer in result.answers] == ["Okay, the user wants a caption."] * 4
     assert len(engine.proxy.seen) == 5
 
 

@@ -50,7 +50,7 @@ class Watch:
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process():
-    for forget in (PROCESS.told.clear, PROCESS.fastest.clear, nvml._start.cache_clear):
+    for forget in (PROCESS.logged.clear, PROCESS.fastest.clear, nvml._start.cache_clear):
         forget()
     yield
     nvml._start.cache_clear()
@@ -112,7 +112,9 @@ def test_a_phase_that_comes_twice_counts_twice():
 def test_a_stall_is_found_at_its_token_with_its_length_and_its_place(ask):
     ask()
     result = ask(Watch(sleep_at=5))
-    (stall,) = (each for each in result.stats.diagnostics["tokens"]["stalls"] if each["after_token"] == 5)
+    (stall,) = (
+        one_stall for one_stall in result.stats.diagnostics["tokens"]["stalls"] if one_stall["after_token"] == 5
+    )
     assert stall["ms"] >= stall["telling_ms"] >= 1000 * SLEEP_S
     assert "this run in report/test_diagnostics.py update()" in stall["meanwhile"]
     assert result.stats.diagnostics["tokens"]["longest_ms"] >= stall["ms"]
@@ -133,7 +135,7 @@ def test_a_stall_of_the_model_is_not_put_down_to_the_telling(ask, models):
     hook = head.register_forward_pre_hook(sleep_at_the_third)
     stalls = ask().stats.diagnostics["tokens"]["stalls"]
     hook.remove()
-    longest = max(stalls, key=lambda each: each["ms"])
+    longest = max(stalls, key=lambda value: value["ms"])
     assert longest["ms"] >= 1000 * SLEEP_S > 2 * longest["telling_ms"]
     # The prefill is the first call, and gives the first token.
     assert longest["after_token"] == 2
@@ -144,8 +146,8 @@ def test_the_kernels_are_seen_and_what_cannot_be_known_is_said(ask):
     figures = ask().stats.diagnostics
     assert figures["attention"]["asked_for"] == "sdpa"
     assert figures["attention"]["ran"] == {"vision_tower": "flash", "prefill": "flash"}
-    assert any("token loop" in each for each in figures["not_known"])
-    assert any("not read on cpu" in each for each in figures["not_known"])
+    assert any("token loop" in entry for entry in figures["not_known"])
+    assert any("not read on cpu" in entry for entry in figures["not_known"])
     assert figures["gpu"] == {"before": None, "after": None}
 
 
@@ -211,7 +213,7 @@ def test_a_run_that_is_slow_without_need_is_one_warning_with_the_reason(ask, cap
     median_s = ask(**TWO).stats.diagnostics["tokens"]["median_ms"] / 1000
     caplog.clear()
     ask(Watch("every token", sleep_s=max(0.02, 20 * median_s)), **TWO, diagnostics="summary")
-    (record,) = (each for each in caplog.records if each.levelno >= logging.WARNING)
+    (record,) = (one_record for one_record in caplog.records if one_record.levelno >= logging.WARNING)
     assert "before: showing the text took" in record.getMessage()
     caplog.clear()
     ask(Watch("every token", sleep_s=max(0.02, 20 * median_s)), **TWO, diagnostics="off")
@@ -245,8 +247,8 @@ def finish(level="full", between=lambda: None):
     with diagnosis.watching(OnCard()):
         between()
     times = [TokenTime(0.01 * step, 0.01 * step + 0.005) for step in range(4)]
-    made = Generation(((0,) * 4,), 0.1, 0.06, 3, "own step", "", 0, times)
-    return diagnosis.finish(stats, [made], LoadSpec("m"))
+    result = Generation(((0,) * 4,), 0.1, 0.06, 3, "own step", "", 0, times)
+    return diagnosis.finish(stats, [result], LoadSpec("m"))
 
 
 def test_memory_and_gpu_are_read_before_and_after(card, monkeypatch):

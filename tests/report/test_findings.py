@@ -8,7 +8,7 @@ from qwenvl.models.families import family_of
 from qwenvl.process import PROCESS
 from qwenvl.report import findings as module
 from qwenvl.report.facts import Facts, Gpu
-from qwenvl.report.findings import findings, in_a_line, startup_report, tell_of
+from qwenvl.report.findings import family_report, findings, in_a_line, startup_report
 
 # What torch's wheels were built for.
 CUDA_124 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
@@ -269,13 +269,13 @@ def test_a_blackwell_gpu_without_kernels_is_told_all_that_it_needs():
 
 def test_the_gravest_comes_first():
     facts = machine(RTX_5090, torch="2.9.0+cu126", cuda="12.6", archs=CUDA_126, without=("bitsandbytes", *FLASH))
-    assert [each.severity for each in findings(facts)] == ["critical", "warning", "info", "info"]
+    assert [finding.severity for finding in findings(facts)] == ["critical", "warning", "info", "info"]
 
 
 def test_torch_for_the_cpu_is_told_of_that():
     """And of nothing that only a GPU can use."""
     facts = machine(RTX_3090, RTX_4090, **ON_CPU, without=(*FLASH, *LINEAR))
-    assert [each.severity for each in findings(facts, "qwen3_5", True)] == ["critical", "critical"]
+    assert [finding.severity for finding in findings(facts, "qwen3_5", True)] == ["critical", "critical"]
 
 
 @pytest.fixture
@@ -306,12 +306,12 @@ def test_one_more_line_for_each_thing_that_is_wrong(started):
 
 def test_a_model_is_told_what_it_lacks_once(monkeypatch, caplog):
     monkeypatch.setattr(module, "probe", lambda: machine(RTX_4090, without=LINEAR))
-    PROCESS.told.clear()
+    PROCESS.logged.clear()
     for family in ("qwen3_vl", "qwen3_5", "qwen3_5"):
-        tell_of(family, family_of(family).linear_attention)
+        family_report(family, family_of(family).linear_attention)
     (record,) = caplog.records
     assert (record.levelname, "qwen3_5 models" in record.getMessage()) == ("WARNING", True)
-    PROCESS.told.clear()
+    PROCESS.logged.clear()
 
 
 def test_several_gpus_are_all_named():

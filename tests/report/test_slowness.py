@@ -18,8 +18,8 @@ names = count()
 def run():
     """One run of a model of its own after another: asks whether it was slow."""
     spec = LoadSpec(f"model {next(names)}")
-    yield lambda made, prompt=100, looked=NOTHING, busy=5.0, tier="own step": why_slow(
-        spec, stats(prompt, tier), [made, SHORT], lambda: looked, lambda: busy
+    yield lambda result, prompt=100, looked=NOTHING, busy=5.0, tier="own step": why_slow(
+        spec, stats(prompt, tier), [result, SHORT], lambda: looked, lambda: busy
     )
     PROCESS.fastest.clear()
 
@@ -48,7 +48,7 @@ def test_a_third_of_what_was_reached_is_not_slow_yet_and_less_is(run):
 
 
 def test_the_fastest_run_counts_whenever_it_was(run):
-    assert [run(made(each)) for each in (0.02, 0.005, 0.014)] == [None] * 3
+    assert [run(made(value)) for value in (0.02, 0.005, 0.014)] == [None] * 3
     assert "and 200.0 before" in run(made(0.0151))
 
 
@@ -67,8 +67,8 @@ def test_another_way_of_making_tokens_is_measured_by_itself(run):
 @pytest.mark.parametrize("rows", [(8, 1), (1, 8)])
 def test_a_batch_of_another_size_is_measured_by_itself(run, rows):
     """Its steps take another time."""
-    fast, slow = (replace(made(each), rows=((0,) * 40,) * size) for each, size in zip((0.01, 0.9), rows, strict=True))
-    assert [run(each) for each in (fast, slow)] == [None] * 2
+    fast, slow = (replace(made(value), rows=((0,) * 40,) * size) for value, size in zip((0.01, 0.9), rows, strict=True))
+    assert [run(value) for value in (fast, slow)] == [None] * 2
     assert run(replace(slow, rows=fast.rows)) is not None
 
 

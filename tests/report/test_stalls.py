@@ -18,7 +18,7 @@ def test_every_interval_over_twice_the_median_is_a_stall_after_its_token():
     assert figures["shortest_ms"] == pytest.approx(10)
     assert figures["median_ms"] == pytest.approx(10)
     assert figures["longest_ms"] == pytest.approx(310)
-    assert [(each["after_token"], round(each["ms"]), round(each["telling_ms"])) for each in figures["stalls"]] == [
+    assert [(stall["after_token"], round(stall["ms"]), round(stall["telling_ms"])) for stall in figures["stalls"]] == [
         (3, 310, 300),
         (5, 25, 0),
     ]
@@ -65,7 +65,7 @@ def test_another_thread_is_seen_at_work_and_not_when_it_waits():
     def idle():
         stop.wait()
 
-    threads = [threading.Thread(target=each, name=each.__name__) for each in (save_a_picture, idle)]
+    threads = [threading.Thread(target=value, name=value.__name__) for value in (save_a_picture, idle)]
     with StackSampler() as sampler:
         for thread in threads:
             thread.start()
@@ -75,7 +75,7 @@ def test_another_thread_is_seen_at_work_and_not_when_it_waits():
         stop.set()
     seen = sampler.between(start, end)
     assert "thread save_a_picture in report/test_stalls.py save_a_picture()" in seen
-    assert not any("idle" in each for each in seen)
+    assert not any("idle" in entry for entry in seen)
 
 
 def test_a_garbage_collection_is_seen_with_its_length():
@@ -83,7 +83,7 @@ def test_a_garbage_collection_is_seen_with_its_length():
         start = time.perf_counter()
         gc.collect()
         end = time.perf_counter()
-    assert any(each.startswith("garbage collection for ") for each in sampler.between(start, end))
+    assert any(entry.startswith("garbage collection for ") for entry in sampler.between(start, end))
     assert sampler.between(end, end + 1e-9) == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenvl.loading.loader import ModelHandle
 from qwenvl.prompting.prompt import Prompt
-from qwenvl.prompting.watch import GrowingAnswer, Nobody, Reporter
+from qwenvl.prompting.watch import GrowingAnswer, NoWatch, Reporter
 from qwenvl.report.diagnostics import Diagnosis
 from qwenvl.request import Answer, DecodeStats, LoadSpec, LoadStats, PromptStats, Question, Request, Sampling, Stats
 from qwenvl.session import ModelSession
@@ -68,15 +68,15 @@ def ask(
         look: called after every token with the unfinished answers.
     """
     request = Request(handle.spec, "", sampling=sampling)
-    reporter = Reporter(Nobody(), ignore, ignore)
+    reporter = Reporter(NoWatch(), ignore, ignore)
     reporter.update = look
-    with ModelSession(request, Loaded(handle, free_memory), Nobody(), Diagnosis("off"), most) as session:
+    with ModelSession(request, Loaded(handle, free_memory), NoWatch(), Diagnosis("off"), most) as session:
         session.load(Question(0, []), len(prompts))
         numbered = [replace(prompt, number=number) for number, prompt in enumerate(prompts)]
         outcomes = list(session.generate(numbered, reporter))
         stats = session.stats()
-    assert [each.number for each in outcomes] == list(range(len(prompts)))
-    return [each.result for each in outcomes], stats
+    assert [outcome.number for outcome in outcomes] == list(range(len(prompts)))
+    return [outcome.result for outcome in outcomes], stats
 
 
 def stats_of(**figures: object) -> Stats:
@@ -91,4 +91,4 @@ def stats_of(**figures: object) -> Stats:
 
 
 def _changed(part: Any, figures: dict[str, object]) -> Any:
-    return replace(part, **{each.name: figures.pop(each.name) for each in fields(part) if each.name in figures})
+    return replace(part, **{field.name: figures.pop(field.name) for field in fields(part) if field.name in figures})

@@ -73,7 +73,7 @@ def _real(path: str, follow: bool) -> str:
 def machine() -> dict[str, str]:
     """Name the places that every machine has: an interpreter and its packages, the pack, the system's own tables."""
     installed = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
-    installed |= {os.path.realpath(each) for each in installed}
+    installed |= {os.path.realpath(entry) for entry in installed}
     system = ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr/lib", "/lib", "/etc/mime.types", "/etc/ssl")
     system += ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/usr/share/zoneinfo", "/etc/localtime")
     pack = {
@@ -229,7 +229,7 @@ class Traps:
         if sys.platform.startswith("linux"):
             self._number = ctypes.CDLL(None).inotify_init1(os.O_NONBLOCK)
             mask = self._OPEN | self._CREATE | self._DELETE | self._MODIFY
-            for folder in (self.folder, *(each for each in self.folder.rglob("*") if each.is_dir())):
+            for folder in (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())):
                 assert ctypes.CDLL(None).inotify_add_watch(self._number, os.fsencode(folder), mask) >= 0
 
     def sprung(self) -> list[str]:
@@ -277,7 +277,7 @@ def audited(given: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> I
         hook.end()
         places = Places({**machine(), **given["folders"]}, {**OWN, **given["addresses"]})
         named = {(verb, places.of(verb, what), what) for verb, what in hook.seen}
-        write({"seen": sorted(each for each in named if each[:2] not in ALWAYS)})
+        write({"seen": sorted(entry for entry in named if entry[:2] not in ALWAYS)})
 
 
 def loaded_pack(base: Path) -> tuple[Any, Any]:
@@ -329,7 +329,7 @@ def routes(base: Path, asked: list[list[Any]]) -> Any:
                 await reply.read()
                 return reply.status
 
-    return [asyncio.run(once(*each)) for each in asked]
+    return [asyncio.run(once(*entry)) for entry in asked]
 
 
 def command(base: Path, *arguments: str) -> Any:

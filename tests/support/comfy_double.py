@@ -82,7 +82,7 @@ class Memory:
 
     def free(self, device: torch.device | None = None) -> int:
         device = device or self.device
-        return self.total - sum(each.model.loaded_size() for each in self._living() if each.device == device)
+        return self.total - sum(patch.model.loaded_size() for patch in self._living() if patch.device == device)
 
     def load_models_gpu(
         self, models: list[ModelPatcher], memory_required: int = 0, force_full_load: bool = False
@@ -90,9 +90,9 @@ class Memory:
         self.requests.append(memory_required)
         # As ComfyUI does it: room on every device first, then one after the other.
         for patcher in models:
-            known = [each for each in self._living() if each.model is patcher]
-            for each in known:
-                self.loaded.remove(each)
+            known = [patch for patch in self._living() if patch.model is patcher]
+            for entry in known:
+                self.loaded.remove(entry)
                 patcher.detach(unpatch_all=False)
         for patcher in models:
             there = patcher.current_loaded_device() == patcher.load_device
@@ -107,7 +107,7 @@ class Memory:
         def order(entry: LoadedModel) -> tuple[int, int]:
             return entry.model.loaded_size() - entry.model.model_size(), entry.model.model_size()
 
-        for entry in sorted((each for each in self._living() if each not in keep_loaded), key=order):
+        for entry in sorted((patch for patch in self._living() if patch not in keep_loaded), key=order):
             if entry.device != device or self.free(device) > size:
                 continue
             if size - self.free(device) < entry.model.loaded_size():
@@ -119,7 +119,7 @@ class Memory:
         self.free_memory(1e30, self.device)
 
     def _living(self) -> list[LoadedModel]:
-        self.loaded[:] = [each for each in self.loaded if not each.dead]
+        self.loaded[:] = [entry for entry in self.loaded if not entry.dead]
         return list(self.loaded)
 
 
@@ -174,11 +174,11 @@ class ComfyDouble:
         if key not in self.cache:
             with torch.inference_mode():
                 self.cache[key] = getattr(node(), node.FUNCTION)(**_handed(node, inputs))
-        made = self.cache[key]
-        self.ui = made.get("ui", {}) if isinstance(made, dict) else {}
-        outputs = made.get("result", ()) if isinstance(made, dict) else made
+        result = self.cache[key]
+        self.ui = result.get("ui", {}) if isinstance(result, dict) else {}
+        outputs = result.get("result", ()) if isinstance(result, dict) else result
         lists = getattr(node, "OUTPUT_IS_LIST", (False,) * len(outputs))
-        return [list(each) if is_list else [each] for each, is_list in zip(outputs, lists, strict=True)]
+        return [list(output) if is_list else [output] for output, is_list in zip(outputs, lists, strict=True)]
 
     def _validate(self, node: type, inputs: dict[str, Any]) -> None:
         declared = node.INPUT_TYPES()

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from comfyui_server import PACK, Server, with_the_pack
 from pictures import write_video
@@ -44,22 +45,28 @@ def draw_pictures(folder: Path) -> None:
 
 
 def make_endless_model(folder: Path) -> None:
-    """Save the demo model with another end token in all files, so that it never stops, and with other think tokens, so
-    that its text does not look like a thought."""
+    """Copy the demo model, changed so that it never stops."""
     shutil.copytree(PACK / "demo" / "model", folder)
+    use_another_end_token(folder)
+
+
+def use_another_end_token(folder: Path) -> int:
+    """Name a token that the demo model never writes as the end in all files of a model that has its tokenizer, and
+    other think tokens, so that its text does not look like a thought. Return the token's id."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         path = folder / name
         path.write_text(path.read_text(encoding="utf-8").replace("think>", "mark>"), encoding="utf-8")
     tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     unused = next(token["id"] for token in tokens if token["content"] == UNUSED_TOKEN)
-    settings = folder / "generation_config.json"
-    changed = json.loads(settings.read_text(encoding="utf-8")) | {"eos_token_id": [unused]}
-    settings.write_text(json.dumps(changed), encoding="utf-8")
-    names = folder / "tokenizer_config.json"
-    changed = json.loads(names.read_text(encoding="utf-8")) | {"eos_token": UNUSED_TOKEN}
-    names.write_text(json.dumps(changed), encoding="utf-8")
+    _set(folder / "generation_config.json", eos_token_id=[unused])
+    _set(folder / "tokenizer_config.json", eos_token=UNUSED_TOKEN)
     template = folder / "chat_template.jinja"
     answered = f"{{{{ messages[-1].content[0].text }}}}{UNUSED_TOKEN}"
     asked = template.read_text(encoding="utf-8")
     answers = "{% if messages[-1].role == 'assistant' %}"
     template.write_text(f"{answers}{answered}{{% else %}}{asked}{{% endif %}}", encoding="utf-8")
+    return int(unused)
+
+
+def _set(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")

@@ -47,6 +47,7 @@ class Program:
         self.nodes = list(parser.parse(pattern.pattern, pattern.flags))
         self._steps = self._allowed = 0
         self._text = ""
+        self._taken: dict[tuple, bool] = {}
 
     def steps(self, text: str, anchored: bool, allowed: int = 1_000_000) -> int:
         """Return how many steps it takes to find every match or, anchored, one of the whole text."""
@@ -122,9 +123,9 @@ class Program:
             while end - at < limit and end < len(self._text) and self.takes(inner[0], self._text[end]):
                 self._step()
                 end += 1
-            for each in range(end, at + low - 1, -1):
+            for place in range(end, at + low - 1, -1):
                 self._step()
-                yield each
+                yield place
             return
         yield from self._times(inner, at, groups, low, limit, lazy)
 
@@ -140,8 +141,14 @@ class Program:
             yield at
 
     def takes(self, node, character: str) -> bool:
-        operator, given = node
         self._step()
+        operator, given = node
+        key = (operator, id(given), character, self._flags)
+        if key not in self._taken:
+            self._taken[key] = self._accepts(operator, given, character)
+        return self._taken[key]
+
+    def _accepts(self, operator, given, character: str) -> bool:
         if operator is c.ANY:
             return character != "\n" or bool(self._flags & re.DOTALL)
         alike = {character}
@@ -152,7 +159,7 @@ class Program:
         if operator is c.NOT_LITERAL:
             return chr(given) not in alike
         negate = given[0][0] is c.NEGATE
-        return negate != any(_within(item, each) for item in given for each in alike)
+        return negate != any(_within(item, entry) for item in given for entry in alike)
 
     def _stands(self, where, at) -> bool:
         text = self._text
@@ -259,7 +266,7 @@ def _example(program, nodes, alphabet) -> str:
     text = ""
     for operator, given in nodes:
         if operator in SINGLE:
-            text += next((each for each in alphabet if program.takes((operator, given), each)), "a")
+            text += next((letter for letter in alphabet if program.takes((operator, given), letter)), "a")
         elif operator is c.BRANCH:
             text += _example(program, given[1][0], alphabet)
         elif operator is c.SUBPATTERN:
@@ -287,10 +294,10 @@ def growth(pattern: re.Pattern[str], anchored: bool) -> tuple[float, tuple[str, 
             return float("inf")
 
     excess = {}
-    for each in inputs(pattern):
-        more = steps(each, FEW[1])
+    for text in inputs(pattern):
+        more = steps(text, FEW[1])
         if more == float("inf"):
-            return more, each
-        excess[each] = (more - 2 * steps(each, FEW[0])) / len(each[1])
+            return more, text
+        excess[text] = (more - 2 * steps(text, FEW[0])) / len(text[1])
     worst = sorted(excess, key=excess.__getitem__, reverse=True)[:10]
-    return max((steps(each, MANY[1]) / min(ALLOWED, steps(each, MANY[0])), each) for each in worst)
+    return max((steps(entry, MANY[1]) / min(ALLOWED, steps(entry, MANY[0])), entry) for entry in worst)

@@ -166,7 +166,7 @@ def status(code: int, content: object, **headers: str) -> Fault:
 
 def streamed(*events: object) -> bytes:
     """Write a stream of those events; an event that is not a text is sent as JSON."""
-    lines = [f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n" for each in events]
+    lines = [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events]
     return STREAM + "".join(lines).encode()
 
 

@@ -62,22 +62,22 @@ def write_film(
         context.gop_size, context.max_b_frames, context.time_base = gop, b_frames, unit
         if sar:
             context.sample_aspect_ratio = sar
-        made = []
+        results = []
         for i in range(total):
             frame = av.VideoFrame.from_ndarray(bars(i), format="rgb24")
             frame.pts, frame.time_base = (times_ms[i] if times_ms else i), unit
-            made += stream.encode(frame)
-        for i, packet in enumerate(made + stream.encode()):
+            results += stream.encode(frame)
+        for i, packet in enumerate(results + stream.encode()):
             container.mux(_rubbish(packet) if i in broken else packet)
     return path
 
 
 def _rubbish(packet: Any) -> Any:
     """Return a packet with the same time that cannot be decoded."""
-    made = av.Packet(bytes(packet)[:6] + b"\xff" * (packet.size - 6))
-    made.pts, made.dts, made.time_base, made.stream = packet.pts, packet.dts, packet.time_base, packet.stream
-    made.duration, made.is_keyframe = packet.duration, packet.is_keyframe
-    return made
+    result = av.Packet(bytes(packet)[:6] + b"\xff" * (packet.size - 6))
+    result.pts, result.dts, result.time_base, result.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+    result.duration, result.is_keyframe = packet.duration, packet.is_keyframe
+    return result
 
 
 def turn(path: Path, a: int, b: int, c: int, d: int) -> Path:

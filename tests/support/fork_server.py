@@ -90,7 +90,7 @@ class Run:
         raise AssertionError(self.said())
 
 
-class Nobody:
+class NoWatch:
     """A watch of a download that does nothing."""
 
     def check(self) -> None: ...
@@ -107,7 +107,7 @@ def command(*arguments: str) -> int:
 def fetch(repo_id: str, folder: str) -> int:
     from qwenvl.models.download import fetch
 
-    fetch(repo_id, Path(folder), Nobody())
+    fetch(repo_id, Path(folder), NoWatch())
     return 0
 
 

@@ -7,9 +7,9 @@ import torch
 
 def reference_kernel(query, keys, values, rows, slots, span, used):
     """Compute in loops what flash_kernel computes, from the same arguments."""
-    assert all(each.dtype == torch.int32 for each in (rows, slots, used))
+    assert all(value.dtype == torch.int32 for value in (rows, slots, used))
     group = query.shape[1] // keys.shape[1]
-    made = torch.empty_like(query)
+    output = torch.empty_like(query)
     for row in range(len(rows) - 1):
         assert rows[row + 1] - rows[row] == 1, "one query each"
         assert used[row] <= min(span, slots[row + 1] - slots[row])
@@ -17,5 +17,5 @@ def reference_kernel(query, keys, values, rows, slots, span, used):
         for head in range(query.shape[1]):
             k, v = keys[own, head // group], values[own, head // group]
             weights = (k @ query[int(rows[row]), head] * query.shape[-1] ** -0.5).softmax(0)
-            made[row, head] = weights @ v
-    return made
+            output[row, head] = weights @ v
+    return output

@@ -84,16 +84,16 @@ class Story:
 
     def note(self, what: str) -> None:
         """Note which models are on the card now."""
-        core = sorted(name for name, each in self.core.items() if each.loaded_size())
+        core = sorted(name for name, entry in self.core.items() if entry.loaded_size())
         self.events.append([what, [spec.model for spec in self.models.held], core, list(self.loads)])
         self.loads.clear()
 
     def used(self, device: torch.device) -> int:
         """Return the bytes on that card; models of ComfyUI's are on the first."""
-        core = sum(each.loaded_size() for each in self.core.values()) if device == CARD else 0
-        there = [each for each in self.models._residents.values() if each.handle is not None]
-        ours = [each for each in there if str(device) in each.source.devices]
-        return core + sum(each.size // len(each.source.devices) for each in ours)
+        core = sum(entry.loaded_size() for entry in self.core.values()) if device == CARD else 0
+        there = [resident for resident in self.models._residents.values() if resident.handle is not None]
+        ours = [entry for entry in there if str(device) in entry.source.devices]
+        return core + sum(our.size // len(our.source.devices) for our in ours)
 
 
 def core_class(patcher_class: type) -> type:
@@ -154,7 +154,7 @@ def tell(story: Story) -> list[Any]:
     return story.events
 
 
-def tell_of_devices(story: Story) -> list[Any]:
+def describe_devices(story: Story) -> list[Any]:
     """Run a second sequence, of models elsewhere than on the card that ComfyUI uses."""
     story.theirs("core", 6000)
     story.ours("A", 8000, on=(str(SECOND),))
@@ -239,7 +239,7 @@ def main(comfyui: str, pack_folder: str) -> None:
     first = tell(stories[0])
     management.unload_all_models()
     stories.pop(0).models.clear()
-    print(json.dumps([first, tell_of_devices(stories[0])]))
+    print(json.dumps([first, describe_devices(stories[0])]))
 
 
 if __name__ == "__main__":

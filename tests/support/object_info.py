@@ -67,7 +67,7 @@ def _pairs(before: Any, now: Any) -> dict[Any, tuple[Any, Any]] | None:
     if isinstance(before, dict) and isinstance(now, dict):
         return {name: (before.get(name, NOTHING), now.get(name, NOTHING)) for name in (before | now)}
     # An input: its type and its options.
-    if all(isinstance(each, list) and len(each) == 2 and isinstance(each[1], dict) for each in (before, now)):
+    if all(isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict) for value in (before, now)):
         return {"type": (before[0], now[0]), "options": (before[1], now[1])}
     return None
 

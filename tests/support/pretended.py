@@ -15,8 +15,7 @@ from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
@@ -34,11 +33,11 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Elsewhere:
         size, strides, start = held.size(), held.stride(), held.storage_offset()
-        made = torch.Tensor._make_wrapper_subclass(
+        result = torch.Tensor._make_wrapper_subclass(
             cls, size, strides=strides, storage_offset=start, dtype=held.dtype, device=torch.device(NAME, 0)
         )
-        made.held = held
-        return made
+        result.held = held
+        return result
 
     @property
     def is_cuda(self) -> bool:
@@ -72,7 +71,7 @@ class _Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.tensor:
-            args = tree_map(lambda each: each.tolist() if isinstance(each, Elsewhere) else each, args)
+            args = _mapped(lambda value: value.tolist() if isinstance(value, Elsewhere) else value, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -99,23 +98,25 @@ class Graph:
     def capture_end(self) -> None:
         Graph.recording = None
         Graph.captures += 1
-        for *_, made in self._steps:
-            for _, memory in made:
+        for *_, result in self._steps:
+            for _, memory in result:
                 # Nothing was computed yet.
                 memory.fill_(True if memory.dtype == torch.bool else 77)
 
     def record(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
-        known = {_place(each) for each in _tensors((args, kwargs))}
-        fresh = [(index, each) for index, each in enumerate(_tensors(made)) if _place(each) not in known]
+        known = {_place(tensor) for tensor in _tensors((args, kwargs))}
+        fresh = [(index, tensor) for index, tensor in enumerate(_tensors(made)) if _place(tensor) not in known]
         self._steps.append((func, args, kwargs, fresh))
 
     def replay(self) -> None:
         """Repeat what was recorded, with the present contents of the same memory."""
         Graph.replays += 1
-        for func, args, kwargs, fresh in self._steps:
-            made = _tensors(func(*args, **kwargs))
-            for index, memory in fresh:
-                memory.copy_(made[index])
+        # Nothing of Python's sees the operators of a graph.
+        with _disable_current_modes():
+            for func, args, kwargs, fresh in self._steps:
+                result = _tensors(func(*args, **kwargs))
+                for index, memory in fresh:
+                    memory.copy_(result[index])
 
 
 class Stream:
@@ -167,7 +168,25 @@ class Event:
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
-    return [each for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
+    """List the tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _mapped(function: Any, values: Any) -> Any:
+    """Apply a function to all that is in nested tuples, lists and dictionaries. torch's own tree_map takes most of the
+    time of a test."""
+    if isinstance(values, (tuple, list)):
+        results = [_mapped(function, value) for value in values]
+        return type(values)(*results) if hasattr(values, "_fields") else type(values)(results)
+    if isinstance(values, dict):
+        return {key: _mapped(function, value) for key, value in values.items()}
+    return function(values)
 
 
 def _place(tensor: torch.Tensor) -> int:
@@ -176,9 +195,9 @@ def _place(tensor: torch.Tensor) -> int:
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     given = _tensors((args, kwargs))
-    there = [each for each in given if isinstance(each, Elsewhere)]
+    there = [entry for entry in given if isinstance(entry, Elsewhere)]
     # A number goes anywhere.
-    here = [each for each in given if not isinstance(each, Elsewhere) and each.ndim]
+    here = [entry for entry in given if not isinstance(entry, Elsewhere) and entry.ndim]
     name = func._schema.name.removeprefix("aten::")
     if there and here and name not in CROSSING:
         raise RuntimeError(f"{name} has tensors of two devices: {NAME} and cpu")
@@ -195,15 +214,17 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif kwargs.get("device") is not None:
         goes_there = torch.device(kwargs["device"]).type == NAME
         kwargs["device"] = torch.device("cpu") if goes_there else kwargs["device"]
-    holders = {id(each.held): each for each in there}
-    held_args, held_kwargs = tree_map(lambda each: each.held if isinstance(each, Elsewhere) else each, (args, kwargs))
+    holders = {id(entry.held): entry for entry in there}
+    held_args, held_kwargs = _mapped(
+        lambda value: value.held if isinstance(value, Elsewhere) else value, (args, kwargs)
+    )
     if name == "histc":
         # Which GPUs do for whole numbers too.
-        made = func(held_args[0].float(), *held_args[1:], **held_kwargs).to(held_args[0].dtype)
+        result = func(held_args[0].float(), *held_args[1:], **held_kwargs).to(held_args[0].dtype)
     else:
-        made = func(*held_args, **held_kwargs)
+        result = func(*held_args, **held_kwargs)
     if Graph.recording and goes_there:
-        Graph.recording.record(func, held_args, held_kwargs, made)
+        Graph.recording.record(func, held_args, held_kwargs, result)
 
     def wrapped(each: Any) -> Any:
         if not isinstance(each, torch.Tensor) or not goes_there:
@@ -211,7 +232,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # What an operator changes in place is the same tensor afterwards.
         return holders[id(each)] if id(each) in holders else Elsewhere(each)
 
-    return tree_map(wrapped, made)
+    return _mapped(wrapped, result)
 
 
 def _cuda() -> Iterator[Any]:
@@ -250,8 +271,8 @@ def there(*models: torch.nn.Module) -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with ExitStack() as stack:
-            for each in (*_cuda(), _Device(), _Numbers()):
-                stack.enter_context(each)
+            for context in (*_cuda(), _Device(), _Numbers()):
+                stack.enter_context(context)
             for model in models:
                 _move(model)
             yield

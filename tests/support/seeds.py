@@ -69,7 +69,7 @@ def weight_files() -> list[bytes]:
     odd = ({"shape": "a"}, {"dtype": []}, {"data_offsets": []}, {"data_offsets": [0, "8"]}, {"shape": [-1, None]})
     return [
         *(whole, whole[:20], b"", b"\0" * 8, b"\xff" * 20, weight_file([]), weight_file({"a": 1}), weight_file({})),
-        *(weight_file({"a.weight": {**tensor, **each}}) for each in odd),
+        *(weight_file({"a.weight": {**tensor, **entry}}) for entry in odd),
     ]
 
 

@@ -74,9 +74,9 @@ class _Watched(Operators):
 
 def _storages(values: Any) -> Iterator[int]:
     """Find the address of each tensor's memory. Tensors without elements and those on meta have no memory."""
-    for each in tree_leaves(values):
-        if isinstance(each, torch.Tensor) and each.device.type != "meta" and each.untyped_storage().nbytes():
-            yield each.untyped_storage().data_ptr()
+    for value in tree_leaves(values):
+        if isinstance(value, torch.Tensor) and value.device.type != "meta" and value.untyped_storage().nbytes():
+            yield value.untyped_storage().data_ptr()
 
 
 @contextmanager
@@ -93,5 +93,7 @@ def new_tensors() -> Iterator[Any]:
 def _new_bytes() -> int:
     gc.collect()
     # Not isinstance, which wakes lazy modules.
-    alive = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.device.type != "meta"]
-    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in alive}.values())
+    alive = [
+        value for value in gc.get_objects() if issubclass(type(value), torch.Tensor) and value.device.type != "meta"
+    ]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}.values())

@@ -93,7 +93,7 @@ def _presets(data: bytes) -> None:
     suffix = presets._SUFFIXES[data[0] % len(presets._SUFFIXES)] if data else ".txt"
     file = _written("presets", f"a{suffix}", data[1:])
     presets._parsed.cache_clear()
-    PROCESS.told.clear()
+    PROCESS.logged.clear()
     for _, preset in presets._in_folder(file.parent):
         preset.fill("You see.", "a cat")
     file.unlink()
@@ -211,7 +211,7 @@ def _tensor(data: bytes) -> None:
     """Read a tensor; the bytes are its shape, type and values."""
     types = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool, torch.complex64)
     head, values = data[:6], data[6:]
-    shape = [each % 9 for each in head[1 : 1 + (head[0] % 6 if head else 0)]]
+    shape = [entry % 9 for entry in head[1 : 1 + (head[0] % 6 if head else 0)]]
     dtype = types[head[5] % len(types)] if len(head) > 5 else torch.float32
     count = int(np.prod(shape))
     bits = torch.frombuffer(
@@ -244,9 +244,9 @@ def _settings(data: bytes) -> None:
     for kind in (Sampling, Frames, LoadSpec, Request):
         fields = {name: value for name, value in values.items() if name in kind.__dataclass_fields__}
         needed = {LoadSpec: {"model": "m"}, Request: {"load": LoadSpec("m"), "text": "?"}}.get(kind, {})
-        made = outcome(kind, **{**needed, **{name: value for name, value in fields.items() if name != "load"}})
-        if isinstance(made, Sampling):
-            str(made)
+        result = outcome(kind, **{**needed, **{name: value for name, value in fields.items() if name != "load"}})
+        if isinstance(result, Sampling):
+            str(result)
     outcome(Sampling().with_own, values)
 
 

@@ -106,12 +106,12 @@ def families(*names: str) -> list[Any]:
 
 def config(family: str, wide: bool = False) -> Any:
     """Configure a model of that family with the demo model's vocabulary; in a wide one experts outweigh the rest."""
-    made = getattr(transformers, CLASSES[family])
+    kind = getattr(transformers, CLASSES[family])
     text = {**_TEXT, **_sizes(), **_text(family), **(_WIDE if wide else {})}
     if family not in SEEING:
-        return made(**text)
+        return kind(**text)
     vision = {**_vision(family), "out_hidden_size": text["hidden_size"]}
-    return made(text_config=text, vision_config=vision, tie_word_embeddings=False, **_tokens())
+    return kind(text_config=text, vision_config=vision, tie_word_embeddings=False, **_tokens())
 
 
 def random_model(family: str, seed: int = 0, wide: bool = False) -> Any:
@@ -174,11 +174,11 @@ def by_transformers(
     model: Any, inputs: dict[str, Any], max_new_tokens: int = 48, **how: Any
 ) -> tuple[tuple[int, ...], ...]:
     """Return what generate() itself answers, per row, without end token and padding."""
-    made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
+    result = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, **how)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     rows = []
-    for row in made[:, inputs["input_ids"].shape[1] :].tolist():
+    for row in result[:, inputs["input_ids"].shape[1] :].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         rows.append(tuple(row[:stop]))
     return tuple(rows)

@@ -103,10 +103,10 @@ def _told(name: str, language: str, meanings: dict[str, str]) -> str:
 
 def _inputs(declared: Inputs, shown: dict[str, Any], meanings: dict[str, str]) -> list[str]:
     rows = []
-    for name, each in shown.items():
+    for name, entry in shown.items():
         # A row is a line.
-        tooltip = each["tooltip"].replace("\n", " ")
-        rows.append((_both(name, each["name"]), _default(name, declared[name][1]), tooltip))
+        tooltip = entry["tooltip"].replace("\n", " ")
+        rows.append((_both(name, entry["name"]), _default(name, declared[name][1]), tooltip))
     heads = (meanings["input"], meanings["default"], meanings["meaning"])
     return [f"## {meanings['Inputs']}", _table(heads, rows)]
 
@@ -114,7 +114,7 @@ def _inputs(declared: Inputs, shown: dict[str, Any], meanings: dict[str, str]) -
 def _outputs(shown: dict[str, Any], meanings: dict[str, str]) -> list[str]:
     if not shown:
         return []
-    rows = [(each["name"], each["tooltip"]) for each in shown.values()]
+    rows = [(entry["name"], entry["tooltip"]) for entry in shown.values()]
     return [f"## {meanings['Outputs']}", _table((meanings["output"], meanings["meaning"]), rows)]
 
 

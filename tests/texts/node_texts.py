@@ -40,12 +40,12 @@ def english(pack: ModuleType) -> Definitions:
         table[name.replace(".", "_")] = {
             **shown,
             "inputs": {
-                each: {"name": each, "tooltip": options["tooltip"]}
+                entry: {"name": entry, "tooltip": options["tooltip"]}
                 for group in ("required", "optional")
-                for each, (_, options) in inputs.get(group, {}).items()
+                for entry, (_, options) in inputs.get(group, {}).items()
             },
             "outputs": {
-                str(place): {"name": each, "tooltip": tooltip} for place, (each, tooltip) in enumerate(outputs)
+                str(place): {"name": output, "tooltip": tooltip} for place, (output, tooltip) in enumerate(outputs)
             },
         }
         if "." in name:
@@ -71,11 +71,13 @@ def choices() -> dict[str, tuple[str, ...]]:
     from qwenvl.prompting.presets import BUILT_IN, NONE
     from qwenvl.settings import ALL_GPUS, ALL_GPUS_AND_CPU, AUTO, SETTINGS
 
-    of_settings = {name: each.choices for name, each in SETTINGS.items() if each.choices and name != "attention_mode"}
+    of_settings = {
+        name: setting.choices for name, setting in SETTINGS.items() if setting.choices and name != "attention_mode"
+    }
     return {
         **of_settings,
         "device": (AUTO, "cpu", ALL_GPUS, ALL_GPUS_AND_CPU),
-        "preset": (NONE, *sorted(each.stem.replace("_", " ") for each in BUILT_IN.iterdir())),
+        "preset": (NONE, *sorted(one_file.stem.replace("_", " ") for one_file in BUILT_IN.iterdir())),
         "coordinates": COORDINATES,
         "sort": SORTS,
         "existing": EXISTING,
@@ -84,22 +86,22 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 def localized(table: Definitions, meanings: dict[str, str]) -> Definitions:
     """The table in another language. A tooltip calls a choice what the list does, and what workflows hold."""
-    made: Definitions = translated(table, meanings)
+    result: Definitions = translated(table, meanings)
     offered = choices()
-    for node in made.values():
+    for node in result.values():
         for name, shown in node.get("inputs", {}).items():
             if name in offered and "tooltip" in shown:
                 labels = {choice: meanings.get(choice, choice) for choice in offered[name]}
                 shown["tooltip"] = _labelled(shown["tooltip"], labels)
-    return made
+    return result
 
 
 def _labelled(text: str, labels: dict[str, str]) -> str:
     # The short ones are words in every other sentence. Of two that begin alike the longer one is meant.
-    named = [each for each, label in labels.items() if label != each and each not in _EVERYWHERE]
-    choice = "|".join(re.escape(each) for each in sorted(named, key=len, reverse=True))
+    named = [one_label for one_label, label in labels.items() if label != one_label and one_label not in _EVERYWHERE]
+    choice = "|".join(re.escape(entry) for entry in sorted(named, key=len, reverse=True))
     found = rf"(?<![A-Za-z0-9_])(?:{choice})(?![A-Za-z0-9_])"
-    return re.sub(found, lambda each: f"{labels[each[0]]} ({each[0]})", text) if named else text
+    return re.sub(found, lambda value: f"{labels[value[0]]} ({value[0]})", text) if named else text
 
 
 def texts(table: Any) -> set[str]:

@@ -24,7 +24,7 @@ def scripts() -> list[Path]:
 def english() -> set[str]:
     """Every word that a script says, by word("..."), and all that scripts translate of the nodes and templates."""
     said = [found for script in scripts() for found in _CALL.findall(_code(script))]
-    return {*(json.loads(each) for each in said), *of_templates(), *choices()}
+    return {*(json.loads(entry) for entry in said), *of_templates(), *choices()}
 
 
 def of_templates() -> set[str]:
@@ -36,12 +36,12 @@ def of_templates() -> set[str]:
             if node["type"] in templates.NOTES:
                 said |= set(node["widgets_values"][0].split("\n\n"))
         said |= {group["title"] for group in workflow["groups"]}
-    return {_HEADING.sub("", each) for each in said} - {""}
+    return {_HEADING.sub("", entry) for entry in said} - {""}
 
 
 def choices() -> set[str]:
     """The choices of lists that are words: those that come with the pack, whatever this machine has."""
-    return {each for offered in node_texts.choices().values() for each in offered if each not in SAME}
+    return {entry for offered in node_texts.choices().values() for entry in offered if entry not in SAME}
 
 
 def _code(script: Path) -> str:
@@ -59,5 +59,5 @@ def made() -> str:
 def _in(language: str) -> dict[str, str]:
     """English -> what it is there. In notes, {top_p} stands for what that input is called."""
     meanings, notes = node_texts.meanings(language), of_templates()
-    known = [each for each in sorted(english()) if each in meanings]
-    return {each: node_texts.translated(each, meanings) if each in notes else meanings[each] for each in known}
+    known = [text for text in sorted(english()) if text in meanings]
+    return {entry: node_texts.translated(entry, meanings) if entry in notes else meanings[entry] for entry in known}

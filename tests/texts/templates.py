@@ -58,7 +58,7 @@ def graph_file(name: str) -> Path:
 def widget_names(node: dict[str, Any]) -> list[str]:
     """The names of a node's widgets in the order of its values; a seed's companion has none."""
     found = [slot["name"] for slot in node["inputs"] if "widget" in slot]
-    return [each for name in found for each in ((name, "") if name in SEEDS else (name,))]
+    return [value for name in found for value in ((name, "") if name in SEEDS else (name,))]
 
 
 def put_samples(folder: Path) -> None:

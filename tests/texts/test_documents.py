@@ -95,7 +95,7 @@ def test_commands_and_flags_are_those_of_the_command_line(document, flags):
         words = shlex.split(line)
         command = words[0] if words[0] in flags else ""
         assert {word for word in words if word.startswith("--")} <= flags[command], line
-    known = {*COMFYUIS, *(flag for each in flags.values() for flag in each)}
+    known = {*COMFYUIS, *(flag for one_flag in flags.values() for flag in one_flag)}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 
 

@@ -33,6 +33,10 @@ def page(name):
     return read(ROOT / "docs" / name)
 
 
+def one_line(name):
+    return " ".join(page(name).split())
+
+
 def sizes(label):
     """What a model of the list needs, by its name or the beginning of it."""
     model = re.match(r"[\w.-]+", label, re.ASCII)[0]
@@ -95,18 +99,18 @@ def rounds_to(told, value):
 
 
 def cancel(run):
-    took = {name: each["page"] for name, each in run["seconds"].items()}
+    took = {name: second["page"] for name, second in run["seconds"].items()}
     yield f"| while the model was read | {took['loading'][1]:.2f} s |"
     yield f"| during the prompt | {took['prompt'][1]:.2f} s |"
     yield f"| during the answer | {took['answer'][1]:.2f} s |"
-    yield f"the longest took {max(each[2] for each in took.values()):.2f} s"
+    yield f"the longest took {max(entry[2] for entry in took.values()):.2f} s"
 
 
 def soak(run):
     labels = {"100": "100", "1000": "1,000", "2000": "2,000", "2400": "and 200 cancels"}
-    for runs, each in run["levels"].items():
-        resident = f"{each['resident_bytes'] / 1e6:.0f} MB"
-        yield f"| {labels[runs]} | {resident} | {each['files']} | {each['threads']} | {each['tensors']} |"
+    for runs, level in run["levels"].items():
+        resident = f"{level['resident_bytes'] / 1e6:.0f} MB"
+        yield f"| {labels[runs]} | {resident} | {level['files']} | {level['threads']} | {level['tensors']} |"
     yield f"All {run['ends']['right answer']} known answers were right"
     yield f"200 of them were cancelled and {run['ends']['refused']} refused"
 
@@ -123,11 +127,11 @@ def captions(run):
 
 
 def precision(run):
-    for name, each in run["variants"].items():
-        right, overlap = each["all"]["percent"], each["mean_iou"]
+    for name, variant in run["variants"].items():
+        right, overlap = variant["all"]["percent"], variant["mean_iou"]
         label = name.replace("vision too", "vision tower too")
-        yield f"| {label} | {right} % | {overlap:.3f} | {each['weight_bytes'] / 1e6:.2f} MB |"
-    yield f"right answers to {each['all']['of']:,} questions"
+        yield f"| {label} | {right} % | {overlap:.3f} | {variant['weight_bytes'] / 1e6:.2f} MB |"
+    yield f"right answers to {variant['all']['of']:,} questions"
 
 
 def remote(run):
@@ -158,7 +162,7 @@ def fuzz(run):
     ],
 )
 def test_figures_are_those_of_the_run_that_is_named(name, file, told):
-    text = " ".join(page(name).split())
+    text = one_line(name)
     assert f"(../benchmarks/results/{file})" in text
     for sentence in told(json.loads((RESULTS / file).read_text(encoding="utf-8"))):
         assert sentence in text, sentence
@@ -171,6 +175,20 @@ def test_comfyuis_speeds_are_those_of_the_runs():
     for side, shape in (("64", "nano"), ("256", "small")):
         rates, ratio = runs[shape]["tokens_per_s"], runs[shape]["ratio_to_comfyui"]
         assert f"| {side} | {rates['ours']} | {rates['comfyui']} | {ratio:.1f} |" in page("speed.md")
+
+
+def test_launches_are_those_of_the_runs():
+    runs = [json.loads(line) for line in (RESULTS / "2026-11-24-amd-epyc-2-cores.jsonl").read_text().splitlines()]
+    own = {run["launches_per_layer"] for run in runs if run.get("tier") == "own step" and "launches_per_layer" in run}
+    assert own, "a run counted them"
+    assert {f"launches {count:.0f} kernels for each layer" in one_line("how-it-works.md") for count in own} == {True}
+
+
+def test_bounds_of_the_same_answer_are_those_of_its_test():
+    source = (ROOT / "tests/whole/test_same_answer.py").read_text(encoding="utf-8")
+    near, padding = (re.search(form, source, re.MULTILINE)[1] for form in (r"^NEAR = (\d+)", r"bfloat16: ([\d.]+)\}"))
+    assert f"by at most {int(near) / 10:.0f} % of the picture" in one_line("how-it-works.md")
+    assert f"logits by at most {100 * float(padding):.0f} % of the largest" in one_line("how-it-works.md")
 
 
 def test_settings_have_the_defaults_and_ranges_that_the_page_says():
@@ -198,7 +216,7 @@ def shown(value):
 def test_the_settings_of_an_engine_have_the_defaults_that_the_page_says():
     table = page("engines.md").split("## Settings of an entry")[1].split("## ")[0]
     told = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE))
-    fields = {each.name: each.default for each in dataclasses.fields(Engine) if each.name != "name"}
+    fields = {field.name: field.default for field in dataclasses.fields(Engine) if field.name != "name"}
     assert set(told) == set(fields)
     for name in ("timeout_s", "max_concurrency", "vision", "video_url"):
         assert json.loads(told[name]) == fields[name], name
@@ -218,9 +236,9 @@ def test_presets_and_models_that_are_named_are_there():
 @pytest.mark.parametrize("name", ["QwenVLLoadFolder", "QwenVLSaveCaptions"])
 def test_inputs_of_the_folder_nodes_are_explained(pack, name):
     inputs = pack.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
-    widgets = [each for each, (_, options) in inputs["required"].items() if not options.get("forceInput")]
-    for each in widgets:
-        assert f"\n| `{each}` |" in page("captions.md"), each
+    widgets = [entry for entry, (_, options) in inputs["required"].items() if not options.get("forceInput")]
+    for widget in widgets:
+        assert f"\n| `{widget}` |" in page("captions.md"), widget
 
 
 @pytest.mark.parametrize("document", [*READMES, *PAGES], ids=names)

@@ -17,7 +17,7 @@ each_language = pytest.mark.parametrize("language", node_texts.LANGUAGES)
 def offered(_comfy_and_pack):
     """What the lists of the nodes offer."""
     declared = [node.INPUT_TYPES() for node in _comfy_and_pack[1].NODE_CLASS_MAPPINGS.values()]
-    inputs = [each for groups in declared for group in groups.values() for each in group.values()]
+    inputs = [entry for groups in declared for group in groups.values() for entry in group.values()]
     return {value for kind, _ in inputs if isinstance(kind, list) for value in kind}
 
 
@@ -31,8 +31,8 @@ def test_every_id_has_a_page_in_every_language_and_nothing_else_has(pack):
 def test_every_input_and_output_is_explained(pack, name):
     page, kind = help_pages.page(pack, name, "en"), pack.NODE_CLASS_MAPPINGS[name]
     groups = kind.INPUT_TYPES()
-    for each in (*groups["required"], *groups.get("optional", {}), *kind.RETURN_NAMES):
-        assert re.search(rf"^\| {each} \|.* [^ |]+ \|$", page, re.MULTILINE), each
+    for value in (*groups["required"], *groups.get("optional", {}), *kind.RETURN_NAMES):
+        assert re.search(rf"^\| {value} \|.* [^ |]+ \|$", page, re.MULTILINE), value
 
 
 @each_language

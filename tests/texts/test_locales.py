@@ -49,10 +49,10 @@ def test_every_sentence_is_translated(words, language):
 def test_names_numbers_and_commands_stay_as_they_are(words, language):
     meanings, inputs = node_texts.meanings(language), input_names(words)
     lost = {
-        (each, text)
+        (one_input, text)
         for text in with_meaning(words, meanings)
-        for each in set(SAME.findall(text)) - inputs
-        if text not in inputs and each not in meanings[text] and not text.startswith("Qwen2VL")
+        for one_input in set(SAME.findall(text)) - inputs
+        if text not in inputs and one_input not in meanings[text] and not text.startswith("Qwen2VL")
     }
     assert lost == set()
 
@@ -92,7 +92,7 @@ def _names(value, text):
 @each_language
 def test_no_two_inputs_of_a_node_have_one_name(words, language):
     for node in node_texts.translated(words, node_texts.meanings(language)).values():
-        names = [each["name"] for each in node.get("inputs", {}).values()]
+        names = [entry["name"] for entry in node.get("inputs", {}).values()]
         assert len(set(names)) == len(names)
 
 

@@ -39,19 +39,19 @@ def test_choices_that_are_words_are_those_of_the_nodes(pack):
 
 @pytest.mark.parametrize("language", node_texts.LANGUAGES)
 def test_a_tooltip_calls_a_choice_what_the_list_does(language):
-    made = json.loads(node_texts.file(language).read_text(encoding="utf-8"))
+    result = json.loads(node_texts.file(language).read_text(encoding="utf-8"))
     meanings = node_texts.meanings(language)
-    tooltip = made["QwenVL"]["inputs"]["image_mode"]["tooltip"]
+    tooltip = result["QwenVL"]["inputs"]["image_mode"]["tooltip"]
     for choice in ("together", "one answer per image"):
         assert f"{meanings[choice]} ({choice})" in tooltip
-    assert f"{meanings['all GPUs and CPU']} (all GPUs and CPU)" in made["QwenVL"]["inputs"]["device"]["tooltip"]
+    assert f"{meanings['all GPUs and CPU']} (all GPUs and CPU)" in result["QwenVL"]["inputs"]["device"]["tooltip"]
 
 
 @pytest.mark.parametrize("language", node_texts.LANGUAGES)
 def test_no_two_choices_of_a_list_are_called_the_same(language):
     meanings = node_texts.meanings(language)
     for offered in node_texts.choices().values():
-        assert len({meanings.get(each, each) for each in offered}) == len(offered)
+        assert len({meanings.get(entry, entry) for entry in offered}) == len(offered)
 
 
 @pytest.mark.parametrize("language", node_texts.LANGUAGES)

@@ -45,13 +45,13 @@ def test_every_template_has_an_answer_here():
 def test_values_stand_where_the_node_expects_them(name, pack):
     for node, kind in ours(name, pack):
         inputs = declared(kind)
-        wanted = [each for each, (form, options) in inputs.items() if is_widget(form, options)]
-        names = [each for each in templates.widget_names(node) if each]
+        wanted = [one_input for one_input, (form, options) in inputs.items() if is_widget(form, options)]
+        names = [widget_name for widget_name in templates.widget_names(node) if widget_name]
         # Widgets that came later are at the end, and have their defaults.
         assert names == wanted[: len(names)]
-        for each, value in zip(templates.widget_names(node), node["widgets_values"], strict=True):
-            if each:
-                check_value(each, value, *inputs[each])
+        for widget_name, value in zip(templates.widget_names(node), node["widgets_values"], strict=True):
+            if widget_name:
+                check_value(widget_name, value, *inputs[widget_name])
             else:
                 assert value in ("fixed", "increment", "decrement", "randomize")
 
@@ -157,21 +157,21 @@ class Stream:
 
 def run_in_double(comfy, pack, graph, core):
     """The outputs of the nodes that can be run here, by node: ours, and those of ComfyUI's that make their inputs."""
-    made = {}
+    results = {}
     for number in sorted(graph, key=int):
         node = graph[number]
         links = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
-        if any(source not in made for source, _ in links.values()):
+        if any(source not in results for source, _ in links.values()):
             continue
-        inputs = node["inputs"] | {name: made[source][slot] for name, (source, slot) in links.items()}
+        inputs = node["inputs"] | {name: results[source][slot] for name, (source, slot) in links.items()}
         kind = pack.NODE_CLASS_MAPPINGS.get(node["class_type"])
         if not getattr(kind, "INPUT_IS_LIST", False):
             inputs = {name: value[0] if name in links else value for name, value in inputs.items()}
         if kind:
-            made[number] = comfy.run(kind, **inputs)
+            results[number] = comfy.run(kind, **inputs)
         elif of_comfyui := getattr(core, node["class_type"], None):
-            made[number] = [[value] for value in of_comfyui(**inputs)]
-    return made
+            results[number] = [[value] for value in of_comfyui(**inputs)]
+    return results
 
 
 @each_template
@@ -183,9 +183,9 @@ def test_it_gives_the_right_answer(name, comfy, pack):
         draw_input(comfy.base / "input")
     else:
         templates.put_samples(comfy.base / "input")
-    made = run_in_double(comfy, pack, graph, Core(comfy.base / "input"))
-    assert {number for number, node in graph.items() if node["class_type"] in pack.NODE_CLASS_MAPPINGS} <= set(made)
-    assert made[asked(graph)][0] == templates.ANSWERS[name]
+    result = run_in_double(comfy, pack, graph, Core(comfy.base / "input"))
+    assert {number for number, node in graph.items() if node["class_type"] in pack.NODE_CLASS_MAPPINGS} <= set(result)
+    assert result[asked(graph)][0] == templates.ANSWERS[name]
     assert captions(comfy.base) == (templates.ANSWERS[name] if name == "Caption a folder" else [])
 
 

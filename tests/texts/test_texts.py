@@ -35,9 +35,9 @@ def test_a_text_that_changes_in_python_is_named_and_shown_in_english(pack, monke
     try:
         assert "zh/texts.json has no translation of 'Ask something else.'" in texts.untranslated(pack)
         assert f"zh/texts.json: this is said no longer: {before!r}" in texts.untranslated(pack)
-        made = texts.made(pack)
-        assert '"description": "Ask something else."' in made[node_texts.file("zh")]
-        assert "\n\nAsk something else.\n\n" in made[help_pages.file("Qwen", "zh")]
+        result = texts.made(pack)
+        assert '"description": "Ask something else."' in result[node_texts.file("zh")]
+        assert "\n\nAsk something else.\n\n" in result[help_pages.file("Qwen", "zh")]
         assert {node_texts.file("zh"), node_texts.file("en"), help_pages.file("Qwen", "de")} <= set(texts.stale(pack))
     finally:
         node_texts.english.cache_clear()

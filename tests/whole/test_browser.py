@@ -50,8 +50,8 @@ def test_text_and_its_speed_appear_while_it_is_made_and_a_cancel_ends_it(page: C
     page.wait_for_state("cancelled")
     page.wait_until_idle()
     assert "Traceback" not in server.log().removeprefix(server.start_log)
-    made = page.status().removeprefix("Cancelled after ").removesuffix(" tokens")
-    assert 0 < int(made) < 7000
+    count = page.status().removeprefix("Cancelled after ").removesuffix(" tokens")
+    assert 0 < int(count) < 7000
     assert len(page.answer()) > lengths[-1], "what was made stays"
     page.shot("cancelled")
 
@@ -167,7 +167,7 @@ def test_the_sidebar_tells_which_model_is_in_memory_and_unloads_it(page: ComfyPa
     page.shot("sidebar")
     entry.get_by_text("Unload", exact=True).click()
     entry.wait_for(state="detached")
-    assert DEMO not in [each["model"] for each in server.client.get("/qwenvl/models")["models"]]
+    assert DEMO not in [model["model"] for model in server.client.get("/qwenvl/models")["models"]]
 
 
 def test_where_nodes_are_html_the_page_folds_them_itself_and_shows_the_answer(page: ComfyPage) -> None:

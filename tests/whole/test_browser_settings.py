@@ -41,7 +41,7 @@ def test_an_answer_is_in_the_file_only_where_that_is_wanted(page: ComfyPage, ser
     assert "a red circle" not in str(saved)
     change(page, KeepAnswers=True)
     kept = page.run_js("() => app.graph.serialize()")
-    values = [[node.get("widgets_values") for node in each["nodes"]] for each in (saved, kept)]
+    values = [[node.get("widgets_values") for node in value["nodes"]] for value in (saved, kept)]
     assert values[0] == values[1], "it is no value of a widget"
     server.client.post("/history", {"clear": True})  # as a restart does
     kept["id"] = "00000000-0000-4000-8000-00000000000a"

@@ -97,7 +97,7 @@ def test_of_a_long_answer_the_page_holds_a_part_and_copies_the_whole(page: Comfy
     page.wait_for_state("done")
     page.wait_until_idle()
     prompt, run = max(server.client.get("/history?max_items=50").items(), key=lambda item: item[1]["prompt"][0])
-    node = next(number for number, each in run["prompt"][2].items() if each["class_type"] == "QwenVL")
+    node = next(number for number, entry in run["prompt"][2].items() if entry["class_type"] == "QwenVL")
     page.run_js(
         """([prompt_id, node]) => app.api.dispatchEvent(new CustomEvent('executed', {
             detail: { prompt_id, node, display_node: node, output: { text: ['a' + 'x'.repeat(1 << 20) + 'e'] } },

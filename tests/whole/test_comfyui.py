@@ -188,7 +188,7 @@ def test_the_pages_scripts_are_served(client: Client) -> None:
 
 def held(client: Client) -> dict[str, dict[str, Any]]:
     """Key -> what is told of it, of every model in memory."""
-    return {each["key"]: each for each in client.get("/qwenvl/models")["models"]}
+    return {model["key"]: model for model in client.get("/qwenvl/models")["models"]}
 
 
 def wait_until_gone(client: Client, key: str) -> None:
@@ -200,7 +200,7 @@ def wait_until_gone(client: Client, key: str) -> None:
 
 def test_the_models_in_memory_are_listed_and_one_is_unloaded(client: Client, build: Callable[..., Graph]) -> None:
     assert client.run(build(text="Which shape is it?", seed=21)).status == "success"
-    key = next(key for key, each in held(client).items() if each["model"] == DEMO)
+    key = next(key for key, facts in held(client).items() if facts["model"] == DEMO)
     assert held(client)[key]["bytes"] > 1_000_000
     assert client.post("/qwenvl/unload", {"model": key}) == (200, {"unloads": "now"})
     wait_until_gone(client, key)
@@ -214,7 +214,7 @@ def test_unloading_during_a_run_breaks_nothing_and_happens_after_it(
 
     def unload_once(run: Run) -> None:
         if len(run.live) >= TEXTS_BEFORE_CANCEL and not replies:
-            (key,) = (key for key, each in held(client).items() if each["model"] == ENDLESS)
+            (key,) = (key for key, facts in held(client).items() if facts["model"] == ENDLESS)
             replies.append(client.post("/qwenvl/unload", {"model": key}))
 
     run = client.run(long_run(build, max_new_tokens=900, seed=31), after_event=unload_once)
@@ -235,7 +235,7 @@ def test_unloading_during_a_run_breaks_nothing_and_happens_after_it(
 )
 def test_another_site_unloads_nothing(client: Client, build: Callable[..., Graph], headers: dict[str, str]) -> None:
     assert client.run(build(text="Which shape is it?", seed=22)).status == "success"
-    key = next(key for key, each in held(client).items() if each["model"] == DEMO)
+    key = next(key for key, facts in held(client).items() if facts["model"] == DEMO)
     body = json.dumps({"model": key}).encode()
     request = urllib.request.Request(f"http://{client.address}/qwenvl/unload", body, headers)
     with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -283,7 +283,7 @@ def test_images_as_a_video_and_every_kind_in_order(client: Client, build: Callab
     }
     graph["node"]["inputs"]["video_frames"] = ["many", 0]
     text = client.run(graph).text("preview")
-    places = [text.index(each) for each in ("Image 1: a yellow", "video 1: a yellow", "blue square")]
+    places = [text.index(value) for value in ("Image 1: a yellow", "video 1: a yellow", "blue square")]
     assert places == sorted(places)
 
 
@@ -418,7 +418,7 @@ def test_two_wrong_values_are_two_errors_and_so_they_are_in_a_prompt_of_an_older
         if name in ("text", "model", "quantization", "keep_model_loaded", "temperature", "max_new_tokens", "seed")
     } | {"text": "Hello"}
     errors = refused(client, graph)["node"]["errors"]
-    assert sorted(each["extra_info"]["input_name"] for each in errors) == ["model", "quantization"]
+    assert sorted(error["extra_info"]["input_name"] for error in errors) == ["model", "quantization"]
 
 
 def refused(client: Client, graph: Graph) -> dict[str, Any]:
@@ -726,10 +726,12 @@ def test_the_nodes_of_a_template_are_as_this_comfyui_has_them(client: Client, na
             continue
         groups = info[node["type"]]["input"]
         inputs = {**groups["required"], **groups.get("optional", {})}
-        widgets = [each for each in templates.widget_names(node) if each and each != "upload"]
-        assert [each for each in inputs if each in widgets] == widgets
+        widgets = [
+            widget_name for widget_name in templates.widget_names(node) if widget_name and widget_name != "upload"
+        ]
+        assert [one_input for one_input in inputs if one_input in widgets] == widgets
         sockets = {slot["name"]: slot["type"] for slot in node["inputs"] if "widget" not in slot}
-        assert {each: inputs[each][0] for each in sockets} == sockets
+        assert {socket: inputs[socket][0] for socket in sockets} == sockets
 
 
 @pytest.mark.parametrize("name", templates.names())

@@ -100,7 +100,7 @@ def test_the_allocator_is_the_lines_own(entries):
 def test_no_process_is_left(entries):
     by_name, _ = entries
     processes = [entry["result"]["process"] for entry in by_name.values() if "result" in entry]
-    assert not any(is_running(each) for each in processes)
+    assert not any(is_running(process) for process in processes)
 
 
 @pytest.mark.parametrize("left", [-1, 0, START_SECONDS + gpu_lines.LIMIT - 1])
@@ -130,7 +130,7 @@ def test_an_entry_is_on_the_disk_before_the_next_line_starts(tmp_path, capsys):
     file = tmp_path / "found.jsonl"
     for number in range(3):
         write(file, {"line": number})
-        assert [json.loads(each)["line"] for each in file.read_text().splitlines()] == list(range(number + 1))
+        assert [json.loads(line)["line"] for line in file.read_text().splitlines()] == list(range(number + 1))
     assert capsys.readouterr().out == file.read_text()
 
 
@@ -155,7 +155,7 @@ def run_on_cpu(folder, *arguments):
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = folder.iterdir()
     assert done.stdout == file.read_text()
-    head, *entries, total = (json.loads(each) for each in file.read_text().splitlines())
+    head, *entries, total = (json.loads(line) for line in file.read_text().splitlines())
     assert (head["line"], total["line"]) == ("run", "all")
     return {entry["line"]: entry for entry in entries}
 
@@ -187,7 +187,7 @@ def test_it_measures_on_a_cpu_what_it_can(tmp_path):
 
 def children(number):
     file = Path(f"/proc/{number}/task/{number}/children")
-    return [int(each) for each in file.read_text().split()] if file.exists() else []
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where processes are is read from Linux's /proc")
@@ -211,18 +211,24 @@ def test_it_runs_from_start_to_end_on_a_cpu(tmp_path):
     assert all(map(holds, found.values()))
 
 
-@pytest.mark.parametrize(("count", "ends", "made"), [(2, 600, 2), (2, 0, 1)], ids=["all", "one where time is short"])
-def test_the_block_is_never_there_while_the_model_is(count, ends, made):
-    command = [sys.executable, str(SUPPORT / "pretended_alternations.py"), str(count), str(ends)]
+@pytest.fixture(scope="module")
+def alternated():
+    """Figures of pretended_alternations.py: one with time for both of its turns, and one without."""
+    command = [sys.executable, str(SUPPORT / "pretended_alternations.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, SUPPORT)))}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-2:]]
+
+
+@pytest.mark.parametrize(("number", "turns"), [(0, 2), (1, 1)], ids=["all", "one where time is short"])
+def test_the_block_is_never_there_while_the_model_is(alternated, number, turns):
+    found = alternated[number]
     # Taken when the model has gone; let go before it comes.
     assert found["seen"] == [
         ["take", False, "cpu"],
-        *made * [["free", True, "cpu"], ["free", False, "cpu"], ["take", False, "cpu"]],
+        *turns * [["free", True, "cpu"], ["free", False, "cpu"], ["take", False, "cpu"]],
     ]
-    assert found["told"]["turns"] == made
-    assert found["told"]["same_answer_every_turn"]
+    assert found["figures"]["turns"] == turns
+    assert found["figures"]["same_answer_every_turn"]
     assert set(found["tokens"]) == {4}

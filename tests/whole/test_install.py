@@ -46,7 +46,11 @@ def depends_on_torch(name):
             lines = metadata.requires(ahead.pop()) or []
         except metadata.PackageNotFoundError:
             continue  # for another system
-        needed = {each.name for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()}
+        needed = {
+            requirement.name
+            for requirement in map(Requirement, lines)
+            if requirement.marker is None or requirement.marker.evaluate()
+        }
         ahead += needed - seen
         seen |= needed
     return "torch" in seen
@@ -61,7 +65,7 @@ def test_a_line_of_requirements_is_a_requirement_and_nothing_more():
 def test_nothing_in_requirements_depends_on_torch():
     """An installer that resolves anew would take the newest torch in place of the user's."""
     assert depends_on_torch("accelerate") and depends_on_torch("bitsandbytes")
-    assert not [each for each in wanted() if depends_on_torch(Requirement(each).name)]
+    assert not [entry for entry in wanted() if depends_on_torch(Requirement(entry).name)]
 
 
 def test_the_install_script_leaves_what_is_there_alone():
@@ -97,7 +101,7 @@ def test_what_is_too_old_is_installed_anew(install, monkeypatch, installed, want
     monkeypatch.setattr(install, "bring_back_models", lambda pack: None)
     monkeypatch.setattr(install.subprocess, "run", lambda command, **_: asked.append(command) or done(7))
     assert install.main() == (7 if wanted else 0)
-    assert [each[-2:] for each in asked] == ([["--no-deps", "accelerate>=1.1"]] if wanted else [])
+    assert [entry[-2:] for entry in asked] == ([["--no-deps", "accelerate>=1.1"]] if wanted else [])
 
 
 def done(status):
@@ -245,8 +249,8 @@ def test_a_fresh_environment_of_comfyui_keeps_its_versions(tmp_path):
     comfyui = Path(os.environ["COMFYUI_DIR"])
     python = fresh(tmp_path / "environment", comfyui)
     before = frozen(python)
-    for each in wanted():
-        pip(python, each)
+    for entry in wanted():
+        pip(python, entry)
     subprocess.run([python, ROOT / "install.py"], check=True)
     after = frozen(python)
     assert {name: after[name] for name in before} == before
@@ -281,4 +285,4 @@ def pip(python, *what):
 
 def frozen(python):
     listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
-    return {each["name"]: each["version"] for each in json.loads(listed)}
+    return {entry["name"]: entry["version"] for entry in json.loads(listed)}

@@ -26,7 +26,7 @@ from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import caption, run
 from qwenvl.process import PROCESS
 from qwenvl.prompting.prompt import encode, side_by_side
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
 
@@ -75,7 +75,7 @@ def same(case, text):
     """Whether the text is the committed one, but for the numbers of a box where those may differ."""
     if case["name"] != "a box":
         return text == case["answer"]
-    numbers = [[int(each) for each in re.findall(r"\d+", one)] for one in (text, case["answer"])]
+    numbers = [[int(entry) for entry in re.findall(r"\d+", one)] for one in (text, case["answer"])]
     near = all(abs(a - b) <= NEAR for a, b in zip(*numbers, strict=True))
     return near and re.sub(r"\d+", "", text) == re.sub(r"\d+", "", case["answer"])
 
@@ -92,11 +92,11 @@ def test_the_tokens_are_the_committed_ones(handle, tier, name, film):
     asked = request(case, film)
     prompt = encode(handle, asked, pictures(case), media.videos(asked))
     assert prompt.tokens == prompt_tokens(case)
-    made = Decoder(handle.model, "sdpa", tier).generate(prompt.inputs, GREEDY, None, lambda _: None, lambda: None)
+    result = Decoder(handle.model, "sdpa", tier).generate(prompt.inputs, GREEDY, None, lambda _: None, lambda: None)
     if name == "a box" and handle.machine.dtype == torch.bfloat16:
-        assert same(case, handle.tokenizer.decode(made.ids))
+        assert same(case, handle.tokenizer.decode(result.ids))
     else:
-        assert list(made.ids) == case["tokens"]
+        assert list(result.ids) == case["tokens"]
 
 
 def test_an_answer_is_the_same_again_after_a_reload_and_after_another_model_took_its_place(models, film):
@@ -105,9 +105,9 @@ def test_an_answer_is_the_same_again_after_a_reload_and_after_another_model_took
         if moment == "reloaded":
             models.clear()
         if moment == "another model came":
-            run(Request(LoadSpec(DEMO, attention="eager"), "hello"), models, Nobody())
+            run(Request(LoadSpec(DEMO, attention="eager"), "hello"), models, NoWatch())
         for name, case in CASES.items():
-            (answer,) = run(request(case, film), models, Nobody()).answers
+            (answer,) = run(request(case, film), models, NoWatch()).answers
             assert same(case, answer.text), (moment, name)
             assert answer.thinking == case.get("thought", "")
             assert first.setdefault(name, answer) == answer, (moment, name)
@@ -117,7 +117,7 @@ def test_pictures_answered_together_have_the_answers_that_each_has_alone(models)
     alike = [case for case in CASES.values() if case["text"] == "Describe this image." and "thinking" not in case]
     shown = {f"image{number}": image(*pictures(case)) for number, case in enumerate(alike, 1)}
     asked = Request(LoadSpec(DEMO), alike[0]["text"], SYSTEM, shown, sampling=GREEDY, image_mode=IMAGE_MODES[1])
-    result = run(asked, models, Nobody())
+    result = run(asked, models, NoWatch())
     assert [answer.text for answer in result.answers] == [case["answer"] for case in alike]
     assert result.stats.decode.batch_size == len(alike) == 3
 
@@ -192,7 +192,7 @@ def test_an_engine_says_the_same(served, tmp_path, monkeypatch, models, name, fi
     # As if found out before, so that each question is one request.
     unknown = {"top_k", "min_p", "repetition_penalty", "repeat_penalty"}
     monkeypatch.setitem(PROCESS.unknown_fields, (served.base_url, served.model), unknown)
-    result = run(request(case, film, "there @ engine"), models, Nobody())
+    result = run(request(case, film, "there @ engine"), models, NoWatch())
     assert same(case, result.text)
     assert result.thinking == case.get("thought", "")
     # It is shown the frames of a video as pictures.
@@ -206,11 +206,11 @@ FLAGS = {"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40, "se
 
 def test_a_seed_gives_the_same_sample_through_node_command_line_and_python(models, in_comfyui, tmp_path):
     """On one machine with one version of torch: another may add in another order, and a sample is decided by that."""
-    here = run(request(COLOR, "", sampling=WIDE), models, Nobody()).text
-    others = {run(request(COLOR, "", sampling=replace(WIDE, seed=seed)), models, Nobody()).text for seed in range(8)}
+    here = run(request(COLOR, "", sampling=WIDE), models, NoWatch()).text
+    others = {run(request(COLOR, "", sampling=replace(WIDE, seed=seed)), models, NoWatch()).text for seed in range(8)}
     assert len(others) > 1, "the seed decides"
     models.clear()
-    assert run(request(COLOR, "", sampling=WIDE), models, Nobody()).text == here
+    assert run(request(COLOR, "", sampling=WIDE), models, NoWatch()).text == here
     assert in_comfyui(COLOR, "", do_sample=True, **FLAGS)[0] == here
     flags = [text for name, value in FLAGS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "qwenvl", COLOR["text"], "--system", SYSTEM, *flags]
@@ -228,7 +228,7 @@ def test_of_many_sampled_answers_a_seed_gives_all_again_and_one_at_a_time_those_
     def drawn(batch_size):
         answers = {}
         asked = Request(LoadSpec(DEMO), COLOR["text"], SYSTEM, sampling=WIDE)
-        caption(asked, [("a", scene) for scene in scenes], models, Nobody(), batch_size, done=answers.__setitem__)
+        caption(asked, [("a", scene) for scene in scenes], models, NoWatch(), batch_size, done=answers.__setitem__)
         return [answers[number].text for number in range(len(scenes))]
 
     one_by_one, together = drawn(1), drawn(4)
@@ -238,7 +238,7 @@ def test_of_many_sampled_answers_a_seed_gives_all_again_and_one_at_a_time_those_
         run(
             Request(LoadSpec(DEMO), COLOR["text"], SYSTEM, {"image1": image(scene)},
                     sampling=replace(WIDE, seed=WIDE.seed + number)),
-            models, Nobody(),
+            models, NoWatch(),
         ).text
         for number, scene in enumerate(scenes)
     ]  # fmt: skip

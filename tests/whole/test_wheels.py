@@ -60,7 +60,7 @@ def test_where_the_library_has_another_name_nothing_is_carried_silently(tmp_path
 
 def test_versions_are_those_of_the_tests():
     found = pins(PINS.read_text(encoding="utf-8"))
-    assert [each.split("==")[0] for each in found] == ["bitsandbytes", "av"]
+    assert [entry.split("==")[0] for entry in found] == ["bitsandbytes", "av"]
     text = 'av==2; python_version >= "3.11"\nav==1; python_version < "3.11"\nbitsandbytes==3 # why\n-r other.txt\n\n'
     assert pins(text) == ["av==2", "bitsandbytes==3"]
     assert pins(text, "3.10") == ["av==1", "bitsandbytes==3"]
