@@ -51,7 +51,8 @@ async function copy(text) {
 
 function counted({ done, unit, total }) {
   if (unit === "answers") {
-    return total == null ? word("{n} answers", { n: done }) : word("{n} of {total} answers", { n: done, total });
+    if (total != null) return word("{n} of {total} answers", { n: done, total });
+    return done === 1 ? word("1 answer") : word("{n} answers", { n: done });
   }
   return done === 1 ? word("1 token") : word("{n} tokens", { n: done });
 }
@@ -89,7 +90,8 @@ const DOING = {
   asking: ({ model }) => [word("Waiting for {model}", { model })],
   thinking: (state) => [word("Thinking"), ...progress(state)],
   answering: (state) => [word("Answering"), ...progress(state)],
-  done: (state) => progress(state),
+  // The server's last count has a total too.
+  done: (state) => progress({ ...state, total: null }),
   cancelled: (state) =>
     isCounted(state) ? [word("Cancelled after {amount}", { amount: counted(state) })] : [word("Cancelled")],
   error: () => [word("Error")],

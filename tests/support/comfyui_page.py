@@ -195,6 +195,11 @@ class ComfyPage:
         if button.count():
             button.click()
 
+    def sidebar_button(self) -> Any:
+        """The button of the pack's tab in the sidebar. Pages from 1.58 on name it in another attribute."""
+        name = "qwenvl-models-tab-button"
+        return self.tab.locator(f".{name}, [data-testid={name}]")
+
     def queue(self) -> None:
         self.tab.keyboard.press("Control+Enter")
 

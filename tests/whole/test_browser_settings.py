@@ -64,7 +64,7 @@ def test_new_nodes_have_the_model_that_is_set(page: ComfyPage) -> None:
 
 
 def test_the_sidebar_goes_and_comes_with_its_setting(page: ComfyPage) -> None:
-    entry = page.tab.locator(".qwenvl-models-tab-button")
+    entry = page.sidebar_button()
     entry.wait_for()
     change(page, Sidebar=False)
     entry.wait_for(state="detached")
