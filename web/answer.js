@@ -71,7 +71,9 @@ function download({ state, done, total, per_s: perSecond }) {
   const amounts = { n: size(done), total: size(total) };
   const amount = state === "checking" ? word("Checking {n} of {total}", amounts) : word("Downloading {n} of {total}", amounts);
   if (!perSecond) return [amount];
-  return [amount, `${size(perSecond)}/s`, time((total - done) / perSecond)];
+  // A slow line would look like 1 MB/s.
+  const rate = perSecond < 1e6 ? `${Math.ceil(perSecond / 1e3)} KB/s` : `${size(perSecond)}/s`;
+  return [amount, rate, time((total - done) / perSecond)];
 }
 
 function reading({ pictures: asked, videos, unit, total }) {

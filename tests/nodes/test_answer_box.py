@@ -58,7 +58,11 @@ STATUS = [
         {"state": "downloading", "done": 5e8, "total": 6e8, "per_s": 1e7},
         "Downloading 500 MB of 600 MB · 10 MB/s · 10 s left",
     ),
-    ({"state": "downloading", "done": 0, "total": 2e9, "per_s": None}, "Downloading 1 MB of 2.0 GB"),
+    (
+        {"state": "downloading", "done": 1e6, "total": 3e6, "per_s": 81_234},
+        "Downloading 1 MB of 3 MB · 82 KB/s · 25 s left",
+    ),
+    ({"state": "downloading", "done": 0, "total": 2e9, "per_s": None}, "Downloading 0 MB of 2.0 GB"),
     ({"state": "loading", "model": "Demo", "size": 5e6}, "Loading Demo · 5 MB"),
     ({"state": "reading", "pictures": 0, "videos": 0}, "Reading the question"),
     ({"state": "reading", "pictures": 1, "videos": 0}, "Reading 1 picture"),
