@@ -33,8 +33,9 @@ const STYLE = `
 /* Own colours, since those of some page palettes are too pale. */
 .qwenvl-answer[data-state="error"] .status { background: #b3261e; color: #fff; border-radius: 3px; padding: 0 6px; }
 .qwenvl-answer[data-state="cancelled"] .text { color: var(--descrip-text); }
-/* Nodes drawn as HTML grow with their content. */
-[data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px; }
+/* Nodes drawn as HTML grow with their content, and their widgets have another colour. */
+[data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px;
+  background: var(--component-node-widget-background, var(--comfy-input-bg)); }
 [data-node-id] .qwenvl-answer.small { min-height: 0; }
 [data-node-id] .qwenvl-answer .text { max-height: 400px; }
 `;

@@ -14,6 +14,7 @@ const STYLE = `
 .qwenvl-models { padding: 12px; display: flex; flex-direction: column; gap: 10px; color: var(--fg-color);
   font-size: 13px; height: 100%; overflow: auto; box-sizing: border-box; }
 .qwenvl-models h3 { margin: 0; font-size: 15px; }
+.qwenvl-models article + article { margin-top: 10px; }
 .qwenvl-models article { border: 1px solid var(--border-color); border-radius: 6px; padding: 8px 10px; }
 .qwenvl-models article p { margin: 4px 0; color: var(--descrip-text); }
 .qwenvl-models button { border: 1px solid var(--border-color); border-radius: 4px; padding: 2px 10px;
