@@ -33,8 +33,9 @@ const STYLE = `
 /* Own colours, since those of some page palettes are too pale. */
 .qwenvl-answer[data-state="error"] .status { background: #b3261e; color: #fff; border-radius: 3px; padding: 0 6px; }
 .qwenvl-answer[data-state="cancelled"] .text { color: var(--descrip-text); }
-/* Nodes drawn as HTML grow with their content. */
-[data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px; }
+/* Nodes drawn as HTML grow with their content, and their widgets have another colour. */
+[data-node-id] .qwenvl-answer { height: auto; min-height: ${HEIGHT}px;
+  background: var(--component-node-widget-background, var(--comfy-input-bg)); }
 [data-node-id] .qwenvl-answer.small { min-height: 0; }
 [data-node-id] .qwenvl-answer .text { max-height: 400px; }
 `;
@@ -51,7 +52,8 @@ async function copy(text) {
 
 function counted({ done, unit, total }) {
   if (unit === "answers") {
-    return total == null ? word("{n} answers", { n: done }) : word("{n} of {total} answers", { n: done, total });
+    if (total != null) return word("{n} of {total} answers", { n: done, total });
+    return done === 1 ? word("1 answer") : word("{n} answers", { n: done });
   }
   return done === 1 ? word("1 token") : word("{n} tokens", { n: done });
 }
@@ -70,7 +72,9 @@ function download({ state, done, total, per_s: perSecond }) {
   const amounts = { n: size(done), total: size(total) };
   const amount = state === "checking" ? word("Checking {n} of {total}", amounts) : word("Downloading {n} of {total}", amounts);
   if (!perSecond) return [amount];
-  return [amount, `${size(perSecond)}/s`, time((total - done) / perSecond)];
+  // A slow line would look like 1 MB/s.
+  const rate = perSecond < 1e6 ? `${Math.ceil(perSecond / 1e3)} KB/s` : `${size(perSecond)}/s`;
+  return [amount, rate, time((total - done) / perSecond)];
 }
 
 function reading({ pictures: asked, videos, unit, total }) {
@@ -89,7 +93,8 @@ const DOING = {
   asking: ({ model }) => [word("Waiting for {model}", { model })],
   thinking: (state) => [word("Thinking"), ...progress(state)],
   answering: (state) => [word("Answering"), ...progress(state)],
-  done: (state) => progress(state),
+  // The server's last count has a total too.
+  done: (state) => progress({ ...state, total: null }),
   cancelled: (state) =>
     isCounted(state) ? [word("Cancelled after {amount}", { amount: counted(state) })] : [word("Cancelled")],
   error: () => [word("Error")],

@@ -9,8 +9,9 @@ function isConnected(node, widget) {
 }
 
 function hide(widget, yes) {
-  widget.hidden = yes;
-  // Older pages keep the room of hidden widgets; -4 takes away the margin of 4 pixels below them too.
+  // Since 1.58, hidden would count on nodes drawn as HTML and in the panel too; this is for the canvas alone.
+  widget[widget.visibility ? "advanced" : "hidden"] = yes;
+  // Pages keep room for what is not seen; -4 takes away the margin of 4 pixels below it too.
   if (yes) widget.computeSize = () => [0, -4];
   else delete widget.computeSize;
 }
@@ -19,6 +20,8 @@ function hide(widget, yes) {
 export function addFold(node, showAll) {
   const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
   const firstValues = new Map(advanced.map((widget) => [widget, widget.value]));
+  const folded = new Set();
+  let isOpen = false;
   if (!firstValues.size) return;
   // Prompts that are queued leave it out by its options.
   const options = { canvasOnly: true, serialize: false };
@@ -32,12 +35,16 @@ export function addFold(node, showAll) {
 
   /** Fold or unfold by node.showAdvanced, which pages save with the node. */
   function refold() {
-    for (const [widget, value] of firstValues) hide(widget, !isWanted(widget, value));
+    for (const [widget, value] of firstValues) {
+      const isFolded = !isWanted(widget, value);
+      hide(widget, isFolded);
+      folded[isFolded ? "add" : "delete"](widget);
+    }
     node.setDirtyCanvas(true, true);
   }
 
   function show(all, resize) {
-    node.showAdvanced = all;
+    node.showAdvanced = isOpen = all;
     button.label = all ? `${word("fewer settings")}  ▴` : `${word("more settings")}  ▾`;
     refold();
     if (resize) node.setSize([node.size[0], node.computeSize()[1]]);
@@ -52,12 +59,12 @@ export function addFold(node, showAll) {
     onConnectionsChange?.apply(this, arguments);
     refold();
   };
-  // No event says that a panel or another script has changed a value, but a changed node is drawn again.
+  // No event says that a panel, another script, or the page's own button has changed something, but a changed node is
+  // drawn again.
   node.onDrawBackground = function () {
     onDrawBackground?.apply(this, arguments);
-    for (const [widget, value] of firstValues) {
-      if (widget.hidden && isWanted(widget, value)) return grow();
-    }
+    if (isOpen !== Boolean(node.showAdvanced)) return show(Boolean(node.showAdvanced), true);
+    for (const widget of folded) if (isWanted(widget, firstValues.get(widget))) return grow();
   };
 
   function grow() {

@@ -31,6 +31,7 @@ export function isMissing(model) {
 }
 
 export function size(bytes) {
+  if (!bytes) return "0 MB";
   return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 

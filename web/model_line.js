@@ -13,16 +13,21 @@ const WIDGET = "qwenvl_model";
 const HTML_SETTING = "Comfy.VueNodes.Enabled";
 const LINE = 14;
 const MARGIN = 15;
-const TONES = { quiet: "#8a8f98", warning: "#c98a1b", bad: "#d9543c" };
+// Mixed with the colour of text, so that they can be read in light themes and in dark ones.
+const TONES = { quiet: "#8a8f98", warning: "#d08700", bad: "#e2492f" };
 const [NEVER, BYPASS] = [2, 4];
 
 const STYLE = `
 .qwenvl-model { font-size: 11px; line-height: 1.35; padding: 0 6px; overflow: hidden; }
 .qwenvl-mark { float: right; margin-left: 14px; opacity: 0.75; font-size: 0.9em; }
-.qwenvl-mark.ready { color: #6fbf73; opacity: 1; }
+.qwenvl-mark.ready { color: color-mix(in srgb, #3fae46 65%, var(--input-text)); opacity: 1; }
 `;
 
 const isHtml = () => Boolean(window.LiteGraph?.vueNodesMode);
+
+function colour(tone, ofText) {
+  return `color-mix(in srgb, ${TONES[tone]} 75%, ${ofText})`;
+}
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -63,13 +68,17 @@ function drawBelow(node, widget) {
   node.onDrawForeground = function (context, canvas) {
     onDrawForeground?.apply(this, arguments);
     if (this.flags.collapsed || canvas?.low_quality || isHtml()) return;
-    const top = (widget.y ?? widget.last_y) + LiteGraph.NODE_WIDGET_HEIGHT;
+    const place = () => widget.y ?? widget.last_y;
+    const before = place();
+    // Pages place the widgets after this.
+    queueMicrotask(() => place() !== before && this.setDirtyCanvas(true, true));
+    const top = before + LiteGraph.NODE_WIDGET_HEIGHT;
     context.save();
     context.font = "11px sans-serif";
     context.textAlign = "left";
     context.textBaseline = "middle";
     linesOf(this).forEach(({ tone, text }, row) => {
-      context.fillStyle = TONES[tone];
+      context.fillStyle = colour(tone, LiteGraph.WIDGET_TEXT_COLOR);
       context.fillText(text, MARGIN + 4, top + LINE * (row + 0.5) + 1, this.size[0] - 2 * MARGIN - 8);
     });
     context.restore();
@@ -89,14 +98,16 @@ function showAsHtml(node) {
   widget.element.replaceChildren(
     ...lines.map(({ tone, text }) => {
       const line = element("div", { textContent: text });
-      line.style.color = TONES[tone];
+      line.style.color = colour(tone, "var(--input-text)");
       return line;
     }),
   );
 }
 
 function addWidget(node) {
-  const options = { serialize: false, getMinHeight: () => 2 * LINE + 6, getMaxHeight: () => 2 * LINE + 6 };
+  const height = () => 2 * LINE + 6;
+  // The panel beside the workflow would list its name.
+  const options = { serialize: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget(WIDGET, "note", element("div", { className: "qwenvl-model" }), options);
   // Workflows save widget values by position, and this widget must not take one.
   widget.serialize = false;

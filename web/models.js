@@ -14,6 +14,7 @@ const STYLE = `
 .qwenvl-models { padding: 12px; display: flex; flex-direction: column; gap: 10px; color: var(--fg-color);
   font-size: 13px; height: 100%; overflow: auto; box-sizing: border-box; }
 .qwenvl-models h3 { margin: 0; font-size: 15px; }
+.qwenvl-models article + article { margin-top: 10px; }
 .qwenvl-models article { border: 1px solid var(--border-color); border-radius: 6px; padding: 8px 10px; }
 .qwenvl-models article p { margin: 4px 0; color: var(--descrip-text); }
 .qwenvl-models button { border: 1px solid var(--border-color); border-radius: 4px; padding: 2px 10px;
@@ -32,14 +33,14 @@ function since(seconds) {
   return word("since {clock} ({hours} h {minutes} min)", { clock, hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
-/** Unload a model. @returns waits: true if it unloads only after the current run; text: a few words about it. */
+/** Unload a model. @returns text: a few words about it; waits: true if it unloads only after the current run. */
 async function unload(model) {
   const response = await api.fetchApi("/qwenvl/unload", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ model }),
   });
-  if (!response.ok) return { waits: false, text: word("Refused ({status})", { status: response.status }) };
+  if (!response.ok) return { isRefused: true, text: word("Refused ({status})", response) };
   const waits = (await response.json()).unloads === "after this run";
   return { waits, text: waits ? word("Unloads after this run") : word("Unloads now") };
 }
@@ -48,14 +49,16 @@ function row({ key, model, quantization, devices, bytes, since: loadedAt }, goin
   const button = element("button", { textContent: going.has(key) ? word("Unloads after this run") : word("Unload") });
   button.disabled = going.has(key);
   button.title = word("Give its memory back. While a prompt runs, this waits until it has ended.");
+  const offer = () => Object.assign(button, { textContent: word("Unload"), disabled: false });
   button.onclick = async () => {
     button.disabled = true;
     try {
-      const { waits, text } = await unload(key);
+      const { waits, isRefused, text } = await unload(key);
       button.textContent = text;
       if (waits) going.add(key);
+      if (isRefused) setTimeout(offer, REFRESH_MS);
     } catch {
-      button.disabled = false; // the server is away
+      offer(); // the server is away
     }
   };
   const precision = quantization === "none" ? word("unquantized") : quantization;

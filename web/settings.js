@@ -12,6 +12,8 @@ const KEEP = "QwenVL.KeepAnswers";
 const SIDEBAR = "QwenVL.Sidebar";
 // The most characters of an answer that are saved in a workflow's file.
 const LONGEST_KEPT = 100_000;
+// No model has this name. Pages show nothing for an empty value.
+const NONE_CHOSEN = "*";
 
 const models = new Set();
 
@@ -21,7 +23,7 @@ function get(id) {
 
 function listed() {
   const known = [...models].map((name) => ({ text: name, value: name }));
-  return [{ text: word("the first of the list"), value: "" }, ...known];
+  return [{ text: word("the first of the list"), value: NONE_CHOSEN }, ...known];
 }
 
 function setting(id, name, tooltip, more) {
@@ -54,7 +56,7 @@ export const SETTINGS = [
       ],
     },
   ),
-  setting(MODEL, word("Model of new nodes"), undefined, { type: "combo", defaultValue: "", options: listed }),
+  setting(MODEL, word("Model of new nodes"), undefined, { type: "combo", defaultValue: NONE_CHOSEN, options: listed }),
 ];
 
 /** Add models that a node offers to the choices of the setting "Model of new nodes". */
@@ -69,6 +71,7 @@ export function preferredModel() {
 /** Add a node's answer to its saved data if the user has set that. */
 export function keep(node, info) {
   delete info.qwenvl_answer;
+  delete info.extensions?.qwenvl_answer; // where pages from 1.58 on keep what a node was loaded with
   if (!get(KEEP)) return;
   const { state, text, thinking } = stateOfNode(node) ?? node.qwenvl_answer ?? {};
   if (state === "done" && text?.length <= LONGEST_KEPT) info.qwenvl_answer = { state, text, thinking };

@@ -99,6 +99,45 @@ def test_it_stays_in_sight_until_it_is_as_at_first_and_the_node_is_folded_anew(f
     assert fold(script) == [True, False]
 
 
+def test_the_pages_own_button_folds_too(fold):
+    """That of nodes drawn as HTML: it sets showAdvanced and tells nobody."""
+    script = """
+    const node = make();
+    const look = () => seen.push([node.seen.length, node.widgets.at(-1).label]);
+    for (const all of [true, false]) {
+      node.showAdvanced = all;
+      node.draw();
+      look();
+    }
+    """
+    assert fold(script) == [[len(fold.names) + 1, "fewer settings  ▴"], [len(FEW) + 1, "more settings  ▾"]]
+
+
+def test_where_a_page_knows_places_of_a_widget_it_is_hidden_on_the_canvas_alone(fold):
+    """As pages from 1.58 on do, which call a widget hidden too while it is connected."""
+    script = """
+    const node = new Node(widgets);
+    for (const widget of node.widgets) {
+      widget.visibility = {};
+      Object.defineProperty(widget, "hidden", {
+        get: () => node.inputs.some((input) => input.widget.name === widget.name),
+        set: () => seen.push(`${widget.name} is hidden everywhere`),
+      });
+    }
+    addFold(node, false);
+    const folded = () => node.widgets.filter(({ advanced }) => advanced).map(({ name }) => name);
+    seen.push(folded());
+    node.inputs.push({ widget: { name: "top_p" }, link: 3 });
+    node.onConnectionsChange();
+    seen.push(folded().includes("top_p"));
+    const drawn = node.drawn;
+    node.draw();
+    seen.push(node.drawn - drawn);
+    """
+    rare = [name for name in fold.names if name not in FEW]
+    assert fold(script) == [rare, False, 0]
+
+
 def test_a_node_that_the_user_has_made_larger_stays_so(fold):
     script = """
     const node = make();

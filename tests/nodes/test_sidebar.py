@@ -103,12 +103,15 @@ def test_a_model_that_goes_after_the_run_says_so_until_it_is_gone(scripts):
     assert seen == [[going], [going, there], [there]], "loaded anew, it can go again"
 
 
-def test_what_the_server_refuses_is_said(scripts):
+def test_what_the_server_refuses_is_said_and_the_button_can_be_pressed_again(scripts):
     script = """
     server["/qwenvl/unload"] = () => ({ status: 403, text: "no" });
     await open();
     await button().onclick();
-    seen.push(button().textContent);
+    const look = () => seen.push([button().textContent, button().disabled]);
+    look();
+    await pass(2000);
+    look();
     server["/qwenvl/models"] = () => ({ status: 403, text: "The name evil.example is not known." });
     await pass(2000);
     seen.push(container.textContent);
@@ -117,7 +120,7 @@ def test_what_the_server_refuses_is_said(scripts):
     seen.push(lines().length);
     """
     refused = "QwenVL modelsRefused (403): The name evil.example is not known."
-    assert run(scripts, BEGIN + script, {"models": [DEMO]}) == ["Refused (403)", refused, 1]
+    assert run(scripts, BEGIN + script, {"models": [DEMO]}) == [["Refused (403)", True], ["Unload", False], refused, 1]
 
 
 def test_while_the_server_is_away_the_list_waits_and_the_button_can_be_pressed_again(scripts):

@@ -155,11 +155,13 @@ class ComfyPage:
         self.tab.wait_for_timeout(300)
 
     def widgets(self, node_id: str) -> dict[str, Value]:
-        """Return {name: value} of the visible widgets on the first node of that kind."""
+        """Return {name: value} of the visible widgets on the first node of that kind. Of one that is connected, pages
+        from 1.58 on show the row alone."""
         return self.run_js(
             """type => {
                 const node = app.graph.nodes.find((each) => each.type === type);
-                const seen = node.widgets.filter((each) => node.isWidgetVisible(each));
+                const isSeen = node.isWidgetRowVisible ?? node.isWidgetVisible;
+                const seen = node.widgets.filter((each) => isSeen.call(node, each));
                 return Object.fromEntries(seen.map((each) => [each.name, each.value]));
             }""",
             node_id,
@@ -194,6 +196,11 @@ class ComfyPage:
         button = self.tab.get_by_label("Toggle properties panel").first
         if button.count():
             button.click()
+
+    def sidebar_button(self) -> Any:
+        """The button of the pack's tab in the sidebar. Pages from 1.58 on name it in another attribute."""
+        name = "qwenvl-models-tab-button"
+        return self.tab.locator(f".{name}, [data-testid={name}]")
 
     def queue(self) -> None:
         self.tab.keyboard.press("Control+Enter")

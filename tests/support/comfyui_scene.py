@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_server import PACK, Server, with_the_pack
+from comfyui_server import ENVIRONMENT, PACK, Server, with_the_pack
 from pictures import write_video
 from PIL import Image, ImageDraw
 
@@ -18,10 +18,10 @@ ENDLESS = "Qwen3-VL-2B-Instruct"
 UNUSED_TOKEN = "<|vision_pad|>"
 
 
-def started(base: Path) -> Iterator[Server]:
+def started(base: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[Server]:
     make_endless_model(base / "models" / "LLM" / ENDLESS)
     draw_pictures(base / "input")
-    server = with_the_pack(base)
+    server = with_the_pack(base, environment=environment)
     try:
         server.wait_until_ready()
         yield server

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -72,7 +72,14 @@ def free_port() -> int:
 class Server:
     """ComfyUI's main.py on the CPU. All that it writes goes below base; the checkout is only read."""
 
-    def __init__(self, checkout: Path, python: str, base: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        checkout: Path,
+        python: str,
+        base: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> None:
         self.base = base
         self._options = options
         self.port = free_port()
@@ -87,7 +94,7 @@ class Server:
                 cwd=checkout,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **environment},
             )
 
     def _command(self, python: str) -> list[str]:
@@ -122,12 +129,12 @@ class Server:
             self._process.wait(STOP_LIMIT_S)
 
 
-def with_the_pack(base: Path, options: Sequence[str] = ()) -> Server:
+def with_the_pack(base: Path, options: Sequence[str] = (), environment: Mapping[str, str] = ENVIRONMENT) -> Server:
     """Start the ComfyUI in COMFYUI_DIR, with this checkout as its custom node."""
     (base / "custom_nodes").mkdir(exist_ok=True)
     (base / "custom_nodes" / "ComfyUI_QwenVL").symlink_to(PACK, target_is_directory=True)
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    return Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base, [*options, *_frontend()])
+    return Server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base, [*options, *_frontend()], environment)
 
 
 def _frontend() -> list[str]:

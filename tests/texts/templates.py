@@ -18,6 +18,7 @@ _SQUARE = "a red square on a blue background"
 # Template -> the answers of its Qwen node. The folder holds a red circle on blue and a yellow square on green.
 ANSWERS = {
     "Describe an image": [_SQUARE],
+    "Compare two images": [f"Image 1: {_SQUARE}; image 2: {_SQUARE.replace('red', 'yellow')}"],
     "One caption per image": [_SQUARE, _SQUARE.replace("red", "yellow"), _SQUARE.replace("red", "white")],
     "Image to prompt to image": [_SQUARE],
     "Describe a video": ["a red square"],

@@ -160,7 +160,7 @@ def test_the_sidebar_tells_which_model_is_in_memory_and_unloads_it(page: ComfyPa
     page.queue()
     page.wait("() => document.querySelector('.qwenvl-answer .text')?.textContent")
     page.wait_until_idle()
-    page.tab.locator(".qwenvl-models-tab-button").click()
+    page.sidebar_button().click()
     entry = page.tab.locator(".qwenvl-models article", has_text=DEMO)
     entry.wait_for()
     assert "MB, unquantized, on cpu" in entry.text_content()

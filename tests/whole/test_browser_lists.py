@@ -91,6 +91,28 @@ def test_below_the_model_stands_what_it_would_cost(online: ComfyPage) -> None:
     assert len(page.run_js(LINES)) == 1
 
 
+def test_the_lines_follow_the_model_when_the_node_is_folded(page: ComfyPage) -> None:
+    """Pages call what draws them before they place the widgets."""
+    place(page)
+    page.wait(f"() => ({LINES})().length === 2")
+    page.run_js(
+        """() => {
+            const [node] = app.graph.nodes, { onDrawForeground } = node;
+            node.onDrawForeground = function () {
+                window.drawn = node.widgets.find(({ name }) => name === 'model').y;
+                return onDrawForeground.apply(this, arguments);
+            };
+        }"""
+    )
+    for _ in range(2):
+        page.press_widget("QwenVL", "qwenvl_more")
+        page.tab.wait_for_timeout(500)
+        drawn, there = page.run_js(
+            "() => [window.drawn, app.graph.nodes[0].widgets.find(({ name }) => name === 'model').y]"
+        )
+        assert drawn == there
+
+
 def test_the_list_says_of_each_model_where_it_is(page: ComfyPage) -> None:
     place(page)
     page.wait(f"() => ({LINES})().length === 2")
@@ -120,6 +142,12 @@ def test_where_nodes_are_html_the_same_is_said(online: ComfyPage) -> None:
         page.shot("model_line_html")
         assert lines.first.text_content().startswith("8.9 GB to download · needs 8.9 GB of ")
         assert page.run_js(LINES) == []
+        page.open_panel()
+        page.run_js("() => app.canvas.selectNode(app.graph.nodes[0])")
+        page.tab.wait_for_timeout(800)
+        page.shot("model_panel_html")
+        assert "qwenvl_" not in page.run_js("() => document.body.innerText")
+        page.open_panel()
         saved = page.run_js("() => app.graph.serialize().nodes[0].widgets_values")
         page.set("QwenVL", model=DEMO)
         page.wait("() => document.querySelector('.qwenvl-model div').textContent.startsWith('on this machine')")

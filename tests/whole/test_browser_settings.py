@@ -9,7 +9,7 @@ from comfyui_page import ComfyPage
 from comfyui_scene import DEMO
 from comfyui_server import Server
 
-FIRST = {"KeepAnswers": False, "Downloads": "auto", "Model": "", "Sidebar": True}
+FIRST = {"KeepAnswers": False, "Downloads": "auto", "Model": "*", "Sidebar": True}
 # In the list of the pack, and nowhere on this machine.
 AWAY = "Qwen2.5-VL-3B-Instruct"
 
@@ -63,8 +63,18 @@ def test_new_nodes_have_the_model_that_is_set(page: ComfyPage) -> None:
     assert page.widgets("QwenVL")["model"] != "of another machine"
 
 
+def test_every_setting_says_what_is_chosen(page: ComfyPage) -> None:
+    page.command("Comfy.ShowSettingsDialog")
+    dialog = page.tab.get_by_role("dialog")
+    dialog.get_by_text("QwenVL", exact=True).first.click()
+    dialog.get_by_text("Model of new nodes").wait_for()
+    page.shot("settings")
+    assert dialog.get_by_text("the first of the list").count() == 1
+    assert dialog.get_by_text("as each node is set").count() == 1
+
+
 def test_the_sidebar_goes_and_comes_with_its_setting(page: ComfyPage) -> None:
-    entry = page.tab.locator(".qwenvl-models-tab-button")
+    entry = page.sidebar_button()
     entry.wait_for()
     change(page, Sidebar=False)
     entry.wait_for(state="detached")

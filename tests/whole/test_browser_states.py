@@ -9,15 +9,12 @@ from comfyui_page import ComfyPage
 from comfyui_scene import DEMO, ENDLESS
 from comfyui_server import Server
 
-# Everything that a box says of itself from now on: its state, its line, its text.
+# Every line and every text that a box is given from now on, in order, however many come before the browser looks.
 RECORD = """() => {
-    window.said = [];
-    const look = () => document.querySelectorAll('.qwenvl-answer').forEach((box) => window.said.push(
-        [box.dataset.state, box.querySelector('.status').textContent, box.querySelector('.text').textContent]
-    ));
-    new MutationObserver(look).observe(document.body, {
-        subtree: true, childList: true, characterData: true, attributeFilter: ['data-state'],
-    });
+    window.said = { status: [], text: [] };
+    new MutationObserver((changes) => changes.forEach(({ target, addedNodes }) => {
+        for (const { data } of addedNodes) if (data) window.said[target.className]?.push(data);
+    })).observe(document.querySelector('.qwenvl-answer'), { subtree: true, childList: true });
 }"""
 BOX = """() => {
     const box = document.querySelector('.qwenvl-answer'), scale = app.canvas.ds.scale;
@@ -44,13 +41,11 @@ def test_what_goes_on_is_shown_in_place_of_the_old_answer(page: ComfyPage) -> No
     page.wait("old => document.querySelector('.qwenvl-answer .text').textContent !== old", old)
     page.wait_for_state("done")
     said = page.run_js("() => window.said")
-    states = list(dict.fromkeys(state for state, _, _ in said))
-    assert [state for state in states if state != "done"] == ["starting", "loading", "reading", "answering"]
-    # Everything of a state is in the page when the browser next looks.
-    lines = {state: line for state, line, _ in said}
-    assert re.fullmatch(re.escape(f"Loading {DEMO} · ") + r"\d+ MB", lines["loading"])
-    assert lines["reading"] == "Reading 1 picture"
-    assert all(text != old for state, _, text in said if state in ("loading", "reading", "answering"))
+    lines = list(dict.fromkeys(said["status"]))
+    assert [line.split()[0] for line in lines[:4]] == ["Starting", "Loading", "Reading", "Answering"]
+    assert re.fullmatch(re.escape(f"Loading {DEMO} · ") + r"\d+ MB", lines[1])
+    assert lines[2] == "Reading 1 picture"
+    assert old not in said["text"]
 
 
 def test_one_token_is_one_token(page: ComfyPage) -> None:

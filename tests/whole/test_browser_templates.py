@@ -116,5 +116,7 @@ def test_a_picture_that_is_uploaded_is_what_a_run_is_about(page: ComfyPage, tmp_
         """() => app.graph.nodes.find(({ type }) => type === 'PreviewAny').widgets
             .some(({ value }) => String(value).includes('a yellow circle on a green background'))"""
     )
+    page.wait_for_state("done")
+    assert page.answer() == "a yellow circle on a green background"
     page.wait_until_idle()
     page.shot("uploaded")
