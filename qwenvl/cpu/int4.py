@@ -40,18 +40,14 @@ class Int4Linear(CpuLinear):
         self.register_buffer("_scales_and_zeros", scales_and_zeros)
         self.nbytes = self._packed.nbytes + scales_and_zeros.nbytes
 
-    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows, contiguous."""
-        return rows.contiguous()
-
-    def multiply(self, prepared: torch.Tensor) -> torch.Tensor:
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
-        dtype = prepared.dtype
-        if len(prepared) >= _MANY_ROWS and (unpack := unpacking()):
-            result = prepared @ self._plain(unpack, dtype)
+        dtype = rows.dtype
+        if len(rows) >= _MANY_ROWS and (unpack := unpacking()):
+            result = rows @ self._plain(unpack, dtype)
         else:
             result = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                prepared.bfloat16(), self._packed, self._group, self._scales_and_zeros
+                rows.bfloat16().contiguous(), self._packed, self._group, self._scales_and_zeros
             )
         result = result[:, : self.out_features].to(dtype)
         return result if self.bias is None else result + self.bias

@@ -36,22 +36,14 @@ class CpuLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def prepare(self, rows: torch.Tensor) -> Any:
-        """Bring rows (R, in) into the form that multiply() takes; layers of one kind and width can share it."""
-        raise NotImplementedError
-
-    def multiply(self, prepared: Any) -> torch.Tensor:
-        """Return the product of what prepare() returned with the weight, bias added: (R, out)."""
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the product of rows (R, in) with the weight, bias added: (R, out)."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute what nn.Linear does: (..., in) to (..., out)."""
         rows = x.reshape(-1, self.in_features)
-        return self.multiply(self.prepare(rows)).view(*x.shape[:-1], self.out_features)
-
-    def shares_with(self, other: nn.Module) -> bool:
-        """Return True if both layers take the same prepared rows."""
-        return type(self) is type(other) and self.in_features == other.in_features
+        return self.multiply(rows).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""
@@ -72,21 +64,12 @@ class OneDnnLinear(CpuLinear):
         # Neither parameter nor buffer: tensors in this order can be neither compared, moved nor saved.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, fill)
 
-    def prepare(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Return at least `fill` rows, and how many of them count."""
-        count = len(rows)
-        if count >= self._fill:
-            return rows, count
-        return rows.repeat(-(-self._fill // count), 1), count
-
-    def multiply(self, prepared: tuple[torch.Tensor, int]) -> torch.Tensor:
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
-        rows, count = prepared
+        count = len(rows)
+        if count < self._fill:
+            rows = rows.repeat(-(-self._fill // count), 1)
         return torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")[:count]
-
-    def shares_with(self, other: nn.Module) -> bool:
-        """Return True if both layers take the same prepared rows."""
-        return super().shares_with(other) and self._fill == other._fill
 
 
 class Int8Linear(CpuLinear):
@@ -101,22 +84,20 @@ class Int8Linear(CpuLinear):
         quantized, scales = to_int8(weight)
         self._dtype = weight.dtype
         self._levels = activation_levels()
+        # Keeps rows of zeros from being divided by zero.
+        self._tiny = torch.full((1, 1), torch.finfo(torch.float32).tiny)
         self.nbytes = quantized.nbytes + scales.nbytes
         self._packed = _packed_int8(quantized, scales)
 
-    def prepare(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return integers (2 R, in) as float32, coarse and fine, and the scale (R, 1) of each row."""
-        wide = rows.float()
-        scales = torch.linalg.vector_norm(wide, ord=float("inf"), dim=-1, keepdim=True).div_(self._levels)
-        scaled = wide / scales.clamp_min_(torch.finfo(torch.float32).tiny)
-        coarse = scaled.round()
-        return torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels))), scales
-
-    def multiply(self, prepared: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
-        integers, scales = prepared
-        count = len(scales)
-        product = _int8_product(integers, self._levels, self._packed)
+        count = len(rows)
+        # Where one of two is float32, so is the result: no copy in float32 is needed before.
+        scales = torch.add(self._tiny, rows.abs().amax(-1, keepdim=True), alpha=1 / self._levels)
+        scaled = rows / scales
+        coarse = scaled.round()
+        both = torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels)))
+        product = _int8_product(both, self._levels, self._packed)
         result = product[:count].add_(product[count:], alpha=0.5 / self._levels).mul_(scales)
         return (result if self.bias is None else result.add_(self.bias)).to(self._dtype)
 
@@ -134,15 +115,11 @@ class Int8WeightLinear(CpuLinear):
         self.register_buffer("_scales", scales.to(weight.dtype))
         self.nbytes = quantized.nbytes + self._scales.nbytes
 
-    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows, contiguous."""
-        return rows.contiguous()
-
-    def multiply(self, prepared: torch.Tensor) -> torch.Tensor:
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
-        if len(prepared) >= _MANY_ROWS:
-            return F.linear(prepared, self._quantized * self._scales[:, None], self.bias)
-        result = torch.ops.aten._weight_int8pack_mm(prepared, self._quantized, self._scales)
+        if len(rows) >= _MANY_ROWS:
+            return F.linear(rows, self._quantized * self._scales[:, None], self.bias)
+        result = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self._quantized, self._scales)
         return result if self.bias is None else result.add_(self.bias)
 
 
@@ -175,10 +152,55 @@ def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide / scales[:, None]).round_().to(torch.int8), scales
 
 
-def together(layers: list[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the product of rows (R, in) with each layer; the rows are prepared once if the layers can share that."""
+class Joined(nn.Module):
+    """Layers with the same input as one: a single product of a larger weight is faster than several.
+
+    Args:
+        layer: the layer whose weight is theirs, one below the other.
+        sizes: rows of each.
+    """
+
+    def __init__(self, layer: nn.Module, sizes: list[int]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._sizes = sizes
+        self._input: torch.Tensor | None = None
+        self._products: tuple[torch.Tensor, ...] = ()
+        self._waiting: set[int] = set()
+
+    def parts(self) -> list[Part]:
+        """Return what stands where the layers stood."""
+        return [Part(self, index, size) for index, size in enumerate(self._sizes)]
+
+    def product(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the part's share of the product; the first part that is asked computes those of the others too."""
+        if self._input is not x or index not in self._waiting:
+            self._products = self.layer(x).split(self._sizes, -1)
+            self._input, self._waiting = x, set(range(len(self._sizes)))
+        self._waiting.discard(index)
+        result = self._products[index]
+        if not self._waiting:
+            self._input, self._products = None, ()
+        return result
+
+
+class Part(nn.Module):
+    """One of the layers that were joined. All of them are called with the same tensor, one after the other."""
+
+    def __init__(self, whole: Joined, index: int, out_features: int) -> None:
+        super().__init__()
+        self.whole = whole
+        self.in_features, self.out_features = whole.layer.in_features, out_features
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute what nn.Linear does."""
+        return self.whole.product(x, self._index)
+
+
+def joined(layers: list[nn.Module]) -> nn.Module | None:
+    """Return the layer that computes all of these, or None if they were not joined."""
     first = layers[0]
-    if isinstance(first, CpuLinear) and all(first.shares_with(layer) for layer in layers[1:]):
-        prepared = first.prepare(x)
-        return [layer.multiply(prepared) for layer in layers]  # type: ignore[operator]
-    return [layer(x) for layer in layers]
+    if not isinstance(first, Part) or any(getattr(layer, "whole", None) is not first.whole for layer in layers):
+        return None
+    return first.whole.layer

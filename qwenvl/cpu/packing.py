@@ -10,10 +10,12 @@ from torch import nn
 
 from .choice import EIGHT, FOUR, HALF, PLAIN, Build, Choices
 from .int4 import GROUPS, Int4Linear
-from .linear import CpuLinear
+from .linear import CpuLinear, Joined
 
 # Columns that share a scale in 4 bits.
 GROUP = 32
+# Names of layers that have the same input in every family, in the order in which they are called.
+_JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Weights of fewer numbers stay as they are in 16 bits: the time of their product is that of the call.
 SMALLEST = 1 << 20
 
@@ -32,16 +34,39 @@ def pack(model: Any, quantization: str, choices: Choices, keep: tuple[str, ...],
     Returns:
         The number of layers that were replaced.
     """
+    head = model.get_output_embeddings()
     replaced = 0
-    for name, layer in list(_layers(model, keep)):
-        build = _form(layer, quantization, choices, head=layer is model.get_output_embeddings())
-        if build is None or (_is_shared(model, layer) and layer.weight.nbytes > spare):
+    for names in _groups(model, keep):
+        layers = [model.get_submodule(name) for name in names]
+        build = _form(layers, quantization, choices, head=layers[0] is head)
+        if build is None or (_is_shared(model, layers[0]) and layers[0].weight.nbytes > spare):
             continue
-        bias = None if layer.bias is None else layer.bias.data
         with torch.inference_mode(False), torch.no_grad():
-            model.set_submodule(name, build(layer.weight.data, bias))
-        replaced += 1
+            for name, form in zip(names, _built(build, layers), strict=True):
+                model.set_submodule(name, form)
+        replaced += len(names)
     return replaced
+
+
+def _groups(model: Any, keep: tuple[str, ...]) -> list[list[str]]:
+    """Return the names of all layers to pack; those that have the same input stand together."""
+    found: dict[str, list[str]] = {}
+    for name, layer in _layers(model, keep):
+        parent, _, last = name.rpartition(".")
+        kin = next((index for index, names in enumerate(_JOINED) if last in names), None)
+        key = name if kin is None else f"{parent} {kin} {layer.bias is None} {layer.in_features}"
+        found.setdefault(key, []).append(name)
+    return list(found.values())
+
+
+def _built(build: Build, layers: list[nn.Linear]) -> list[nn.Module]:
+    """Return the new form of each layer."""
+    weights = [layer.weight.data for layer in layers]
+    biases = [layer.bias.data for layer in layers if layer.bias is not None]
+    if len(layers) == 1:
+        return [build(weights[0], biases[0] if biases else None)]
+    whole = build(torch.cat(weights), torch.cat(biases) if biases else None)
+    return list(Joined(whole, [len(weight) for weight in weights]).parts())
 
 
 def _layers(model: Any, keep: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
@@ -55,10 +80,10 @@ def _is_shared(model: Any, layer: nn.Linear) -> bool:
     return layer.weight is model.get_input_embeddings().weight
 
 
-def _form(layer: nn.Linear, quantization: str, choices: Choices, head: bool) -> Build | None:
-    """Return what builds the layer's new form, or None if it stays as it is."""
-    rows, columns = layer.weight.shape
-    dtype = layer.weight.dtype
+def _form(layers: list[nn.Linear], quantization: str, choices: Choices, head: bool) -> Build | None:
+    """Return what builds the new form of layers with the same input, or None if they stay as they are."""
+    rows, columns = sum(layer.out_features for layer in layers), layers[0].in_features
+    dtype = layers[0].weight.dtype
     if quantization == "none":
         if dtype != torch.bfloat16 or rows * columns < SMALLEST:
             return None

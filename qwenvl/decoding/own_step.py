@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
-from ..cpu.linear import together
+from ..cpu.linear import joined
 from ..packages import release
 from .kv_cache import KVCache
 from .step_attention import attention_for
@@ -74,13 +74,13 @@ def slides(stack: Any) -> bool:
 
 @dataclass(slots=True)
 class _Layer:
-    """The weights and modules of one layer; a fused entry is None if the modules are not plain linear layers."""
+    """The weights and modules of one layer; a fused entry is None if the modules cannot be one."""
 
     norm_in: torch.Tensor
     norm_mid: torch.Tensor
     norm_qk: torch.Tensor | None
-    qkv: nn.Linear | None
-    gate_up: nn.Linear | None
+    qkv: nn.Module | None
+    gate_up: nn.Module | None
     out: torch.Tensor | None
     down: torch.Tensor | None
     attention: Any
@@ -177,10 +177,10 @@ class OwnStep:
         batch, both = hidden.shape[0], self._heads + self._kv_heads
         normed = self._norm(hidden, layer.norm_in)
         if layer.qkv is not None:
-            projected = F.linear(normed, layer.qkv.weight, layer.qkv.bias)
+            projected = layer.qkv.forward(normed)
         else:
             a = layer.attention
-            projected = torch.cat(together([a.q_proj, a.k_proj, a.v_proj], normed), -1)
+            projected = torch.cat([a.q_proj(normed), a.k_proj(normed), a.v_proj(normed)], -1)
         projected = projected.view(batch, both + self._kv_heads, self._head_dim)
         qk = projected[:, :both]
         if layer.norm_qk is not None:
@@ -202,9 +202,9 @@ class OwnStep:
     def _gated(self, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
         normed = self._norm(hidden, layer.norm_mid)
         if layer.gate_up is not None:
-            gate, up = F.linear(normed, layer.gate_up.weight).chunk(2, -1)
+            gate, up = layer.gate_up.forward(normed).chunk(2, -1)
         else:
-            gate, up = together([layer.mlp.gate_proj, layer.mlp.up_proj], normed)
+            gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
         return F.silu(gate).mul_(up)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -242,10 +242,13 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear and type(module.weight.data) is torch.Tensor
 
 
-def _fuse(*modules: nn.Linear) -> nn.Linear | None:
-    """Fuse linear layers with the same input: their weights become views of the fused one. None if one is not plain."""
+def _fuse(*modules: nn.Linear) -> nn.Module | None:
+    """Fuse linear layers with the same input: their weights become views of the fused one. None if one is not plain.
+
+    Layers in a CPU's own form are one already, or stay apart.
+    """
     if not all(_is_plain(module) for module in modules):
-        return None
+        return joined(list(modules))
     # A second OwnStep of the same model uses the same fused layer.
     if done := getattr(modules[0], "_fused_into", None):
         return done

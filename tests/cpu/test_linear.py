@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from qwenvl.cpu import choice, int4
 from qwenvl.cpu.int4 import GROUPS, Int4Linear, to_int4, unpacking
-from qwenvl.cpu.linear import Int8Linear, Int8WeightLinear, OneDnnLinear, to_int8, together
+from qwenvl.cpu.linear import Int8Linear, Int8WeightLinear, Joined, OneDnnLinear, joined, to_int8
 
 # Form -> largest error of its product with Gaussian weights, as a share of the product: its rounding of the weights.
 FORMS = {
@@ -119,12 +119,53 @@ def test_each_known_order_of_packed_numbers_is_a_different_one(way):
     assert right == torch.equal(way(packed, 32), tried(packed, 32))
 
 
-def test_layers_that_share_their_rows_give_the_same_as_one_by_one():
-    layers = [Int8Linear(drawn(64, 128, seed=i), None) for i in range(3)]
-    x = drawn(2, 128)
-    for found, layer in zip(together(layers, x), layers, strict=True):
-        assert torch.equal(found, layer(x))
-    mixed = [OneDnnLinear(drawn(64, 128), None, 4), OneDnnLinear(drawn(64, 128), None, 1), torch.nn.Linear(128, 64)]
-    mixed[2] = choice.plain(drawn(64, 128), None)
-    for found in together(mixed, x):
-        assert off(found, x.float() @ drawn(64, 128).float().t()) < 0.004
+class Counted(torch.nn.Module):
+    """A layer that counts its products."""
+
+    def __init__(self, rows, columns):
+        super().__init__()
+        self.layer, self.calls = choice.plain(drawn(rows, columns), None), 0
+        self.out_features, self.in_features = rows, columns
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x)
+
+
+def test_joined_layers_are_one_product_and_give_what_they_gave():
+    whole = Counted(96, 64)
+    parts = Joined(whole, [48, 32, 16]).parts()
+    for again in range(2):
+        x = drawn(1, 5, 64, seed=again)
+        found = torch.cat([part(x) for part in parts], -1)
+        assert torch.equal(found, whole.layer(x))
+        assert whole.calls == again + 1
+    assert [(part.in_features, part.out_features) for part in parts] == [(64, 48), (64, 32), (64, 16)]
+
+
+def test_joined_layers_keep_nothing_when_all_were_asked():
+    joint = Joined(Counted(96, 64), [48, 48])
+    x = drawn(1, 64)
+    for part in joint.parts():
+        part(x)
+    assert joint._input is None
+    assert joint._products == ()
+
+
+def test_joined_layers_take_every_tensor_for_itself():
+    """Asked in another order, twice, or after a run that was cancelled between two of them."""
+    whole = Counted(96, 64)
+    first, second = Joined(whole, [48, 48]).parts()
+    one, other = drawn(1, 64), drawn(1, 64, seed=1)
+    expected = {id(x): whole.layer(x).split(48, -1) for x in (one, other)}
+    for part, x, index in ((first, one, 0), (first, one, 0), (first, other, 0), (second, one, 1), (second, other, 1)):
+        assert torch.equal(part(x), expected[id(x)][index])
+
+
+def test_only_parts_of_one_whole_are_joined():
+    whole = Counted(96, 64)
+    first, second = Joined(whole, [48, 48]).parts()
+    stranger, _ = Joined(Counted(96, 64), [48, 48]).parts()
+    assert joined([first, second]) is whole
+    assert joined([first, stranger]) is None
+    assert joined([torch.nn.Linear(64, 48), second]) is None
