@@ -7,7 +7,7 @@ from PIL import Image
 from qwenvl.media.content import TensorPicture, TensorVideo, fingerprint, outlines, with_frames
 from qwenvl.media.films import Video
 from qwenvl.media.media import MediaError, shown_pictures, shown_videos, videos
-from qwenvl.request import LoadSpec, Request
+from qwenvl.request import Frames, LoadSpec, Request
 
 NOISE = torch.rand(1, 12, 8, 3, generator=torch.Generator().manual_seed(0))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.bool)
@@ -17,8 +17,8 @@ def of_tensor(tensor):
     return fingerprint(shown_pictures({"image1": tensor}), ())
 
 
-def of_batch(frames, fps=8.0):
-    return fingerprint((), shown_videos(Request(LoadSpec("m"), "?", video_frames=frames)))
+def of_batch(frames, **how):
+    return fingerprint((), shown_videos(Request(LoadSpec("m"), "?", video_frames=frames, frames=Frames(**how))))
 
 
 def of_film(frames, times_s=(0.0, 1.0), duration_s=2.0):
@@ -123,6 +123,11 @@ def test_what_has_the_same_bytes_in_another_shape_order_or_time_is_something_els
         of_film(frames.reshape(2, 8, 2, 3)),
         of_batch(torch.zeros(2, 2, 8, 3)),
         of_batch(torch.zeros(2, 2, 16, 3)),
+        # Of these the same frames are shown, at other times or in another size.
+        *(
+            of_batch(torch.zeros(8, 256, 256, 3), **how)
+            for how in ({"fps": 8}, {"fps": 4}, {"max_frame_pixels": 12544})
+        ),
     ]
     assert len(set(found)) == len(found)
     assert {len(each) for each in found} <= {64, 128}, "a hash that nobody can find another content for"
