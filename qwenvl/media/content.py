@@ -24,17 +24,26 @@ _TRIED_BYTES, _TRIES = 1 << 18, 3
 
 
 class TensorPicture:
-    """A picture in a tensor (height, width, channels), converted when its pixels are first needed.
+    """A picture in an IMAGE tensor, converted when its pixels are first needed.
 
     Args:
         name: the input's name, for messages.
+        image: (batch, height, width, channels) or (height, width, channels).
+        number: which of a batch.
     """
 
-    def __init__(self, name: str, frame: torch.Tensor) -> None:
+    def __init__(self, name: str, image: torch.Tensor, number: int = 0) -> None:
         self._name = name
-        self._frame = frame
+        # The tensor that was given, and no view of it, which would count as a tensor that a failed run still holds.
+        self._image = image
+        self._number = number
         self._rgb: Image.Image | None = None
-        self.height, self.width = (int(side) for side in frame.shape[:2])
+        self.height, self.width = (int(side) for side in image.shape[-3:-1])
+
+    @property
+    def _frame(self) -> torch.Tensor:
+        """(height, width, channels)."""
+        return self._image[self._number] if self._image.ndim == 4 else self._image
 
     @property
     def size(self) -> tuple[int, int]:

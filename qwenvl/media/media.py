@@ -75,17 +75,20 @@ def _from_pil(name: str, image: Image.Image) -> Image.Image:
 
 
 def _from_tensor(name: str, image: torch.Tensor) -> list[TensorPicture]:
+    _require_image(name, image)
+    # One frame at a time: a batch may be a whole video, and a copy of it would not fit into memory.
+    return [TensorPicture(name, image, number) for number in range(len(image) if image.ndim == 4 else 1)]
+
+
+def _require_image(name: str, image: torch.Tensor) -> None:
     if not hasattr(image, "ndim") or not hasattr(image, "is_complex") or image.is_complex():
         raise MediaError(f"{name} must be an IMAGE of numbers, got {type(image).__name__}.")
-    batch = image.unsqueeze(0) if image.ndim == 3 else image
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+    if image.ndim not in (3, 4) or image.shape[-1] not in (1, 3, 4):
         raise MediaError(
             f"{name} must have the shape (batch, height, width, 1, 3 or 4 channels), got {tuple(image.shape)}."
         )
-    if 0 in batch.shape:
+    if 0 in image.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
-    # One frame at a time: a batch may be a whole video, and a copy of it would not fit into memory.
-    return [TensorPicture(name, frame) for frame in batch]
 
 
 def videos(request: Request, check: Check = lambda: None) -> list[Video]:
@@ -150,5 +153,6 @@ def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, chec
     duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = frame_size(width, height, len(picked), frames)
-    sampled = [picture for index in picked for picture in _from_tensor(name, batch[index])]
+    _require_image(name, batch)
+    sampled = [TensorPicture(name, batch, index) for index in picked]
     return TensorVideo(sampled, size, tuple(index / fps for index in picked), duration, check)
