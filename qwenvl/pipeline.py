@@ -11,6 +11,7 @@ from typing import Any
 from . import session
 from .loading.cache import ModelCache
 from .media import media
+from .media.content import convert
 from .packages import naming_what_is_missing
 from .prompting import prompt
 from .prompting.batch import MOST_ROWS, read_ahead
@@ -34,9 +35,13 @@ def run(request: Request, models: ModelCache, watch: Watch) -> Result:
     with session.opened(request, models, watch, diagnosis) as asked:
         prompt.require_question(request)
         with diagnosis.phases("media"):
-            pictures = media.pictures(request.images, watch.check)
+            pictures = media.shown_pictures(request.images, watch.check)
         one_by_one = request.image_mode != IMAGE_MODES[0] and bool(pictures)
         shown = [[picture] for picture in pictures] if one_by_one else [pictures]
+        if len(shown) > 1:
+            # Several answers keep nothing that a next run could recognise.
+            with diagnosis.phases("media"):
+                convert(pictures, (), watch.check)
         questions = (Question(number, some) for number, some in enumerate(shown))
         total = len(shown) if one_by_one else None
         reporter = Reporter(watch, answers.__setitem__, _raise, total, single=not one_by_one)

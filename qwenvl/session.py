@@ -21,6 +21,7 @@ from .loading.overflow import has_room, in_float32, why_not_finite
 from .loading.source import find_source, load_stats, question_bytes
 from .log import log
 from .media import media
+from .media.content import Film, convert, outlines
 from .models import catalog
 from .models.families import family_of
 from .prompting import prompt
@@ -81,11 +82,7 @@ def opened(
 
 
 class ModelSession:
-    """A session with a model on this machine, and what the run measures.
-
-    Args:
-        most: the most questions at a time.
-    """
+    """A session with a model on this machine, and what the run measures; `most` questions at a time."""
 
     def __init__(self, request: Request, models: ModelCache, watch: Watch, diagnosis: Diagnosis, most: int) -> None:
         self._diagnosis = diagnosis
@@ -93,7 +90,7 @@ class ModelSession:
         self._models = models
         self._watch = watch
         self._most = most
-        self._videos: Sequence[media.Video] = ()
+        self._videos: Sequence[Film] = ()
         self._model: ModelHandle | None = None
         # Contexts entered once the model is loaded, left after the last token.
         self._around = ExitStack()
@@ -121,13 +118,16 @@ class ModelSession:
 
     def load(self, first: Question, expected: int) -> None:
         with self._diagnosis.phases("media"):
-            self._videos = media.videos(self._request, self._watch.check)
+            self._videos = media.shown_videos(self._request, self._watch.check)
+            if self._request.load not in self._models.held:
+                # What cannot be shown is found before a model is loaded. One in memory may know the pictures already.
+                convert(first.pictures, self._videos, self._watch.check)
         self._watch.check()
         start = time.perf_counter()
         asked, self._alone = self._request, expected == 1
         self._source = self._models.source(asked.load) or find_source(asked.load, self._watch, asked.download)
         self._request = self._source.sampled(asked)
-        self._need = question_bytes(self._source, self._request, first.pictures, self._videos)
+        self._need = question_bytes(self._source, self._request, first.pictures, outlines(self._videos))
         if asked.load not in self._models.held:
             self._watch.stage("loading", model=asked.load.model, size=self._source.size())
         self._model = self._models.get(self._source, self._need * min(expected, self._most), self._watch.check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ LAYERS_AHEAD = 4
 # Tokens or patches from which on the host waits for the GPU: the layers of a shorter prompt take no time worth saving.
 LONG_PROMPT = 2048
 # Keywords of a transformers model's generate(): input_ids and attention_mask (B, L), padded on the left, and the
-# processor's tensors of pictures and videos.
-Inputs = dict[str, torch.Tensor]
+# processor's tensors of pictures and videos. Pixels may be made only when they are read, which a prompt whose pictures
+# are still in the buffer does not do.
+Inputs = Mapping[str, torch.Tensor]
 
 
 class Forwarded(NamedTuple):

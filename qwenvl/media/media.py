@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import io
 from collections.abc import Mapping, Sequence
@@ -10,38 +9,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from ..checks import shown
 from ..request import Frames, Request
+from .content import Film, Picture, TensorPicture, TensorVideo, rgb, with_frames
 from .films import Video, frame_size, pick_frames, read_video
 from .opening import BROKEN_PICTURE, MediaError, read_picture, require_shape
 from .packets import Check
-from .pixels import as_rgb, from_tensor
+from .pixels import as_rgb
 
 if TYPE_CHECKING:
     import torch
 
 
 def pictures(images: Mapping[str, Any], check: Check = lambda: None) -> list[Image.Image]:
-    """Read all pictures of all inputs, in order, as RGB.
+    """Read all pictures of all inputs, in order, as RGB: shown_pictures(), converted."""
+    found = []
+    for picture in shown_pictures(images, check):
+        check()
+        found.append(rgb(picture))
+    return found
+
+
+def shown_pictures(images: Mapping[str, Any], check: Check = lambda: None) -> list[Picture]:
+    """Read all pictures of all inputs, in order, without converting tensors.
 
     Args:
         images: input name -> IMAGE tensor (B, H, W, C) or (H, W, C), float in [0, 1], C of 1, 3 or 4,
             or the path of a picture file, or a PIL image.
-        check: called before every picture; raises to cancel.
+        check: called before every input; raises to cancel.
 
     Raises:
-        MediaError: an input is empty, holds NaN, has another shape, or is not a picture; it names the input.
+        MediaError: an input is empty, has another shape, or is not a picture; it names the input. Only when a tensor
+            is converted, the same if it holds NaN.
     """
-    found: list[Image.Image] = []
+    found: list[Picture] = []
     for name, image in images.items():
         check()
+        read: Sequence[Picture]
         if isinstance(image, (str, Path)):
             read = [_from_file(name, Path(image))]
         else:
-            read = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image, check)
+            read = [_from_pil(name, image)] if isinstance(image, Image.Image) else _from_tensor(name, image)
         for picture in read:
             require_shape(name, picture.size)
         found += read
@@ -64,41 +74,43 @@ def _from_pil(name: str, image: Image.Image) -> Image.Image:
         raise MediaError(f"{name} cannot be read as a picture ({shown(str(error))}).") from error
 
 
-def _from_tensor(name: str, image: torch.Tensor, check: Check) -> list[Image.Image]:
+def _from_tensor(name: str, image: torch.Tensor) -> list[TensorPicture]:
+    _require_image(name, image)
+    # One frame at a time: a batch may be a whole video, and a copy of it would not fit into memory.
+    return [TensorPicture(name, image, number) for number in range(len(image) if image.ndim == 4 else 1)]
+
+
+def _require_image(name: str, image: torch.Tensor) -> None:
     if not hasattr(image, "ndim") or not hasattr(image, "is_complex") or image.is_complex():
         raise MediaError(f"{name} must be an IMAGE of numbers, got {type(image).__name__}.")
-    batch = image.unsqueeze(0) if image.ndim == 3 else image
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+    if image.ndim not in (3, 4) or image.shape[-1] not in (1, 3, 4):
         raise MediaError(
             f"{name} must have the shape (batch, height, width, 1, 3 or 4 channels), got {tuple(image.shape)}."
         )
-    if 0 in batch.shape:
+    if 0 in image.shape:
         raise MediaError(f"{name} is empty: its shape is {tuple(image.shape)}. Connect an image, or nothing.")
-    # One frame at a time: a batch may be a whole video, and a copy of it would not fit into memory.
-    pictures = []
-    try:
-        for frame in batch:
-            check()
-            pictures.append(from_tensor(name, frame))
-    except ValueError as error:
-        raise MediaError(f"{name} {error}.") from error
-    return pictures
 
 
 def videos(request: Request, check: Check = lambda: None) -> list[Video]:
-    """Read all videos of a request, in the order in which they are shown: video_frames, video, video_path.
+    """Read all videos of a request, with their frames: shown_videos(), converted."""
+    return [with_frames(film) for film in shown_videos(request, check)]
+
+
+def shown_videos(request: Request, check: Check = lambda: None) -> list[Film]:
+    """Read all videos of a request without converting tensors, in this order: video_frames, video, video_path.
 
     Args:
         check: called again and again; raises to cancel.
 
     Raises:
-        MediaError: a video cannot be used; it names the input.
+        MediaError: a video cannot be used; it names the input. Only when a tensor is converted, the same if it
+            holds NaN.
     """
     given = (request.video_frames is not None, request.video is not None, bool(request.video_path))
     if not any(given):
         return []
     frames = replace(request.frames, max_video_tokens=request.frames.max_video_tokens // sum(given))
-    found = []
+    found: list[Film] = []
     if given[0]:
         found.append(_from_batch("video_frames", request.video_frames, frames.fps, frames, check))
     if given[1]:
@@ -108,7 +120,7 @@ def videos(request: Request, check: Check = lambda: None) -> list[Video]:
     return found
 
 
-def _from_stream(name: str, video: Any, frames: Frames, check: Check) -> Video:
+def _from_stream(name: str, video: Any, frames: Frames, check: Check) -> Film:
     """Read ComfyUI's VIDEO. A trimmed one gives the whole stream, and apart from it the part to show."""
     if not hasattr(video, "get_stream_source"):
         raise MediaError(f"{name} must be a VIDEO, got {type(video).__name__}. An IMAGE batch goes into video_frames.")
@@ -129,7 +141,7 @@ def _holds_its_frames(video: Any) -> bool:
     return inspect.isabstract(owner)
 
 
-def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, check: Check = lambda: None) -> Video:
+def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, check: Check = lambda: None) -> TensorVideo:
     """Sample a batch of frames, (frames, height, width, channels); only frames that are shown are converted."""
     if getattr(batch, "ndim", 0) != 4 or 0 in batch.shape:
         shape = tuple(getattr(batch, "shape", ()))
@@ -141,15 +153,6 @@ def _from_batch(name: str, batch: torch.Tensor, fps: float, frames: Frames, chec
     duration = total / fps
     picked = pick_frames(name, total, duration, (width, height), frames)
     size = frame_size(width, height, len(picked), frames)
-    seen = [np.asarray(_from_tensor(name, batch[index], check)[0].resize(size)) for index in picked]
-    return Video(np.stack(seen), tuple(index / fps for index in picked), duration)
-
-
-def fingerprint(pictures: Sequence[Image.Image], shown: Sequence[Video]) -> str:
-    """Return a hash of the content that is equal only for equal pictures and frames."""
-    content = hashlib.blake2b(digest_size=16)
-    for picture in pictures:
-        content.update(repr(picture.size).encode() + picture.tobytes())
-    for video in shown:
-        content.update(repr((video.frames.shape, video.times_s)).encode() + video.frames.tobytes())
-    return content.hexdigest()
+    _require_image(name, batch)
+    sampled = [TensorPicture(name, batch, index) for index in picked]
+    return TensorVideo(sampled, size, tuple(index / fps for index in picked), duration, check)

@@ -16,7 +16,8 @@ from ..log import log
 from ..media import media
 from ..request import Outcome, Question, Sampling
 from ..settings import MAX_SEED
-from .prompt import PIXELS, Prompt
+from .processed import PIXELS
+from .prompt import Prompt
 
 # More rows than this gain little, and every row has to wait for the longest answer.
 MOST_ROWS = 16

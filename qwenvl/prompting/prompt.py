@@ -6,27 +6,22 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..decoding.prefill import Inputs
 from ..errors import UnusableError, WrappedErrors
-from ..loading.consistency import why_unfit
 from ..loading.devices import cancellable
 from ..loading.loader import ModelHandle
 from ..loading.template import written
-from ..media.media import Video, fingerprint
+from ..media.content import Film, Picture, convert
 from ..request import Request
-from ..settings import RESOLUTIONS
 from .answer import THINK_START
+from .processed import PIXELS, LaterPixels, Shown, later_pixels, recall, recognises, remember, to, tokenize, unusable
 
 # The name of the switch for thinking in chat templates.
 _SWITCH = "enable_thinking"
-# Inputs to convert to the model's precision. The seconds of a video's frames stay: 300 and 301 are equal in bfloat16.
-PIXELS = ("pixel_values", "pixel_values_videos")
 # A code point that Unicode reserves for a program's internal use, so that no text should hold it.
 _BREAK = "\ufdd0"
 
@@ -44,13 +39,8 @@ class Prompt:
     number: int = 0
     # (width, height) in pixels of each picture as the model sees it.
     sizes: tuple[tuple[int, int], ...] = ()
-    # Computes `media`, and keeps the pictures for it: that takes a while, and only a question asked alone needs it.
-    media_name: Callable[[], str] = str
-
-    @property
-    def media(self) -> str:
-        """A text that is equal only for equal pictures and videos in equal sizes."""
-        return self.media_name()
+    # A text that is equal only for equal pictures and videos in equal sizes.
+    media: str = ""
 
     @property
     def tokens(self) -> int:
@@ -60,8 +50,10 @@ class Prompt:
         """Return the prompt with more text after it, given as token ids; `thinks` is then False."""
         more = self.inputs["input_ids"].new_tensor([ids])
         shape = self.inputs["input_ids"].shape
-        longer = {key: _widened(key, value, more) for key, value in self.inputs.items() if _like(value, shape)}
-        return replace(self, inputs={**self.inputs, **longer}, thinks=False)
+        later = self.inputs if isinstance(self.inputs, LaterPixels) else None
+        known = later.known if later else self.inputs
+        longer = {key: _widened(key, value, more) for key, value in known.items() if _like(value, shape)}
+        return replace(self, inputs=later.changed(longer) if later else {**known, **longer}, thinks=False)
 
 
 def seen_sizes(inputs: Mapping[str, Any], patch_size: int) -> tuple[tuple[int, int], ...]:
@@ -94,8 +86,8 @@ def why_no_switch(handle: ModelHandle, request: Request) -> str | None:
 def encode(
     handle: ModelHandle,
     request: Request,
-    pictures: Sequence[Image.Image],
-    videos: Sequence[Video] | None = None,
+    pictures: Sequence[Picture],
+    videos: Sequence[Film] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     number: int = 0,
     alone: bool = True,
@@ -104,16 +96,16 @@ def encode(
     """Encode a question: pictures, then videos, then the text, in one user turn after the system prompt.
 
     Args:
-        phase: returns a context manager that times one of the parts "template", "processor" and "transfer".
+        phase: returns a context manager that times one of the parts "template", "media", "processor" and "transfer".
         number: the question's number.
-        alone: True if the question is asked alone: its pictures are kept, so that a next run may recognise them.
+        alone: True if the question is asked alone, so that the next one may be about pictures that are recognised.
         check: called often; raises to cancel.
 
     Raises:
         PromptError: there are pictures or videos and the model cannot see, or the question is too long for it.
         UnusableError: the model's chat template, processor or configuration fails.
     """
-    videos = videos or ()
+    shown = Shown(pictures, videos or (), request.image_resolution)
     if (pictures or videos) and handle.processor is None:
         raise PromptError(
             f"{request.load.model} is a text model and cannot see pictures or videos. "
@@ -121,20 +113,26 @@ def encode(
         )
     name = request.load.model
     with phase("template"), WrappedErrors(f"The chat template of {name} cannot be used", UnusableError):
-        text = _render(handle, request, len(pictures), len(videos), check)
-    unusable = WrappedErrors(f"The tokenizer or processor of {name} cannot be used", UnusableError)
-    with phase("processor"), unusable, cancellable(check):
-        inputs = _tokenize(handle, text, pictures, videos, request.image_resolution)
+        text = _render(handle, request, len(shown.pictures), len(shown.films), check)
+    with phase("media"):
+        media = shown.name() if alone and recognises(handle.decoder) else secrets.token_hex(8)
+        rest = recall(handle.decoder, media)
+        if rest is None:
+            convert(shown.pictures, shown.films, check)
+    with phase("processor"), unusable(name), cancellable(check):
+        inputs, made = tokenize(handle, text, shown, rest)
+    if alone:
+        remember(handle.decoder, media, made)
     if _BREAK in text:
         inputs = _without(inputs, handle.tokenizer.encode(_BREAK, add_special_tokens=False))
     with WrappedErrors(f"The config.json of {name} cannot be used", UnusableError):
         _require_context(handle, request, inputs["input_ids"].shape[1])
     device, dtype = handle.model.device, handle.model.dtype
     with phase("transfer"):
-        moved = {key: _to(value, device, dtype if key in PIXELS else None) for key, value in inputs.items()}
-    media_name = _naming(request.image_resolution, pictures, videos) if alone else partial(str, secrets.token_hex(8))
+        moved = {key: to(value, device, dtype if key in PIXELS else None) for key, value in inputs.items()}
     sizes = seen_sizes(inputs, handle.processor.image_processor.patch_size) if pictures else ()
-    return Prompt(moved, text.rstrip().endswith(THINK_START), number, sizes, media_name)
+    complete: Inputs = later_pixels(handle, text, shown, moved, check) if rest else moved
+    return Prompt(complete, text.rstrip().endswith(THINK_START), number, sizes, media)
 
 
 def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None:
@@ -152,17 +150,14 @@ def _require_context(handle: ModelHandle, request: Request, tokens: int) -> None
         )
 
 
-def _naming(resolution: str, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Callable[[], str]:
-    # With the resolution, because the model computes other values for a picture in another size.
-    return lambda: f"{resolution} {fingerprint(pictures, videos)}"
-
-
 def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) -> Inputs:
     """Join the inputs of several questions: generate()'s keywords, one row for each, padded on the left.
 
     Args:
         dtype: the model's dtype, if it may differ from the one that the questions were encoded for.
     """
+    if len(prompts) == 1 and isinstance(alone := prompts[0].inputs, LaterPixels):
+        return alone.of_dtype(dtype) if dtype else alone
     longest = max(prompt.tokens for prompt in prompts)
     parts: dict[str, list[Any]] = {}
     for prompt in prompts:
@@ -172,7 +167,7 @@ def side_by_side(prompts: Sequence[Prompt], dtype: torch.dtype | None = None) ->
             padded = torch.nn.functional.pad(value, (longest - shape[1], 0)) if _like(value, shape) else value
             parts.setdefault(key, []).append(padded)
     joined = {key: _joined(values) for key, values in parts.items()}
-    return joined | {key: _to(joined[key], joined[key].device, dtype) for key in PIXELS if dtype and key in joined}
+    return joined | {key: to(joined[key], joined[key].device, dtype) for key in PIXELS if dtype and key in joined}
 
 
 def media_of(prompts: Sequence[Prompt]) -> str:
@@ -205,67 +200,7 @@ def _message(handle: ModelHandle, role: str, text: str, shown: Sequence[dict[str
     return {"role": role, "content": text if handle.processor is None else [*shown, {"type": "text", "text": text}]}
 
 
-def _tokenize(
-    handle: ModelHandle, text: str, pictures: Sequence[Image.Image], videos: Sequence[Video], resolution: str
-) -> Inputs:
-    if handle.processor is None:
-        return dict(handle.tokenizer(text, return_tensors="pt"))
-    if videos and (reason := why_unfit(handle.processor.video_processor, handle.model.config.vision_config)):
-        raise UnusableError(f"Videos cannot be shown to this model: {reason}.")
-    videos = [_in_pairs(video) for video in videos]
-    given: dict[str, Any] = {"text": [text]}
-    if pictures:
-        given |= {"images": list(pictures), "images_kwargs": _size(handle.processor.image_processor, resolution)}
-    if videos:
-        given |= {
-            "videos": [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos],
-            "videos_kwargs": _timing(videos),
-        }
-    inputs = handle.processor(return_tensors="pt", **given)
-    if "second_per_grid_ts" in inputs:
-        # For Qwen2.5-VL. transformers 5 computes them from the metadata, version 4 from one rate for all videos.
-        joined = handle.processor.video_processor.temporal_patch_size
-        rates = [len(video.frames) / max(video.duration_s, 0.001) for video in videos]  # sampled frames a second
-        inputs["second_per_grid_ts"] = torch.tensor([joined / rate for rate in rates])
-    return {key: value for key, value in inputs.items() if key != "video_metadata"}
-
-
-def _size(images: Any, resolution: str) -> dict[str, Any]:
-    """Return the picture size as keywords of one call, so that the processor itself stays unchanged. Always a new
-    dictionary, because transformers 4 empties it."""
-    pixels = RESOLUTIONS[resolution]
-    if pixels is None:
-        return {}
-    low, high = pixels
-    size: dict[str, Any] = {"size": {"shortest_edge": low, "longest_edge": high}}
-    # transformers 4 prefers these if the model's folder sets them; version 5 accepts them as older names.
-    if getattr(images, "max_pixels", None):
-        size |= {"min_pixels": low, "max_pixels": high}
-    return size
-
-
-def _timing(videos: Sequence[Video]) -> dict[str, Any]:
-    """Return the processor's keywords for the frames' times in milliseconds, as if videos had 1,000 frames a second."""
-    metadata = [
-        {
-            "fps": 1000.0,
-            "total_num_frames": max(1, round(video.duration_s * 1000)),
-            "duration": video.duration_s,
-            "frames_indices": [round(time * 1000) for time in video.times_s],
-        }
-        for video in videos
-    ]
-    return {"video_metadata": metadata, "do_sample_frames": False}
-
-
-def _in_pairs(video: Video) -> Video:
-    """Repeat a single frame: processors join two frames and need at least two."""
-    if len(video.frames) > 1:
-        return video
-    return replace(video, frames=video.frames.repeat(2, axis=0), times_s=video.times_s * 2)
-
-
-def _without(inputs: Inputs, ids: list[int]) -> Inputs:
+def _without(inputs: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     """Remove every occurrence of the sequence of ids from all inputs that are as long as the prompt."""
     row = inputs["input_ids"][0].tolist()
     keep = torch.ones(len(row), dtype=torch.bool)
@@ -292,7 +227,3 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(values[0], torch.Tensor):
         return torch.cat(values)
     return [part for value in values for part in value]
-
-
-def _to(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    return value.to(device, dtype) if isinstance(value, torch.Tensor) else value

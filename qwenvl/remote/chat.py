@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ..loading.loader import PICTURE_PIXELS
+from ..media.content import Picture, rgb
 from ..media.media import Video
 from ..models.engines import Engine
 from ..models.families import family_of
@@ -145,14 +146,14 @@ def _counts(setting: Setting, sent: Any) -> bool:
     return sent is not None and sent != _off(setting)
 
 
-def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], videos: Sequence[Video]) -> Iterator[Any]:
+def shown(engine: Engine, request: Request, pictures: Sequence[Picture], videos: Sequence[Video]) -> Iterator[Any]:
     """Yield the message parts of pictures and videos, in the order in which a local model sees them.
 
     They come one at a time, because encoding takes a while.
     """
     budget, patch = _budget(engine, request), family_of(engine.family).patch or _PATCH
     for picture in pictures:
-        yield _image(scaled(picture, budget, patch))
+        yield _image(scaled(rgb(picture), budget, patch))
     for video in videos:
         if engine.video_url:
             yield {"type": "video_url", "video_url": {"url": _data_url("video/mp4", _film(video))}}
@@ -163,7 +164,7 @@ def shown(engine: Engine, request: Request, pictures: Sequence[Image.Image], vid
             yield _image(Image.fromarray(frame))
 
 
-def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Image.Image]) -> tuple[tuple[int, int], ...]:
+def seen_sizes(engine: Engine, request: Request, pictures: Sequence[Picture]) -> tuple[tuple[int, int], ...]:
     """Return (width, height) at which the engine's model sees each picture; () if its family is not known."""
     patch = family_of(engine.family).patch
     return tuple(seen_size(*picture.size, _budget(engine, request), patch) for picture in pictures) if patch else ()

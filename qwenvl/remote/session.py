@@ -16,6 +16,7 @@ from typing import Any
 
 from ..log import log
 from ..media import media
+from ..media.content import convert
 from ..models.engines import Engine
 from ..models.families import family_of
 from ..prompting.answer import NoAnswerError, why_no_answer
@@ -86,7 +87,8 @@ class EngineSession:
         self._loop.__exit__(*error)
 
     def load(self, first: Question, expected: int) -> None:
-        """Read the videos. No model is loaded here."""
+        """Read the videos, and convert the first question's pictures. No model is loaded here."""
+        convert(first.pictures, (), self._watch.check)
         self._videos = media.videos(self._request, self._watch.check)
         self._watch.check()
         self._watch.stage("asking", model=self._request.load.model)
