@@ -134,6 +134,19 @@ def precision(run):
     yield f"right answers to {variant['all']['of']:,} questions"
 
 
+def products(run):
+    labels = {"bfloat16": "bfloat16 as it is", "bfloat16, oneDNN's order": "bfloat16 in oneDNN's order"}
+    labels |= {
+        "int8 twice": "int8",
+        "int4 in 32s": "int4, groups of 32",
+        "bfloat16, oneDNN off": "bfloat16, torch's own product",
+    }
+    for name, label in labels.items():
+        one, four, many = (run["ms"]["6144 x 1024"][name].get(rows, 0) for rows in ("1", "4", "512"))
+        yield f"| {label} | {one:.2f} | {four:.2f} | " + (f"{many:.1f} |" if many else "not measured |")
+    yield f"takes {run['attention_ms']['64']:.2f} ms a layer after 64 tokens and {run['attention_ms']['4096']:.1f} ms"
+
+
 def remote(run):
     stand_in, real = run["stand_in"], run["per_s"]
     beyond = stand_in["overhead_ms"]
@@ -156,6 +169,7 @@ def fuzz(run):
         ("memory.md", "2026-11-24-soak-2000-cpu.json", soak),
         ("memory.md", "2026-11-24-faults.json", faults),
         ("speed.md", "2026-11-24-captions-cpu.json", captions),
+        ("speed.md", "2026-12-01-products-cpu.json", products),
         ("models.md", "2026-11-24-precision.json", precision),
         ("engines.md", "2026-11-24-remote-cpu.json", remote),
         ("how-it-works.md", "2026-11-24-fuzz.json", fuzz),
@@ -175,6 +189,19 @@ def test_comfyuis_speeds_are_those_of_the_runs():
     for side, shape in (("64", "nano"), ("256", "small")):
         rates, ratio = runs[shape]["tokens_per_s"], runs[shape]["ratio_to_comfyui"]
         assert f"| {side} | {rates['ours']} | {rates['comfyui']} | {ratio:.1f} |" in page("speed.md")
+
+
+def test_speeds_beside_llama_cpp_are_those_of_the_runs():
+    """No table in a page without its runs, and no run left out."""
+    runs = [json.loads(line) for line in (RESULTS / "2026-12-01-against-cpu.jsonl").read_text().splitlines()]
+    rows = [line for line in page("speed.md").splitlines() if re.match(r"\| (none \(bfloat16\)|8bit|4bit) \|", line)]
+    expected = []
+    for run in runs:
+        ours = "none (bfloat16)" if run["quantization"] == "none" else run["quantization"]
+        low, high = run["ratio_range"]
+        rates = f"{run['ours_tokens_per_s']:.1f} | {run['llama_type']} | {run['llama_tokens_per_s']:.1f}"
+        expected.append(f"| {ours} | {run['threads']} | {rates} | {run['ratio']:.2f} ({low:.2f} to {high:.2f}) |")
+    assert rows == expected
 
 
 def test_launches_are_those_of_the_runs():
