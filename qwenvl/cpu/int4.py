@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .linear import CpuLinear
+from .linear import CpuLinear, row_blocks
 
 # Sizes of a group that torch's product takes.
 GROUPS = (128, 64, 32)
@@ -34,11 +34,10 @@ class Int4Linear(CpuLinear):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, group: int = 32) -> None:
         super().__init__(weight, bias)
         self._group = group
-        filled = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
-        quantized, scales_and_zeros = to_int4(filled, group)
-        self.register_buffer("_packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized, 1))
-        self.register_buffer("_scales_and_zeros", scales_and_zeros)
-        self.nbytes = self._packed.nbytes + scales_and_zeros.nbytes
+        parts = [_packed_block(weight[rows], group) for rows in row_blocks(weight, _BLOCK)]
+        self.register_buffer("_packed", torch.cat([numbers for numbers, _ in parts]))
+        self.register_buffer("_scales_and_zeros", torch.cat([scales for _, scales in parts], 1))
+        self.nbytes = self._packed.nbytes + self._scales_and_zeros.nbytes
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the product (R, out)."""
@@ -59,6 +58,13 @@ class Int4Linear(CpuLinear):
         scales, zeros = self._scales_and_zeros.to(dtype).unbind(-1)
         grouped = numbers.view(-1, self._group, rows)
         return torch.addcmul(zeros[:, None], grouped, scales[:, None]).view(self.in_features, rows)
+
+
+def _packed_block(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return torch's packed form of a block of rows, filled up, and its scales and zeros (in / group, rows, 2)."""
+    filled = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % _BLOCK))
+    numbers, scales_and_zeros = to_int4(filled, group)
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), scales_and_zeros
 
 
 # packed bytes, columns of the weight -> numbers from 0 to 15, (in, out) uint8

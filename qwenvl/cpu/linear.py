@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 
 # From this many rows on, a weight is made plain for the product: the time of that is that of a few rows.
 _MANY_ROWS = 32
+# Numbers of a weight that are converted at a time.
+_LARGEST_BLOCK = 4 << 20
 
 
 class CpuLinear(nn.Module):
@@ -147,9 +150,18 @@ def _int8_product(integers: torch.Tensor, levels: int, packed: Any) -> torch.Ten
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a weight (out, in) row by row: int8 of the same shape, and float32 scales (out,)."""
-    wide = weight.float()
-    scales = wide.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (wide / scales[:, None]).round_().to(torch.int8), scales
+    low, high = weight.aminmax(dim=1)
+    scales = torch.maximum(-low, high).float().div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    for rows in row_blocks(weight):
+        quantized[rows] = (weight[rows] / scales[rows, None]).round_()
+    return quantized, scales
+
+
+def row_blocks(weight: torch.Tensor, multiple: int = 64) -> Iterator[slice]:
+    """Yield blocks of a weight's rows, so that intermediate results of a large one take tens of megabytes."""
+    step = max(1, _LARGEST_BLOCK // (weight.shape[1] * multiple)) * multiple
+    yield from (slice(start, start + step) for start in range(0, len(weight), step))
 
 
 class Joined(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from qwenvl.cpu import choice, int4
+from qwenvl.cpu import choice, int4, linear
 from qwenvl.cpu.int4 import GROUPS, Int4Linear, to_int4, unpacking
 from qwenvl.cpu.linear import Int8Linear, Int8WeightLinear, Joined, OneDnnLinear, joined, to_int8
 
@@ -102,6 +102,17 @@ def test_a_4_bit_weight_made_plain_is_what_its_product_uses(rows, group):
     one_by_one = layer(torch.eye(256).bfloat16()[:40])
     plain = layer._plain(unpacking(), torch.bfloat16)[:40, :rows]
     assert torch.allclose(one_by_one.float(), plain.float(), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "oneDNN"])
+def test_a_weight_that_is_converted_in_blocks_is_the_same(form, monkeypatch):
+    """The last block is shorter, and its rows are no multiple of those that are packed together."""
+    build, _ = FORMS[form]
+    weight, x = drawn(200, 128), drawn(3, 128, seed=1)
+    whole = build(weight, None)(x)
+    monkeypatch.setattr(linear, "_LARGEST_BLOCK", 64 * 128)
+    assert [block.start for block in linear.row_blocks(weight)] == [0, 64, 128, 192]
+    assert torch.equal(build(weight, None)(x), whole)
 
 
 def test_torch_s_packed_form_is_read_on_this_cpu():
