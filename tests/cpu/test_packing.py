@@ -1,5 +1,7 @@
 """A loaded model's layers in the form of this CPU: which, how much memory, the same answers."""
 
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -135,3 +137,19 @@ def test_columns_that_no_group_divides_stay_plain():
     assert type(model.odd) is nn.Linear
     assert isinstance(model.even, Int4Linear)
     assert model.even(torch.zeros(1, 64).bfloat16()).shape == (1, 48)
+
+
+@pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
+@pytest.mark.usefixtures("_every_size")
+def test_no_two_layers_are_in_memory_in_both_forms(quantization, monkeypatch):
+    """A model that is mapped from its files never is in memory as a whole."""
+    model = tiny.random_model("qwen2").bfloat16()
+    plain, built = [], packing._built
+
+    def look(build, layers):
+        assert [weight() for weight in plain if weight() is not None] == []
+        plain.extend(weakref.ref(layer.weight) for layer in layers)
+        return built(build, layers)
+
+    monkeypatch.setattr(packing, "_built", look)
+    assert pack(model, quantization, Fixed(), KEEP, PLENTY) == len(plain)
