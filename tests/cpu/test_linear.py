@@ -75,6 +75,22 @@ def test_int8_is_off_by_its_weights_alone(form):
     assert off(build(weight, None)(x), x @ (numbers * scales[:, None]).t()) < 0.0005
 
 
+def test_a_cpu_that_adds_two_products_in_16_bits_gets_smaller_integers(monkeypatch):
+    """Larger ones would be cut off there, without an error."""
+    monkeypatch.setattr(linear, "activation_levels", lambda: 63)
+    seen, product = [], linear._int8_product
+
+    def look(integers, levels, packed):
+        seen.append(integers.abs().max().item())
+        return product(integers, levels, packed)
+
+    monkeypatch.setattr(linear, "_int8_product", look)
+    weight, x = drawn(128, 256, dtype=torch.float32), drawn(4, 256, dtype=torch.float32, seed=1)
+    numbers, scales = to_int8(weight)
+    assert off(Int8Linear(weight, None)(x), x @ (numbers * scales[:, None]).t()) < 0.0005
+    assert max(seen) <= 63, "with 64 added to it, twice 127 times 127 is less than 2**15"
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_zeros_and_what_is_not_finite(form):
     build, _ = FORMS[form]
