@@ -283,7 +283,7 @@ def test_without_accelerate_a_model_answers_and_only_quantization_is_missed(lack
         f"{lacking}\n"
         + """
 from pictures import draw, image
-from qwenvl.loading import loader
+from qwenvl.loading import loader, precision
 from qwenvl.loading.cache import ModelCache
 from qwenvl.loading.capabilities import Machine
 from qwenvl.models.catalog import DEMO
@@ -291,6 +291,7 @@ from qwenvl.models.checkpoint import Checkpoint
 from qwenvl.comfyui.progress import NodeWatch
 from qwenvl.pipeline import run
 from qwenvl.request import LoadSpec, Request, Sampling
+precision.why_no_form = lambda *_: "as on a GPU"
 pictures = {"image1": image(draw("circle", "red", "blue"))}
 question = Request(LoadSpec(DEMO, "4bit"), "Describe this image.", images=pictures, sampling=Sampling(do_sample=False))
 result = run(question, ModelCache(), NodeWatch(512))

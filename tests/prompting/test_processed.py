@@ -25,7 +25,7 @@ from qwenvl.models.catalog import DEMO
 from qwenvl.pipeline import run
 from qwenvl.prompting.processed import LaterPixels, Shown, tokenize
 from qwenvl.prompting.prompt import encode, side_by_side
-from qwenvl.prompting.watch import Nobody
+from qwenvl.prompting.watch import NoWatch
 from qwenvl.request import LoadSpec, Request, Sampling
 from qwenvl.settings import IMAGE_MODES
 
@@ -103,7 +103,7 @@ def cold(text, **shown):
     """The result of a model that was never asked before."""
     models = ModelCache()
     try:
-        return run(asked(text, **shown), models, Nobody())
+        return run(asked(text, **shown), models, NoWatch())
     finally:
         models.clear()
 
@@ -120,10 +120,10 @@ def ask_twice(models, work, **shown):
     """Return what was done for the first question, and assert that the second does nothing and is answered the same."""
     expected = cold(SECOND, **shown)
     work.clear()
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     first = Counter(work)
     work.clear()
-    second = run(asked(SECOND, **shown), models, Nobody())
+    second = run(asked(SECOND, **shown), models, NoWatch())
     assert work == Counter()
     assert second.stats.prompt.reused_tokens > 16
     assert same(second, expected)
@@ -157,7 +157,7 @@ def test_of_a_film_that_is_read_from_a_file(models, work, tmp_path):
 
 def test_a_third_question_too_and_the_first_one_again(models, work):
     ask_twice(models, work, **SHOWN["a picture"])
-    third = run(asked(FIRST, **SHOWN["a picture"]), models, Nobody())
+    third = run(asked(FIRST, **SHOWN["a picture"]), models, NoWatch())
     assert work == Counter()
     assert same(third, cold(FIRST, **SHOWN["a picture"]))
 
@@ -166,10 +166,10 @@ def test_one_changed_value_is_another_picture(models, work):
     """Changed in place, as other nodes do: the tensor is the same object."""
     picture = CIRCLE.clone()
     shown = {"images": {"image1": picture}}
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     picture[0, 191, 191, 2] = 0.5
     work.clear()
-    second = run(asked(SECOND, **shown), models, Nobody())
+    second = run(asked(SECOND, **shown), models, NoWatch())
     assert work == Counter({"converted": 1, "made a picture": 1, "processed pictures": 1})
     assert second.stats.prompt.reused_tokens == 0
     assert same(second, cold(SECOND, **shown))
@@ -177,10 +177,10 @@ def test_one_changed_value_is_another_picture(models, work):
 
 def test_one_changed_value_is_another_film(models, work):
     frames = torch.cat([CIRCLE] * 48)
-    run(asked(FIRST, video_frames=frames), models, Nobody())
+    run(asked(FIRST, video_frames=frames), models, NoWatch())
     frames[0, 191, 191, 2] = 0.5
     work.clear()
-    second = run(asked(SECOND, video_frames=frames), models, Nobody())
+    second = run(asked(SECOND, video_frames=frames), models, NoWatch())
     assert work["processed videos"] == 1
     assert second.stats.prompt.reused_tokens == 0
     assert same(second, cold(SECOND, video_frames=frames))
@@ -196,9 +196,9 @@ def test_one_changed_value_is_another_film(models, work):
     ids=["more pictures", "a film beside it", "another size"],
 )
 def test_another_way_of_showing_it_is_processed(models, work, changed):
-    run(asked(FIRST, **SHOWN["a picture"]), models, Nobody())
+    run(asked(FIRST, **SHOWN["a picture"]), models, NoWatch())
     work.clear()
-    second = run(asked(SECOND, **changed), models, Nobody())
+    second = run(asked(SECOND, **changed), models, NoWatch())
     assert work["processed pictures"] == 1
     assert same(second, cold(SECOND, **changed))
 
@@ -208,11 +208,11 @@ def forget_buffers(models):
 
 
 def ask_many(models):
-    run(asked(FIRST, images={"image1": torch.cat([CIRCLE] * 2)}, image_mode=IMAGE_MODES[1]), models, Nobody())
+    run(asked(FIRST, images={"image1": torch.cat([CIRCLE] * 2)}, image_mode=IMAGE_MODES[1]), models, NoWatch())
 
 
 def ask_about_another(models):
-    run(asked(FIRST, images={"image1": SQUARE}), models, Nobody())
+    run(asked(FIRST, images={"image1": SQUARE}), models, NoWatch())
 
 
 FORGETS = {
@@ -228,10 +228,10 @@ FORGETS = {
 def test_what_is_no_longer_there_is_processed_again(models, work, why, what):
     shown = SHOWN[what]
     expected = cold(SECOND, **shown)
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     FORGETS[why](models)
     work.clear()
-    second = run(asked(SECOND, **shown), models, Nobody())
+    second = run(asked(SECOND, **shown), models, NoWatch())
     assert second.stats.prompt.reused_tokens == 0
     assert work["processed pictures"] == 1
     assert work["processed videos"] == ("video_frames" in shown)
@@ -241,10 +241,10 @@ def test_what_is_no_longer_there_is_processed_again(models, work, why, what):
 def test_a_text_before_the_picture_that_changed_is_read_with_the_picture(models, work):
     """Its keys and values are still there, but none of them fits behind another text."""
     shown = SHOWN["a picture"]
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     work.clear()
     another = Request(LoadSpec(DEMO), FIRST, "Answer in uppercase.", sampling=GREEDY, **shown)
-    second = run(another, models, Nobody())
+    second = run(another, models, NoWatch())
     assert second.stats.prompt.reused_tokens == 0
     assert work["processed pictures"] == 1
     assert second.text == second.text.upper()
@@ -253,7 +253,7 @@ def test_a_text_before_the_picture_that_changed_is_read_with_the_picture(models,
 def test_memory_that_runs_out_in_the_second_answer_costs_the_processing_only(models, work, monkeypatch):
     shown = SHOWN["picture and frames"]
     expected = cold(SECOND, **shown)
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     real, tries = OwnStepLanes.prefill, []
 
     def prefill(self, *given):
@@ -264,7 +264,7 @@ def test_memory_that_runs_out_in_the_second_answer_costs_the_processing_only(mod
 
     monkeypatch.setattr(OwnStepLanes, "prefill", prefill)
     work.clear()
-    second = run(asked(SECOND, **shown), models, Nobody())
+    second = run(asked(SECOND, **shown), models, NoWatch())
     assert len(tries) == 2
     assert (work["processed pictures"], work["processed videos"]) == (1, 1)
     assert same(second, expected)
@@ -275,9 +275,9 @@ def test_a_thought_that_was_cut_is_continued_without_the_pixels(models, work):
     thinking = Request(
         LoadSpec(DEMO), FIRST, SYSTEM, sampling=Sampling(do_sample=False, thinking_budget=2), thinking="on", **shown
     )
-    first = run(thinking, models, Nobody())
+    first = run(thinking, models, NoWatch())
     work.clear()
-    second = run(thinking, models, Nobody())
+    second = run(thinking, models, NoWatch())
     assert second.stats.decode.thoughts_cut == 1
     assert work == Counter()
     assert (second.text, second.thinking) == (first.text, first.thinking)
@@ -285,12 +285,12 @@ def test_a_thought_that_was_cut_is_continued_without_the_pixels(models, work):
 
 def test_a_picture_that_holds_nan_is_refused_by_a_model_that_waits_and_the_next_question_is_answered(models, work):
     shown = SHOWN["a picture"]
-    run(asked(FIRST, **shown), models, Nobody())
+    run(asked(FIRST, **shown), models, NoWatch())
     for name, broken in (("image1", {"images": {"image1": CIRCLE * float("nan")}}), ("video_frames", None)):
         broken = broken or {"video_frames": torch.cat([CIRCLE] * 8) * float("nan")}
         with pytest.raises(MediaError, match=f"{name} holds NaN"):
-            run(asked(SECOND, **broken), models, Nobody())
-    assert same(run(asked(SECOND, **shown), models, Nobody()), cold(SECOND, **shown))
+            run(asked(SECOND, **broken), models, NoWatch())
+    assert same(run(asked(SECOND, **shown), models, NoWatch()), cold(SECOND, **shown))
 
 
 def test_every_picture_is_looked_at_before_a_model_is_loaded(models, monkeypatch):
@@ -298,7 +298,7 @@ def test_every_picture_is_looked_at_before_a_model_is_loaded(models, monkeypatch
     pictures = torch.cat([CIRCLE, CIRCLE, CIRCLE * float("nan")])
     for mode in IMAGE_MODES:
         with pytest.raises(MediaError, match="image1 holds NaN"):
-            run(asked(FIRST, images={"image1": pictures}, image_mode=mode), models, Nobody())
+            run(asked(FIRST, images={"image1": pictures}, image_mode=mode), models, NoWatch())
 
 
 FRAMES = torch.rand(7, 64, 96, 3, generator=torch.Generator().manual_seed(1))

@@ -75,9 +75,9 @@ def test_a_batch_of_another_size_is_measured_by_itself(run, rows):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"made": made(0.1, telling_s=0.08)}, "showing the text took 3.2 of 4.0 s"),
+        ({"result": made(0.1, telling_s=0.08)}, "showing the text took 3.2 of 4.0 s"),
         (
-            {"made": made(0.01, stalls={7: 1.0, 21: 2.0})},
+            {"result": made(0.01, stalls={7: 1.0, 21: 2.0})},
             "2 stalls took 3.0 of 3.4 s, the longest of 2.0 s after token 21",
         ),
         (
@@ -99,7 +99,7 @@ def test_a_batch_of_another_size_is_measured_by_itself(run, rows):
 )
 def test_the_reason_is_the_likeliest_that_the_figures_give(run, given, reason):
     run(made(0.01))
-    assert reason in run(**{"made": made(0.1), **given})
+    assert reason in run(**{"result": made(0.1), **given})
 
 
 def test_a_gpu_at_its_clock_with_memory_to_spare_is_no_reason(run):

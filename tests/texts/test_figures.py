@@ -170,7 +170,7 @@ def fuzz(run):
         ("memory.md", "2026-11-24-faults.json", faults),
         ("speed.md", "2026-11-24-captions-cpu.json", captions),
         ("speed.md", "2026-12-01-products-cpu.json", products),
-        ("models.md", "2026-11-24-precision.json", precision),
+        ("models.md", "2026-12-01-precision.json", precision),
         ("engines.md", "2026-11-24-remote-cpu.json", remote),
         ("how-it-works.md", "2026-11-24-fuzz.json", fuzz),
     ],
