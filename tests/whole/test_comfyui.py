@@ -581,7 +581,9 @@ def page(server: Server, graph: Graph) -> Run:
     """What a page sees of its own prompt. With two workers ComfyUI sends its own events to whichever page began last,
     so the end is looked for in the history."""
     client, name = server.client, uuid.uuid4().hex
-    browser = websocket.create_connection(f"ws://{client.address}/ws?clientId={name}", timeout=0.2)
+    browser = websocket.create_connection(f"ws://{client.address}/ws?clientId={name}", timeout=30)
+    # Short for events alone: a busy server takes longer to accept a page.
+    browser.settimeout(0.2)
     _, reply = client.post("/prompt", {"prompt": graph, "client_id": name})
     run = Run(prompt_id=reply["prompt_id"])
     deadline = time.monotonic() + 120
