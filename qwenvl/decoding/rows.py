@@ -20,7 +20,7 @@ class TokenTime:
     """Times of one step, in seconds of time.perf_counter(): when its tokens arrived, and when on_tokens returned."""
 
     arrived: float
-    told: float
+    returned: float
 
 
 @dataclass(frozen=True, slots=True)

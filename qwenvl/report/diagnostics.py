@@ -108,7 +108,7 @@ def _phases(measured: Mapping[str, float], stats: Stats, generations: Sequence[G
     """Return seconds by phase, in order. Showing a token's text counts as detokenise, not as decode."""
     tower = measured.get("vision_tower", 0.0)
     showing = sum(telling_s(generation.times) for generation in generations)
-    last = sum(generation.times[-1].told - generation.times[-1].arrived for generation in generations)
+    last = sum(generation.times[-1].returned - generation.times[-1].arrived for generation in generations)
     decode = sum(generation.decode_s for generation in generations)
     return {
         "media": measured.get("media", 0.0),

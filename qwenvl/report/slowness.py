@@ -47,7 +47,7 @@ def why_slow(
 
 def _of_tokens(generation: Generation) -> str | None:
     """Find a reason in the times of the tokens: slow display, or stalls; None if they show neither."""
-    whole_s = generation.times[-1].told - generation.times[0].arrived
+    whole_s = generation.times[-1].returned - generation.times[0].arrived
     showing_s = telling_s(generation.times)
     if showing_s > whole_s / 2:
         return f"showing the text took {showing_s:.1f} of {whole_s:.1f} s, so the program around it is busy"

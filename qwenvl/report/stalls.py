@@ -102,7 +102,7 @@ def pace(generations: Sequence[Sequence[TokenTime]], sampler: StackSampler | Non
 
 def telling_s(times: Sequence[TokenTime]) -> float:
     """Sum the seconds spent showing tokens: decoding their text, updating progress and live text."""
-    return sum(token.told - token.arrived for token in times)
+    return sum(token.returned - token.arrived for token in times)
 
 
 def _intervals_ms(times: Sequence[TokenTime]) -> list[float]:
@@ -114,7 +114,7 @@ def _stalls(times: Sequence[TokenTime], over_ms: float, sampler: StackSampler | 
         {
             "after_token": number,
             "ms": length,
-            "telling_ms": 1000 * (before.told - before.arrived),
+            "telling_ms": 1000 * (before.returned - before.arrived),
             "meanwhile": sampler.between(before.arrived, after.arrived) if sampler else [],
         }
         for number, (before, after) in enumerate(pairwise(times), 1)
