@@ -62,20 +62,8 @@ class LlamaBench:
     """llama.cpp's own program, started for every measurement: loading and prompt are in the short answer's time too."""
 
     def __init__(self, program: str, file: Path, threads: int) -> None:
-        self._command = [
-            program,
-            "-m",
-            str(file),
-            "-t",
-            str(threads),
-            "-p",
-            "0",
-            "-r",
-            "1",
-            "--no-warmup",
-            "-o",
-            "json",
-        ]
+        options = {"-m": str(file), "-t": str(threads), "-p": "0", "-r": "1", "-o": "json"}
+        self._command = [program, "--no-warmup", *(word for option in options.items() for word in option)]
         self.about: dict[str, Any] = {}
 
     def side(self, prompt: list[int]) -> Side:

@@ -108,8 +108,10 @@ def test_without_the_packages_it_says_how_to_get_them(monkeypatch):
 
 def program(folder, text):
     """A program that stands for llama-bench."""
-    file = folder / "llama-bench"
-    file.write_text(f"#!{sys.executable}\nimport json, sys, time\n{text}\n")
+    script, file = folder / "llama_bench.py", folder / "llama-bench"
+    script.write_text(f"import json, sys, time\n{text}\n")
+    # Not the interpreter in the first line: its path may hold spaces.
+    file.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
     file.chmod(0o755)
     return str(file)
 
