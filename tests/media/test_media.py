@@ -1,6 +1,5 @@
 import io
 import re
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import pytest
 import torch
 from pictures import draw, image, write_video
 from PIL import Image, features
+from video_input import VideoInput
 
 from qwenvl.media.media import MediaError, pick_frames, pictures, read_video, videos
 from qwenvl.request import Frames, LoadSpec, Request
@@ -210,16 +210,6 @@ def test_a_video_in_memory_is_read_without_moving_its_place(tmp_path):
         (video,) = looked_at(video=Stream(content))
         assert [is_red(frame) for frame in video.frames] == [True, True, False, False]
     assert content.tell() == 5
-
-
-class VideoInput(ABC):
-    """ComfyUI's base class: by itself it makes a file of the frames, which in older versions fails."""
-
-    @abstractmethod
-    def get_components(self): ...
-
-    def get_stream_source(self):
-        raise ValueError("Could not determine output format")
 
 
 class Components(VideoInput):

@@ -1,6 +1,5 @@
 import gc
 import weakref
-from abc import ABC, abstractmethod
 from collections import Counter
 from fractions import Fraction
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import tiny
 import torch
 from pictures import draw, image, write_video
 from PIL import Image
+from video_input import VideoInput
 
 from qwenvl.decoding.lanes import OwnStepLanes
 from qwenvl.faults import OUT_OF_MEMORY
@@ -33,16 +33,6 @@ GREEDY = Sampling(do_sample=False, max_new_tokens=40)
 FIRST, SECOND = "Describe this image.", "Describe this image in a few words, please."
 CIRCLE, SQUARE = image(draw("circle", "red", "blue")), image(draw("square", "green", "white", (240, 160)))
 SYSTEM = "You are a helpful assistant."
-
-
-class VideoInput(ABC):
-    """ComfyUI's base class."""
-
-    @abstractmethod
-    def get_components(self): ...
-
-    def get_stream_source(self):
-        raise ValueError("Could not determine output format")
 
 
 class InMemory(VideoInput):
