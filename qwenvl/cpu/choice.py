@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -88,7 +89,7 @@ class Choices:
         if self._file is None:
             return
         part = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-        # A folder that cannot be written costs a second at the next start.
+        # Where the folder cannot be written, the next start measures again.
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
@@ -120,7 +121,7 @@ def _measured(ways: Mapping[str, Build], rows: int, columns: int, dtype: torch.d
         for name, build in ways.items()
         if name == PLAIN or works(build, dtype)
     }
-    # In turns, and the best of them: other programs slow down some rounds of copies.
+    # In turns, and the best of them: other programs slow down some of the rounds.
     rounds = [{name: _round(copies, x) for name, copies in layers.items()} for _ in range(_ROUNDS)]
     seconds = {name: min(found[name] for found in rounds) for name in layers}
     if PLAIN in seconds:
@@ -142,6 +143,7 @@ def _this_machine() -> str:
     return f"{_cpu()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
+@functools.cache
 def _cpu() -> str:
     """Return the processor's name; platform.processor() is empty on most Linux systems."""
     with suppress(OSError):

@@ -85,7 +85,6 @@ class Int8Linear(CpuLinear):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
         quantized, scales = to_int8(weight)
-        self._dtype = weight.dtype
         self._levels = activation_levels()
         # Keeps rows of zeros from being divided by zero.
         self._tiny = torch.full((1, 1), torch.finfo(torch.float32).tiny)
@@ -102,7 +101,7 @@ class Int8Linear(CpuLinear):
         both = torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels)))
         product = _int8_product(both, self._levels, self._packed)
         result = product[:count].add_(product[count:], alpha=0.5 / self._levels).mul_(scales)
-        return (result if self.bias is None else result.add_(self.bias)).to(self._dtype)
+        return (result if self.bias is None else result.add_(self.bias)).to(rows.dtype)
 
 
 class Int8WeightLinear(CpuLinear):
